@@ -1,0 +1,185 @@
+"""The architecture of a model, stated once and checked at construction."""
+
+import dataclasses
+import math
+import struct
+
+RECURRENT = "recurrent"
+ATTENTION = "attention"
+BLOCK_TYPES = (RECURRENT, ATTENTION)
+ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
+
+
+@dataclasses.dataclass(frozen=True)
+class RGemmaConfig:
+    """The sizes and switches of a RecurrentGemma (Griffin) model.
+
+    Every argument of `RGemmaBackbone` but `dtype`, with the same names. The values are
+    cross-checked at construction; `head_dim` and `lru_dim` keep their `None` (so that a saved
+    config is the one that was given) and are resolved by `key_size` and `recurrence_width`.
+
+    Raises:
+        ValueError: a value breaks a rule; the message names it and what would fit.
+
+    Example:
+    ```python
+    config = RGemmaConfig(
+        vocabulary_size=256, num_layers=3, hidden_dim=16, intermediate_dim=48, num_query_heads=2
+    )
+    config.layer_types      # ("recurrent", "recurrent", "attention")
+    config.parameter_count  # 16_032
+    ```
+
+    Source: Griffin, arXiv 2402.19427, section 2; RecurrentGemma, arXiv 2404.07839, table 1.
+    """
+
+    vocabulary_size: int
+    num_layers: int
+    hidden_dim: int
+    intermediate_dim: int
+    num_query_heads: int
+    num_key_value_heads: int = 1
+    head_dim: int | None = None
+    lru_dim: int | None = None
+    block_types: tuple[str, ...] = (RECURRENT, RECURRENT, ATTENTION)
+    sliding_window_size: int = 2048
+    conv_width: int = 4
+    final_logit_soft_cap: float | None = 30.0
+    scale_embeddings: bool = True
+    rope_max_wavelength: float = 10_000
+    rope_fraction: float = 0.5
+    activation: str = "gelu_tanh"
+    layer_norm_epsilon: float = 1e-6
+    dropout: float = 0.0
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.block_types, str):
+            raise ValueError(
+                "`block_types` must be a sequence of block types. "
+                f"Received: {self.block_types!r}. Write ({self.block_types!r},)."
+            )
+        object.__setattr__(self, "block_types", tuple(self.block_types))
+        self._check_counts()
+        self._check_ranges()
+        self._check_block_types()
+        self._check_divisions()
+
+    def _check_counts(self):
+        required = (
+            "vocabulary_size",
+            "num_layers",
+            "hidden_dim",
+            "intermediate_dim",
+            "num_query_heads",
+            "num_key_value_heads",
+            "sliding_window_size",
+            "conv_width",
+        )
+        optional = tuple(n for n in ("head_dim", "lru_dim") if getattr(self, n) is not None)
+        for name in required + optional:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}.")
+
+    def _check_ranges(self):
+        cap = self.final_logit_soft_cap
+        rules = (
+            ("final_logit_soft_cap", cap is None or cap > 0, "positive, or None for no cap"),
+            ("rope_max_wavelength", self.rope_max_wavelength > 1, "greater than 1"),
+            ("rope_fraction", 0 <= self.rope_fraction <= 1, "between 0 and 1"),
+            ("layer_norm_epsilon", self.layer_norm_epsilon > 0, "positive"),
+            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
+        )
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"`{name}` must be {rule}. Received: {getattr(self, name)!r}.")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"`activation` must be one of {ACTIVATIONS}. Received: {self.activation!r}."
+            )
+
+    def _check_block_types(self):
+        if not self.block_types:
+            raise ValueError("`block_types` must name at least one block type. Received: ().")
+        for block_type in self.block_types:
+            if block_type not in BLOCK_TYPES:
+                raise ValueError(
+                    f"`block_types` may hold {BLOCK_TYPES} only. Received: {block_type!r} in "
+                    f"{self.block_types}."
+                )
+
+    def _check_divisions(self):
+        heads = self.num_query_heads
+        if self.head_dim is None and self.hidden_dim % heads:
+            raise ValueError(
+                f"`num_query_heads`={heads} must divide `hidden_dim`={self.hidden_dim} when "
+                "`head_dim` is None. Pass `head_dim`, or another number of heads."
+            )
+        if heads % self.num_key_value_heads:
+            raise ValueError(
+                f"`num_key_value_heads`={self.num_key_value_heads} must divide "
+                f"`num_query_heads`={heads}."
+            )
+        if RECURRENT in self.layer_types and self.recurrence_width % heads:
+            raise ValueError(
+                f"`num_query_heads`={heads} must divide `lru_dim`={self.recurrence_width}: the "
+                "gates of the recurrence have one block a head."
+            )
+        rotated = self.key_size * self.rope_fraction
+        if ATTENTION in self.layer_types and (rotated != int(rotated) or int(rotated) % 2):
+            raise ValueError(
+                f"`rope_fraction`={self.rope_fraction} of `head_dim`={self.key_size} must be an "
+                f"even whole number. Received: {rotated}."
+            )
+
+    @property
+    def key_size(self):
+        """K, the width of one attention head."""
+        return self.hidden_dim // self.num_query_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def recurrence_width(self):
+        """L, the width of the RG-LRU."""
+        return self.hidden_dim if self.lru_dim is None else self.lru_dim
+
+    @property
+    def rotated_size(self):
+        """How many of a head's K features RoPE rotates: its first ones."""
+        return int(self.key_size * self.rope_fraction)
+
+    @property
+    def layer_types(self):
+        """The block type of each layer: `block_types`, cycled."""
+        return tuple(self.block_types[i % len(self.block_types)] for i in range(self.num_layers))
+
+    @property
+    def embedding_scale(self):
+        """What looked-up embeddings are multiplied with: sqrt(D) in bfloat16, as in training."""
+        return round_to_bfloat16(math.sqrt(self.hidden_dim)) if self.scale_embeddings else 1.0
+
+    @property
+    def parameter_count(self):
+        """The number of weights, found from the sizes alone."""
+        d, m, l = self.hidden_dim, self.intermediate_dim, self.recurrence_width
+        queries = self.num_query_heads * self.key_size
+        keys = self.num_key_value_heads * self.key_size
+        gate = l * (l // self.num_query_heads) + l
+        temporal = {
+            RECURRENT: 2 * (d * l + l) + (l * d + d) + (self.conv_width + 1) * l + 2 * gate + l,
+            ATTENTION: d * queries + 2 * d * keys + queries * d + d,
+        }
+        mlp_and_norms = 2 * (d * m + m) + (m * d + d) + 2 * d
+        layers = sum(temporal[layer_type] + mlp_and_norms for layer_type in self.layer_types)
+        return self.vocabulary_size * d + layers + d
+
+    def to_dict(self):
+        """The fields as a plain dict of JSON types."""
+        return {**dataclasses.asdict(self), "block_types": list(self.block_types)}
+
+
+def round_to_bfloat16(value):
+    """The bfloat16 number nearest to a float (ties to even), as a float."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return struct.unpack("<f", struct.pack("<I", bits))[0]

@@ -1,0 +1,33 @@
+"""How a function of arrays becomes one compiled program on JAX."""
+
+import jax
+import keras
+
+
+def compile_program(function, model, sampler, jit_compile):
+    """Compiles `function`, with all weights as arguments of the program.
+
+    Args:
+        function: takes and returns arrays, and reads the variables of both others.
+        model: `keras.Model` whose variables are read.
+        sampler: `keras_hub.samplers.Sampler` whose variables (seeds) are read and updated.
+        jit_compile: unused here; programs are always compiled.
+    """
+    del jit_compile
+    read = [*model.trainable_variables, *model.non_trainable_variables]
+    updated = list(sampler.variables)
+
+    @jax.jit
+    def program(values, seeds, args):
+        mapping = [*zip(read, values, strict=True), *zip(updated, seeds, strict=True)]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            outputs = function(*args)
+            return outputs, [scope.get_current_value(seed) for seed in updated]
+
+    def run(*args):
+        outputs, seeds = program([v.value for v in read], [v.value for v in updated], args)
+        for variable, seed in zip(updated, seeds, strict=True):
+            variable.assign(seed)
+        return outputs
+
+    return run

@@ -1,0 +1,174 @@
+"""The compiled programs of generation, and rows of tokens run through them."""
+
+import importlib
+
+import keras
+import keras_hub
+import numpy as np
+from keras import ops
+
+from keras_rgemma.generation.decode import ArgmaxSampler, sample
+
+PREFILL_CHUNK = 2048
+SMALLEST_BUCKET = 16
+
+
+def bucket(length, growth=2):
+    """The smallest of 16, 16 * growth, 16 * growth^2, ... that is at least `length`."""
+    size = SMALLEST_BUCKET
+    while size < length:
+        size *= growth
+    return size
+
+
+class GenerationPrograms:
+    """Prefill and decode, each compiled once a shape.
+
+    Shapes come in buckets, so that another prompt length or another limit seldom needs another
+    program: prompts are padded on the right to the next power of two, in pieces of at most
+    `PREFILL_CHUNK` tokens, and new tokens are written at the end of a buffer whose size is a
+    power of four, from whatever column leaves just enough room.
+
+    Args:
+        model: a `keras.Model` as `decode.sample` takes, with `initial_state(batch_size)`.
+        sampler: `keras_hub.samplers.Sampler`.
+        jit_compile: bool, whether TensorFlow uses XLA.
+        run_eagerly: bool, whether nothing is compiled, for debugging.
+    """
+
+    def __init__(self, model, sampler, jit_compile=True, run_eagerly=False):
+        self.model = model
+        self.sampler = ArgmaxSampler() if _is_greedy(sampler) else sampler
+        self.compares_hidden_states = isinstance(sampler, keras_hub.samplers.ContrastiveSampler)
+        self.jit_compile = jit_compile
+        self.run_eagerly = run_eagerly
+        self._prefill = self._compile(self._prefill_step)
+        self._decode = {}
+
+    def _compile(self, function):
+        if self.run_eagerly and keras.config.backend() != "torch":
+            return function
+        backend = importlib.import_module(f"keras_rgemma.generation.{keras.config.backend()}")
+        return backend.compile_program(function, self.model, self.sampler, self.jit_compile)
+
+    def _prefill_step(self, token_ids, padding_mask, state):
+        hidden, state = self.model.step(token_ids, padding_mask, state)
+        return (hidden if self.compares_hidden_states else None), state
+
+    def _decode_program(self, stop_token_ids):
+        if stop_token_ids not in self._decode:
+
+            def decode(tokens, index, budgets, state, prompt_hidden):
+                return sample(
+                    self.model,
+                    self.sampler,
+                    tokens,
+                    index,
+                    budgets,
+                    state,
+                    stop_token_ids,
+                    prompt_hidden,
+                )
+
+            self._decode[stop_token_ids] = self._compile(decode)
+        return self._decode[stop_token_ids]
+
+    def prefill(self, prompts, state):
+        """Runs prompts once through the model.
+
+        Args:
+            prompts: list of B int arrays, of any lengths, 0 included.
+            state: `ModelState` of B rows.
+
+        Returns:
+            The final hidden states, a list of B arrays [T, D] (None unless the sampler needs
+            them), and the new `ModelState`.
+        """
+        hidden = [[] for _ in prompts]
+        longest = max(len(prompt) for prompt in prompts)
+        start = 0
+        while start < longest:
+            size = min(bucket(longest - start), PREFILL_CHUNK)
+            pieces = [prompt[start : start + size] for prompt in prompts]
+            token_ids, mask = pad_right(pieces, size)
+            piece_hidden, state = self._prefill(
+                ops.convert_to_tensor(token_ids), ops.convert_to_tensor(mask), state
+            )
+            if self.compares_hidden_states:
+                piece_hidden = ops.convert_to_numpy(ops.cast(piece_hidden, "float32"))
+                for row, piece in enumerate(pieces):
+                    hidden[row].append(piece_hidden[row, : len(piece)])
+            start += size
+        return (hidden if self.compares_hidden_states else None), state
+
+    def generate(self, prompts, budgets, stop_token_ids):
+        """New tokens for each prompt.
+
+        Args:
+            prompts: list of B int arrays, at least one token each.
+            budgets: list of B ints, how many tokens each row may get.
+            stop_token_ids: tuple of ints, may be empty.
+
+        Returns:
+            list of B int32 arrays: the new tokens, the stop token included.
+        """
+        most = max(budgets)
+        if most == 0:
+            return [np.zeros(0, "int32") for _ in prompts]
+        hidden, state = self.prefill(
+            [prompt[:-1] for prompt in prompts], self.model.initial_state(len(prompts))
+        )
+        room = 1 + most
+        if self.compares_hidden_states:
+            room = max(len(prompt) for prompt in prompts) + most
+        size = bucket(room, growth=4)
+        index = size - most
+        tokens = np.zeros((len(prompts), size), "int32")
+        tokens[:, index - 1] = [prompt[-1] for prompt in prompts]
+        written = self._decode_program(stop_token_ids)(
+            ops.convert_to_tensor(tokens),
+            ops.convert_to_tensor(index, "int32"),
+            ops.convert_to_tensor(np.array(budgets, "int32")),
+            state,
+            self._aligned_hidden(hidden, index, size),
+        )
+        written = ops.convert_to_numpy(written)[:, index:].astype("int32")
+        return [
+            until_stop(row[:budget], stop_token_ids)
+            for row, budget in zip(written, budgets, strict=True)
+        ]
+
+    def _aligned_hidden(self, hidden, index, size):
+        """The prompts' hidden states in columns that end at `index - 2`, and where they are."""
+        if not self.compares_hidden_states:
+            return None
+        width = self.model.backbone.hidden_dim
+        aligned = np.zeros((len(hidden), size, width), "float32")
+        known = np.zeros((len(hidden), size), bool)
+        for row, pieces in enumerate(hidden):
+            if pieces:
+                states = np.concatenate(pieces)
+                aligned[row, index - 1 - len(states) : index - 1] = states
+                known[row, index - 1 - len(states) : index - 1] = True
+        dtype = self.model.compute_dtype
+        return ops.convert_to_tensor(aligned, dtype), ops.convert_to_tensor(known)
+
+
+def pad_right(rows, size):
+    """Token ids and padding mask, int32 [B, size], of rows of at most `size` tokens."""
+    token_ids = np.zeros((len(rows), size), "int32")
+    mask = np.zeros((len(rows), size), "int32")
+    for i, row in enumerate(rows):
+        token_ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return token_ids, mask
+
+
+def until_stop(row, stop_token_ids):
+    """A row of tokens up to and with its first stop token."""
+    stops = np.flatnonzero(np.isin(row, stop_token_ids))
+    return row[: stops[0] + 1] if len(stops) else row
+
+
+def _is_greedy(sampler):
+    return type(sampler) is keras_hub.samplers.GreedySampler

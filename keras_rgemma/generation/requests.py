@@ -1,0 +1,133 @@
+"""What a user asks of `generate`: which prompts, and how many tokens."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_rgemma.shapes import check_one_document
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenBudget:
+    """How many new tokens rows may get.
+
+    Args:
+        max_length: int or None, tokens of a row in all.
+        max_new_tokens: int or None.
+        sequence_length: int or None, the default for `max_length`.
+
+    Raises:
+        ValueError: both limits, or one that is no whole number or negative.
+    """
+
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    sequence_length: int | None = None
+
+    def __post_init__(self):
+        for name in ("max_length", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+                raise ValueError(
+                    f"`{name}` must be a whole number of tokens, at least 0. Received: {value!r}."
+                )
+        if self.max_length is not None and self.max_new_tokens is not None:
+            raise ValueError(
+                "Pass `max_length` (tokens in all) or `max_new_tokens`, not both. Received: "
+                f"max_length={self.max_length}, max_new_tokens={self.max_new_tokens}."
+            )
+
+    def of(self, lengths, default_length=None):
+        """The new tokens for prompts of these lengths.
+
+        Args:
+            lengths: list of ints.
+            default_length: int or None, total tokens when no limit was given.
+
+        Raises:
+            ValueError: a prompt is longer than `max_length`.
+        """
+        if self.max_new_tokens is not None:
+            return [int(self.max_new_tokens)] * len(lengths)
+        total = default_length if self.max_length is None else self.max_length
+        if total is None:
+            usual = self.sequence_length
+            return [usual - n if n < usual else usual for n in lengths]
+        for row, length in enumerate(lengths):
+            if length > total:
+                raise ValueError(
+                    f"`max_length`={total} is shorter than prompt {row}, which has {length} "
+                    f"tokens. Pass at least {length}, or bound the new tokens alone with "
+                    "`max_new_tokens`. Prompts are never cut."
+                )
+        return [int(total) - length for length in lengths]
+
+
+def read_batches(inputs):
+    """The batches in what was given to `generate`.
+
+    Args:
+        inputs: str, sequence or array of str, dict of arrays, or `tf.data.Dataset` of such.
+
+    Returns:
+        A list of batches, each a list of str or a dict of arrays, and whether the input was a
+        single str.
+
+    Raises:
+        ValueError: there is nothing in it.
+        TypeError: it is none of these.
+    """
+    if hasattr(inputs, "as_numpy_iterator"):
+        batches = [_read_batch(batch)[0] for batch in inputs.as_numpy_iterator()]
+        is_scalar = False
+    else:
+        batch, is_scalar = _read_batch(inputs)
+        batches = [batch]
+    if not batches or not all(batches):
+        raise ValueError(
+            f"`generate` needs at least one prompt. Received: {inputs!r}. For text from nothing "
+            "but the start token, pass an empty string: ''."
+        )
+    return batches, is_scalar
+
+
+def _read_batch(inputs):
+    if isinstance(inputs, dict):
+        return {key: np.asarray(value) for key, value in inputs.items()}, False
+    if isinstance(inputs, (str, bytes)):
+        return [_text(inputs)], True
+    if hasattr(inputs, "numpy"):
+        inputs = inputs.numpy()
+        if isinstance(inputs, bytes):
+            return [_text(inputs)], True
+    if isinstance(inputs, np.ndarray):
+        inputs = inputs.tolist() if inputs.ndim else [inputs.item()]
+    if not isinstance(inputs, (list, tuple)):
+        raise TypeError(
+            "`generate` takes a str, a list of str, a dict of arrays or a tf.data.Dataset. "
+            f"Received: {inputs!r} of type {type(inputs).__name__}."
+        )
+    return [_text(text) for text in inputs], False
+
+
+def _text(value):
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if not isinstance(value, str):
+        raise TypeError(
+            f"A prompt must be a str. Received: {value!r} of type {type(value).__name__}. Token "
+            "ids go in a dict: {'token_ids': ..., 'padding_mask': ...}."
+        )
+    return str(value)
+
+
+def rows_of(token_ids, padding_mask):
+    """The tokens of each row without its pads.
+
+    Raises:
+        ValueError: a row holds no token, or several documents.
+    """
+    check_one_document(padding_mask)
+    return [ids[mask > 0] for ids, mask in zip(token_ids, padding_mask, strict=True)]

@@ -1,0 +1,55 @@
+"""The gated MLP."""
+
+import keras
+
+from keras_rgemma.layers.activation import activation
+from keras_rgemma.layers.linear import linear
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class GatedMLP(keras.layers.Layer):
+    """`down(activation(gate(x)) * up(x))`, all three biased.
+
+    Griffin (arXiv 2402.19427), section 2.2. Gate and up are two matrices [D, M]: as one array
+    [2, D, M], XLA on CPUs transposes and copies it at every step of decoding.
+
+    Args:
+        intermediate_dim: int, M, the width of one branch.
+        activation: str.
+        output_variance: float, scales the variance of `ffw_down`'s initial kernel.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        x: float [B, T, D].
+
+    Returns:
+        float [B, T, D].
+    """
+
+    def __init__(self, intermediate_dim, activation="gelu_tanh", output_variance=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.activation = activation
+        self.output_variance = output_variance
+
+    def build(self, input_shape):
+        dim, width, dtype = input_shape[-1], self.intermediate_dim, self.dtype_policy
+        # Flax counts the axis of its two stacked matrices, too, as fan-in: 2 D.
+        self.ffw_gate = linear(width, 2 * dim, "ffw_gate", dtype)
+        self.ffw_up = linear(width, 2 * dim, "ffw_up", dtype)
+        self.ffw_down = linear(dim, width, "ffw_down", dtype, self.output_variance)
+        self.ffw_gate.build(input_shape)
+        self.ffw_up.build(input_shape)
+        self.ffw_down.build((*input_shape[:-1], width))
+        self.built = True
+
+    def call(self, x):
+        return self.ffw_down(activation(self.activation)(self.ffw_gate(x)) * self.ffw_up(x))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "activation": self.activation,
+            "output_variance": self.output_variance,
+        }

@@ -1,0 +1,88 @@
+"""The recurrent block: two branches, of which one remembers."""
+
+import keras
+
+from keras_rgemma.layers.activation import activation
+from keras_rgemma.layers.causal_conv1d import CausalConv1D
+from keras_rgemma.layers.linear import linear
+from keras_rgemma.layers.rg_lru import RGLRU
+from keras_rgemma.state import RecurrentState
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class RecurrentBlock(keras.layers.Layer):
+    """`linear_out(activation(linear_y(x)) * rg_lru(conv_1d(linear_x(x))))`.
+
+    Griffin (arXiv 2402.19427), section 2.3 and figure 2b.
+
+    Args:
+        lru_dim: int, L.
+        num_blocks: int, H, the blocks of the gates.
+        conv_width: int.
+        activation: str, of the y branch.
+        output_variance: float, scales the variance of `linear_out`'s initial kernel.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        x: float [B, T, D].
+        positions: int32 [B, T], the place of each token in its document, -1 at pads.
+        state: None, or `RecurrentState`.
+        return_state: bool.
+
+    Returns:
+        float [B, T, D], or with `return_state` a pair of it and the new `RecurrentState`.
+    """
+
+    def __init__(
+        self,
+        lru_dim,
+        num_blocks,
+        conv_width=4,
+        activation="gelu_tanh",
+        output_variance=1.0,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self.lru_dim = lru_dim
+        self.num_blocks = num_blocks
+        self.conv_width = conv_width
+        self.activation = activation
+        self.output_variance = output_variance
+
+    def build(self, input_shape):
+        batch, time, dim = input_shape
+        inner = (batch, time, self.lru_dim)
+        dtype = self.dtype_policy
+        self.linear_y = linear(self.lru_dim, dim, "linear_y", dtype)
+        self.linear_x = linear(self.lru_dim, dim, "linear_x", dtype)
+        self.conv_1d = CausalConv1D(self.conv_width, name="conv_1d", dtype=dtype)
+        self.rg_lru = RGLRU(self.num_blocks, name="rg_lru", dtype=dtype)
+        self.linear_out = linear(dim, self.lru_dim, "linear_out", dtype, self.output_variance)
+        for layer in (self.linear_y, self.linear_x):
+            layer.build(input_shape)
+        for layer in (self.conv_1d, self.rg_lru, self.linear_out):
+            layer.build(inner)
+        self.built = True
+
+    def call(self, x, positions, state=None, return_state=False):
+        y = activation(self.activation)(self.linear_y(x))
+        conv_state, recurrence = (None, None) if state is None else (state.conv, state.recurrence)
+        z = self.linear_x(x)
+        z = self.conv_1d(z, positions, state=conv_state, return_state=return_state)
+        if return_state:
+            z, conv_state = z
+        z = self.rg_lru(z, positions, state=recurrence, return_state=return_state)
+        if return_state:
+            z, recurrence = z
+        out = self.linear_out(y * z)
+        return (out, RecurrentState(recurrence, conv_state)) if return_state else out
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "lru_dim": self.lru_dim,
+            "num_blocks": self.num_blocks,
+            "conv_width": self.conv_width,
+            "activation": self.activation,
+            "output_variance": self.output_variance,
+        }

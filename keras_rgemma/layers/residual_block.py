@@ -1,0 +1,97 @@
+"""One layer of the model."""
+
+import keras
+from keras import ops
+
+from keras_rgemma.config import RECURRENT
+from keras_rgemma.layers.gated_mlp import GatedMLP
+from keras_rgemma.layers.local_attention import LocalAttention
+from keras_rgemma.layers.recurrent_block import RecurrentBlock
+from keras_rgemma.layers.rms_norm import RMSNorm
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class ResidualBlock(keras.layers.Layer):
+    """`r = x + temporal(norm(x)); y = r + mlp(norm(r))`.
+
+    Griffin (arXiv 2402.19427), section 2.1 and figure 2a. The temporal block is a
+    `RecurrentBlock` (at `recurrent_block`) or a `LocalAttention` (at `attention_block`).
+
+    Args:
+        block_type: "recurrent" or "attention".
+        temporal: dict, the arguments of the temporal block.
+        mlp: dict, the arguments of `GatedMLP`.
+        layer_norm_epsilon: float.
+        dropout: float, the rate at which the outputs of both sublayers are dropped in training.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        x: float [B, T, D].
+        positions: int32 [B, T], the place of each token in its document, -1 at pads. None: every
+            row is one document that begins at its first token.
+        state: None, or the layer's `RecurrentState` or `AttentionState`.
+        return_state: bool.
+
+    Returns:
+        float [B, T, D], or with `return_state` a pair of it and the new state.
+    """
+
+    def __init__(self, block_type, temporal, mlp, layer_norm_epsilon=1e-6, dropout=0.0, **kwargs):
+        # Without autocast the float32 part of a state stays float32 in mixed precision.
+        super().__init__(autocast=False, **kwargs)
+        self.block_type = block_type
+        self.temporal = dict(temporal)
+        self.mlp = dict(mlp)
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.dropout = dropout
+        dtype = self.dtype_policy
+        self.temporal_pre_norm = RMSNorm(layer_norm_epsilon, name="temporal_pre_norm", dtype=dtype)
+        if block_type == RECURRENT:
+            self.recurrent_block = RecurrentBlock(**temporal, name="recurrent_block", dtype=dtype)
+        else:
+            self.attention_block = LocalAttention(**temporal, name="attention_block", dtype=dtype)
+        self.channel_pre_norm = RMSNorm(layer_norm_epsilon, name="channel_pre_norm", dtype=dtype)
+        self.mlp_block = GatedMLP(**mlp, name="mlp_block", dtype=dtype)
+        self.residual_dropout = keras.layers.Dropout(dropout, name="residual_dropout", dtype=dtype)
+
+    @property
+    def temporal_block(self):
+        """The recurrent or the attention block, whichever this layer has."""
+        return self.recurrent_block if self.block_type == RECURRENT else self.attention_block
+
+    def build(self, input_shape):
+        self.temporal_pre_norm.build(input_shape)
+        self.temporal_block.build(input_shape)
+        self.channel_pre_norm.build(input_shape)
+        self.mlp_block.build(input_shape)
+        self.built = True
+
+    def call(self, x, positions=None, state=None, return_state=False, training=None):
+        if positions is None:
+            ones = ops.ones_like(x[:, :, 0], dtype="int32")
+            positions = ops.cumsum(ones, axis=1) - 1
+        x = ops.cast(x, self.compute_dtype)
+        normed = self.temporal_pre_norm(x)
+        mixed = self.temporal_block(normed, positions, state=state, return_state=return_state)
+        if return_state:
+            mixed, state = mixed
+        x = x + self.residual_dropout(mixed, training=training)
+        fed = self.mlp_block(self.channel_pre_norm(x))
+        x = x + self.residual_dropout(fed, training=training)
+        return (x, state) if return_state else x
+
+    def compute_output_spec(self, x, positions=None, state=None, return_state=False, training=None):
+        if return_state:
+            return super().compute_output_spec(x, positions, state, return_state, training)
+        # Known without a trace, which makes deep models quick to build.
+        return keras.KerasTensor(x.shape, self.compute_dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "block_type": self.block_type,
+            "temporal": self.temporal,
+            "mlp": self.mlp,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "dropout": self.dropout,
+        }

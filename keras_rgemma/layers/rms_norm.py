@@ -1,0 +1,52 @@
+"""Root-mean-square normalisation."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class RMSNorm(keras.layers.Layer):
+    """Divides by the root of the mean square and multiplies by `1 + scale`.
+
+    `x * rsqrt(mean(x^2) + epsilon) * (1 + scale)`, in float32 whatever the compute dtype; `scale`
+    starts at zero. Zhang & Sennrich, arXiv 1910.07467, equation 4.
+
+    Args:
+        epsilon: float, added to the mean square.
+        **kwargs: of `keras.layers.Layer`, such as `dtype` and `name`.
+
+    Call arguments:
+        x: float [..., D].
+
+    Returns:
+        float [..., D], in the compute dtype.
+
+    Example:
+    ```python
+    RMSNorm()(np.array([[3.0, 4.0]]))  # [[0.8485, 1.1314]]
+    ```
+    """
+
+    def __init__(self, epsilon=1e-6, **kwargs):
+        # Without autocast `scale` keeps its dtype: half precision would round it away in
+        # `1 + scale`.
+        super().__init__(autocast=False, **kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="zeros")
+        self.built = True
+
+    def call(self, x):
+        return rms_norm(x, self.scale, self.epsilon)
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def rms_norm(x, scale, epsilon):
+    """The function of `RMSNorm`: x [..., D] and scale [D] of any float dtypes, result as x."""
+    x32 = ops.cast(x, "float32")
+    mean_square = ops.mean(ops.square(x32), axis=-1, keepdims=True)
+    normed = x32 * ops.rsqrt(mean_square + epsilon)
+    return ops.cast(normed * (1.0 + ops.cast(scale, "float32")), x.dtype)

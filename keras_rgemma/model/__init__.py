@@ -1,0 +1,1 @@
+"""The public model: backbone, tokenizer, preprocessor, causal language model, presets."""

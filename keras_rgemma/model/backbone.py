@@ -1,0 +1,249 @@
+"""The RecurrentGemma network: token ids to hidden states."""
+
+import keras
+import keras_hub
+from keras import ops
+
+from keras_rgemma import state as states
+from keras_rgemma.config import RECURRENT, RGemmaConfig
+from keras_rgemma.layers.document_positions import DocumentPositions
+from keras_rgemma.layers.residual_block import ResidualBlock
+from keras_rgemma.layers.rms_norm import RMSNorm
+from keras_rgemma.model.presets import PresetLoading
+from keras_rgemma.ops.documents import continued_positions, last_token
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class RGemmaBackbone(PresetLoading, keras_hub.models.Backbone):
+    """RecurrentGemma: gated linear recurrences and local attention.
+
+    Griffin (arXiv 2402.19427) and RecurrentGemma (arXiv 2404.07839). The memory it needs for
+    the text before a token does not grow with the text.
+
+    Args:
+        vocabulary_size: int, V.
+        num_layers: int.
+        hidden_dim: int, D.
+        intermediate_dim: int, M, the width of ONE branch of the gated MLP.
+        num_query_heads: int, H; also the number of blocks of the recurrence's gates.
+        num_key_value_heads: int, divides H.
+        head_dim: int, K. None: `hidden_dim // num_query_heads`.
+        lru_dim: int, L. None: `hidden_dim`.
+        block_types: sequence of "recurrent" and "attention", cycled to `num_layers`.
+        sliding_window_size: int, W. A token attends to itself and the W before it.
+        conv_width: int, taps of the recurrent block's convolution.
+        final_logit_soft_cap: float or None, bounds the logits (applied by `token_embedding` when
+            it is called with `reverse=True`, and there only).
+        scale_embeddings: bool, whether embeddings are multiplied by sqrt(D).
+        rope_max_wavelength: float.
+        rope_fraction: float, the share of a head's features that RoPE rotates.
+        activation: str, of the MLP and of the recurrent block's gate branch: "gelu_tanh", "gelu",
+            "silu" or "relu".
+        layer_norm_epsilon: float.
+        dropout: float, on the output of each temporal block and MLP, in training.
+        gradient_checkpointing: bool, whether training recomputes each layer's activations in the
+            backward pass instead of keeping them.
+        dtype: str or `keras.DTypePolicy`, of weights and computation.
+        **kwargs: `name` and `trainable`, as for any `keras.Model`.
+
+    Call arguments:
+        inputs: dict of `token_ids`, int32 [B, T], and `padding_mask`, int or bool [B, T]. In the
+            mask 0 is a pad, on either side, and a positive number is the document that a token
+            belongs to: a row packed with several documents counts 1, 2, 3, ... and none of them
+            sees another. A plain 0/1 mask means one document.
+
+    Returns:
+        The final hidden states, compute dtype [B, T, D]; without meaning (but finite) at pads.
+
+    Raises:
+        ValueError: a size is not positive, heads do not divide widths, an unknown block type.
+
+    Example:
+    ```python
+    backbone = keras_rgemma.RGemmaBackbone(
+        vocabulary_size=256, num_layers=3, hidden_dim=16, intermediate_dim=48, num_query_heads=2
+    )
+    hidden = backbone({
+        "token_ids": np.array([[2, 5, 6, 0]]), "padding_mask": np.array([[1, 1, 1, 0]])
+    })  # [1, 4, 16]
+    ```
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        num_layers,
+        hidden_dim,
+        intermediate_dim,
+        num_query_heads,
+        num_key_value_heads=1,
+        head_dim=None,
+        lru_dim=None,
+        block_types=("recurrent", "recurrent", "attention"),
+        sliding_window_size=2048,
+        conv_width=4,
+        final_logit_soft_cap=30.0,
+        scale_embeddings=True,
+        rope_max_wavelength=10_000,
+        rope_fraction=0.5,
+        activation="gelu_tanh",
+        layer_norm_epsilon=1e-6,
+        dropout=0.0,
+        gradient_checkpointing=False,
+        dtype=None,
+        **kwargs,
+    ):
+        config = RGemmaConfig(
+            vocabulary_size=vocabulary_size,
+            num_layers=num_layers,
+            hidden_dim=hidden_dim,
+            intermediate_dim=intermediate_dim,
+            num_query_heads=num_query_heads,
+            num_key_value_heads=num_key_value_heads,
+            head_dim=head_dim,
+            lru_dim=lru_dim,
+            block_types=block_types,
+            sliding_window_size=sliding_window_size,
+            conv_width=conv_width,
+            final_logit_soft_cap=final_logit_soft_cap,
+            scale_embeddings=scale_embeddings,
+            rope_max_wavelength=rope_max_wavelength,
+            rope_fraction=rope_fraction,
+            activation=activation,
+            layer_norm_epsilon=layer_norm_epsilon,
+            dropout=dropout,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        self.config = config
+
+        # === Layers ===
+        self.token_embedding = keras.layers.ReversibleEmbedding(
+            input_dim=vocabulary_size,
+            output_dim=hidden_dim,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=hidden_dim**-0.5),
+            logit_soft_cap=final_logit_soft_cap,
+            dtype=dtype,
+            name="token_embedding",
+        )
+        self.transformer_layers = _residual_blocks(config, dtype)
+        self.final_norm = RMSNorm(layer_norm_epsilon, dtype=dtype, name="final_norm")
+
+        # === Functional Model ===
+        inputs = {
+            "token_ids": keras.Input(shape=(None,), dtype="int32", name="token_ids"),
+            "padding_mask": keras.Input(shape=(None,), dtype="int32", name="padding_mask"),
+        }
+        positions = DocumentPositions(name="document_positions")(inputs["padding_mask"])
+        super().__init__(
+            inputs=inputs,
+            outputs=self.call_layers(inputs["token_ids"], positions),
+            dtype=dtype,
+            **kwargs,
+        )
+
+        # === Config ===
+        for name, value in config.to_dict().items():
+            setattr(self, name, value)
+
+    def call_layers(
+        self,
+        token_ids,
+        positions,
+        layer_states=None,
+        return_state=False,
+        layer_intercept_fn=None,
+    ):
+        """The forward pass: of training, scoring, prefill and decoding alike.
+
+        Args:
+            token_ids: int32 [B, T].
+            positions: int32 [B, T], the place of each token in its document, -1 at pads.
+            layer_states: None (each document begins in this row), or the `layers` of a
+                `ModelState`, of which the rows go on; they then hold tokens first, pads last.
+            return_state: bool.
+            layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
+                (-1 for the embeddings) that returns what goes on instead.
+
+        Returns:
+            The final hidden states [B, T, D], or with `return_state` a pair of them and the tuple
+            of the layers' new states.
+        """
+        intercept = layer_intercept_fn or (lambda x, _: x)
+        x = intercept(self.token_embedding(token_ids), -1)
+        if self.config.scale_embeddings:
+            x = x * ops.cast(self.config.embedding_scale, x.dtype)
+        new_states = []
+        for i, layer in enumerate(self.transformer_layers):
+            layer_state = None if layer_states is None else layer_states[i]
+            x = layer(x, positions, state=layer_state, return_state=return_state)
+            if return_state:
+                x, layer_state = x
+                new_states.append(layer_state)
+            x = intercept(x, i)
+        x = self.final_norm(x)
+        return (x, tuple(new_states)) if return_state else x
+
+    def step(self, token_ids, padding_mask, state):
+        """Consumes more tokens of each row's document.
+
+        Args:
+            token_ids: int32 [B, T].
+            padding_mask: int or bool [B, T], tokens first, then pads; pads change no state.
+            state: `ModelState`.
+
+        Returns:
+            The final hidden states [B, T, D] and the new `ModelState`.
+        """
+        positions = continued_positions(padding_mask, state.num_tokens)
+        hidden, layers = self.call_layers(token_ids, positions, state.layers, return_state=True)
+        last, length = last_token(positions)
+        num_tokens = ops.where(last >= 0, length, state.num_tokens)
+        return hidden, states.ModelState(num_tokens, layers)
+
+    def initial_state(self, batch_size):
+        """The `ModelState` of `batch_size` rows that have consumed nothing."""
+        return states.zeros(self.config, batch_size, self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), **self.config.to_dict()}
+
+
+def _residual_blocks(config, dtype):
+    """The layers, with the activation-saving scope that `gradient_checkpointing` asks for."""
+    output_variance = 2.0 / config.num_layers
+    recurrent = {
+        "lru_dim": config.recurrence_width,
+        "num_blocks": config.num_query_heads,
+        "conv_width": config.conv_width,
+        "activation": config.activation,
+        "output_variance": output_variance,
+    }
+    attention = {
+        "num_query_heads": config.num_query_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.key_size,
+        "sliding_window_size": config.sliding_window_size,
+        "rope_max_wavelength": config.rope_max_wavelength,
+        "rotated_size": config.rotated_size,
+        "output_variance": output_variance,
+    }
+    mlp = {
+        "intermediate_dim": config.intermediate_dim,
+        "activation": config.activation,
+        "output_variance": output_variance,
+    }
+    names = [f"block_{i}" for i in range(config.num_layers)]
+    recomputed = names if config.gradient_checkpointing else []
+    with keras.RematScope(mode="list_of_layers", layer_names=recomputed):
+        return [
+            ResidualBlock(
+                layer_type,
+                temporal=recurrent if layer_type == RECURRENT else attention,
+                mlp=mlp,
+                layer_norm_epsilon=config.layer_norm_epsilon,
+                dropout=config.dropout,
+                dtype=dtype,
+                name=name,
+            )
+            for layer_type, name in zip(config.layer_types, names, strict=True)
+        ]

@@ -1,0 +1,311 @@
+"""The causal language model: logits, text generation, scoring."""
+
+import keras
+import keras_hub
+import numpy as np
+from keras import ops
+
+from keras_rgemma.model.backbone import RGemmaBackbone
+from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
+from keras_rgemma.model.presets import PresetLoading, has_tokenizer, presets
+from keras_rgemma.ops.documents import document_positions
+from keras_rgemma.shapes import check_padding_mask, check_token_ids
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class RGemmaCausalLM(PresetLoading, keras_hub.models.CausalLM):
+    """RecurrentGemma with a language-model head: `generate`, `fit`, `score`.
+
+    Args:
+        backbone: `RGemmaBackbone`.
+        preprocessor: `RGemmaCausalLMPreprocessor`, or None for a model that takes and returns
+            dicts of arrays instead of text.
+        **kwargs: of `keras.Model`.
+
+    Call arguments:
+        inputs: as of `RGemmaBackbone`.
+
+    Returns:
+        Logits, compute dtype [B, T, V], soft cap included.
+
+    Example:
+    ```python
+    lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en")
+    lm.generate("In the beginning", max_new_tokens=16)
+    lm.compile(sampler="top_p")
+    lm.generate(["In the beginning", "And God said"], max_length=32)
+    lm.fit(["The quick brown fox.", "Call me Ishmael."], batch_size=2)
+    ```
+    """
+
+    backbone_cls = RGemmaBackbone
+    preprocessor_cls = RGemmaCausalLMPreprocessor
+
+    def __init__(self, backbone, preprocessor=None, **kwargs):
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        self._generation_key = None
+        outputs = backbone.token_embedding(backbone(backbone.input), reverse=True)
+        super().__init__(inputs=backbone.input, outputs=outputs, **kwargs)
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        known = presets().get(preset)
+        if known and not has_tokenizer(known["path"]):
+            kwargs.setdefault("preprocessor", None)
+        return super().from_preset(preset, load_weights=load_weights, **kwargs)
+
+    from_preset.__func__.__doc__ = PresetLoading.from_preset.__doc__
+
+    def compile(
+        self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="greedy", **kwargs
+    ):
+        """Configures training and generation, as `keras_hub.models.CausalLM.compile` does.
+
+        Args:
+            optimizer: "auto" for `Adam(2e-5)`, or what `keras.Model.compile` takes.
+            loss: "auto" for sparse categorical cross-entropy from logits.
+            weighted_metrics: "auto" for sparse categorical accuracy.
+            sampler: name or instance from `keras_hub.samplers`.
+            **kwargs: of `keras.Model.compile`.
+        """
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            weighted_metrics=weighted_metrics,
+            sampler=sampler,
+            **kwargs,
+        )
+
+    # === What generation needs of a model ===
+
+    def initial_state(self, batch_size):
+        """The `ModelState` of `batch_size` rows that have consumed nothing."""
+        return self.backbone.initial_state(batch_size)
+
+    def step(self, token_ids, padding_mask, state):
+        """Consumes more tokens of each row: see `RGemmaBackbone.step`."""
+        return self.backbone.step(token_ids, padding_mask, state)
+
+    def compute_logits(self, hidden):
+        """Logits [..., V] of final hidden states [..., D], soft cap included."""
+        return self.backbone.token_embedding(hidden, reverse=True)
+
+    # === Generation ===
+
+    def generate(
+        self,
+        inputs,
+        max_length=None,
+        stop_token_ids="auto",
+        strip_prompt=False,
+        *,
+        max_new_tokens=None,
+    ):
+        """Continues prompts, with the sampler given to `compile`.
+
+        With a deterministic sampler a row's answer depends on that row alone: not on the rows
+        beside it, on padding, or on `max_length`.
+
+        Args:
+            inputs: a str; a list, tuple or array of str; a dict of `token_ids` int [B, T] and,
+                if rows are padded, `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of
+                any of these.
+            max_length: int, how many tokens a row may have in all, its prompt included. With
+                neither limit: the width of `token_ids` for a dict, else the preprocessor's
+                `sequence_length` for the total, or for the new tokens of a prompt that is longer
+                than it.
+            stop_token_ids: "auto" for the tokenizer's `<eos>` and `<end_of_turn>`, a sequence of
+                ids, or None to always use up the limit.
+            strip_prompt: bool, whether to return the new text alone.
+            max_new_tokens: int, how many tokens each row may get, instead of `max_length`.
+
+        Returns:
+            A str for a str, a list of str for several, a dict of arrays `token_ids` and
+            `padding_mask` (rows begin at column 0) for a dict.
+
+        Raises:
+            ValueError: no prompts, an empty prompt without a start token, ids outside of the
+                vocabulary, a mask of another shape, a limit that is negative or shorter than a
+                prompt, or both limits.
+
+        Example:
+        ```python
+        lm.generate("In the beginning", max_length=64)
+        lm.generate({"token_ids": np.array([[2, 300, 301]])}, max_new_tokens=8)
+        ```
+        """
+        from keras_rgemma.generation.requests import TokenBudget, read_batches
+
+        stop_token_ids = self._stop_token_ids(stop_token_ids)
+        budget = TokenBudget(
+            max_length, max_new_tokens, getattr(self.preprocessor, "sequence_length", None)
+        )
+        batches, is_scalar = read_batches(inputs)
+        outputs = [
+            self._generate_batch(batch, budget, stop_token_ids, strip_prompt) for batch in batches
+        ]
+        if isinstance(outputs[0], dict):
+            return _concatenate(outputs)
+        texts = [text for output in outputs for text in output]
+        return texts[0] if is_scalar else texts
+
+    def _generate_batch(self, batch, budget, stop_token_ids, strip_prompt):
+        programs = self.make_generate_function()
+        if isinstance(batch, dict):
+            prompts, width = self._array_prompts(batch)
+            budgets = budget.of([len(prompt) for prompt in prompts], default_length=width)
+            new = programs.generate(prompts, budgets, stop_token_ids)
+            return _arrays([[] for _ in prompts] if strip_prompt else prompts, new, width)
+        if self.preprocessor is None:
+            raise ValueError(
+                "A model without a preprocessor takes a dict of `token_ids` and `padding_mask`. "
+                f"Received text: {batch[0]!r}. Attach a preprocessor, or tokenize it first."
+            )
+        prompts = self.preprocessor.prompt_token_ids(batch)
+        budgets = budget.of([len(prompt) for prompt in prompts])
+        new = programs.generate(prompts, budgets, stop_token_ids)
+        return self._texts([[] for _ in prompts] if strip_prompt else prompts, new)
+
+    def _array_prompts(self, inputs):
+        from keras_rgemma.generation.requests import rows_of
+
+        if "token_ids" not in inputs:
+            raise ValueError(
+                "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded. "
+                f"Received the keys {sorted(inputs)}."
+            )
+        token_ids = check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
+        mask = check_padding_mask(inputs.get("padding_mask"), token_ids.shape)
+        return rows_of(token_ids, mask), token_ids.shape[1]
+
+    def _texts(self, prompts, new):
+        # The token that ended the answer is no part of its text.
+        end_of_turn = getattr(self.preprocessor.tokenizer, "end_token2_id", None)
+        new = [row[:-1] if len(row) and row[-1] == end_of_turn else row for row in new]
+        return self.preprocessor.text_of(
+            [[*prompt, *row] for prompt, row in zip(prompts, new, strict=True)]
+        )
+
+    def _stop_token_ids(self, stop_token_ids):
+        if stop_token_ids is None:
+            return ()
+        if isinstance(stop_token_ids, str):
+            if stop_token_ids != "auto":
+                raise ValueError(
+                    "`stop_token_ids` must be 'auto', None or a sequence of token ids. "
+                    f"Received: {stop_token_ids!r}."
+                )
+            if self.preprocessor is None:
+                raise ValueError(
+                    "`stop_token_ids='auto'` needs a preprocessor, whose tokenizer knows what ends "
+                    "a text. Pass a tuple of token ids, or None to use up the limit."
+                )
+            tokenizer = self.preprocessor.tokenizer
+            ends = (tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None))
+            return tuple(id for id in ends if id is not None)
+        ids = tuple(int(id) for id in stop_token_ids)
+        check_token_ids(np.array([ids], "int32"), self.backbone.vocabulary_size)
+        return ids
+
+    def make_generate_function(self):
+        """The compiled programs of `generate`, made anew when weights or settings are others."""
+        from keras_rgemma.generation.programs import GenerationPrograms
+
+        key = (
+            tuple(id(variable) for variable in self.variables),
+            id(self.sampler),
+            self.dtype_policy.name,
+            self.run_eagerly,
+        )
+        if self.generate_function is None or self._generation_key != key:
+            self.generate_function = GenerationPrograms(
+                self,
+                self.sampler,
+                jit_compile=getattr(self, "jit_compile", True),
+                run_eagerly=self.run_eagerly,
+            )
+            self._generation_key = key
+        return self.generate_function
+
+    # === Scoring ===
+
+    def score(
+        self,
+        token_ids,
+        padding_mask=None,
+        scoring_mode="logits",
+        layer_intercept_fn=None,
+        target_ids=None,
+    ):
+        """Logits or losses of given tokens, as `keras_hub.models.GemmaCausalLM.score`.
+
+        Args:
+            token_ids: int [B, T].
+            padding_mask: int or bool [B, T]; None: no pads. Documents in a packed row are scored
+                each for itself.
+            scoring_mode: "logits" or "loss".
+            layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
+                (-1 for the embeddings) that returns the activations to go on with.
+            target_ids: int [B, T], the tokens that the loss is taken against.
+
+        Returns:
+            Float [B, T, V] for "logits", float [B, T] for "loss".
+
+        Raises:
+            ValueError: another `scoring_mode`, no targets for "loss", targets or a mask of
+                another shape, ids outside of the vocabulary.
+
+        Example:
+        ```python
+        ids = np.array([[2, 300, 301, 302]])
+        losses = lm.score(ids, scoring_mode="loss", target_ids=np.roll(ids, -1, axis=1))
+        ```
+        """
+        if scoring_mode not in ("logits", "loss"):
+            raise ValueError(
+                f"`scoring_mode` must be 'logits' or 'loss'. Received: {scoring_mode!r}."
+            )
+        if scoring_mode == "loss" and target_ids is None:
+            raise ValueError("`scoring_mode='loss'` needs `target_ids`, the tokens to predict.")
+        vocabulary_size = self.backbone.vocabulary_size
+        ids = check_token_ids(ops.convert_to_numpy(token_ids), vocabulary_size)
+        if padding_mask is not None:
+            padding_mask = ops.convert_to_numpy(padding_mask)
+        mask = check_padding_mask(padding_mask, ids.shape)
+        hidden = self.backbone.call_layers(
+            ops.convert_to_tensor(ids),
+            document_positions(ops.convert_to_tensor(mask)),
+            layer_intercept_fn=layer_intercept_fn,
+        )
+        logits = self.compute_logits(hidden)
+        if scoring_mode == "logits":
+            return logits
+        targets = check_token_ids(ops.convert_to_numpy(target_ids), vocabulary_size)
+        if targets.shape != ids.shape:
+            raise ValueError(
+                f"`target_ids` must have the shape of `token_ids`, {ids.shape}. Received: "
+                f"{targets.shape}."
+            )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+        return loss(ops.convert_to_tensor(targets), logits)
+
+
+def _arrays(prompts, new, width):
+    """The dict of arrays that holds prompts and new tokens, at least `width` columns wide."""
+    from keras_rgemma.generation.programs import pad_right
+
+    rows = [np.array([*prompt, *row], "int32") for prompt, row in zip(prompts, new, strict=True)]
+    token_ids, mask = pad_right(rows, max(width, *(len(row) for row in rows)))
+    return {"token_ids": token_ids, "padding_mask": mask.astype(bool)}
+
+
+def _concatenate(outputs):
+    """Dicts of arrays, row after row, padded to the widest."""
+    width = max(output["token_ids"].shape[1] for output in outputs)
+    return {
+        key: np.concatenate(
+            [np.pad(x[key], ((0, 0), (0, width - x[key].shape[1]))) for x in outputs]
+        )
+        for key in outputs[0]
+    }

@@ -1,0 +1,78 @@
+"""Text to model inputs, for training and for generation."""
+
+import keras
+import keras_hub
+import numpy as np
+
+from keras_rgemma.model.backbone import RGemmaBackbone
+from keras_rgemma.model.presets import PreprocessingPresetLoading
+from keras_rgemma.model.tokenizer import RGemmaTokenizer
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class RGemmaCausalLMPreprocessor(PreprocessingPresetLoading, keras_hub.models.CausalLMPreprocessor):
+    """Tokenizes, adds the start and end tokens, pads, and makes next-token labels.
+
+    Args:
+        tokenizer: `RGemmaTokenizer`.
+        sequence_length: int, tokens of a training row, and the default bound of `generate`.
+        add_start_token: bool.
+        add_end_token: bool, in training.
+        **kwargs: of `keras_hub.models.CausalLMPreprocessor`.
+
+    Call arguments:
+        x: str or batch of str.
+
+    Returns:
+        `(x, y, sample_weight)`: a dict of `token_ids` and `padding_mask` [B, sequence_length],
+        the ids shifted by one, and 1 where a label counts.
+
+    Example:
+    ```python
+    preprocessor = keras_rgemma.RGemmaCausalLMPreprocessor.from_preset(
+        "rgemma_tiny_en", sequence_length=16
+    )
+    x, y, sample_weight = preprocessor(["In the beginning"])
+    ```
+    """
+
+    backbone_cls = RGemmaBackbone
+    tokenizer_cls = RGemmaTokenizer
+
+    def prompt_token_ids(self, texts):
+        """The token ids of prompts, with the start token and uncut.
+
+        Args:
+            texts: list of str.
+
+        Returns:
+            list of int32 arrays, one a prompt.
+
+        Raises:
+            ValueError: a prompt without a token: it is empty and no start token is added.
+        """
+        ids = self.tokenizer.tokenize(texts)
+        ids = ids.to_list() if hasattr(ids, "to_list") else ids
+        start = [self.tokenizer.start_token_id] if self.add_start_token else []
+        prompts = [np.array([*start, *row], dtype="int32") for row in ids]
+        for row, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise ValueError(
+                    f"Prompt {row} is empty ({texts[row]!r}) and `add_start_token` is False, so "
+                    "there is no token to start from. Pass some text, or a preprocessor with "
+                    "`add_start_token=True`."
+                )
+        return prompts
+
+    def text_of(self, rows):
+        """The text of token ids, without pads and start and end tokens.
+
+        Args:
+            rows: list of sequences of ints.
+
+        Returns:
+            list of str.
+        """
+        special = set(self.tokenizer.special_token_ids)
+        kept = [[int(id) for id in row if id not in special] for row in rows]
+        return [self.tokenizer.detokenize(row) if row else "" for row in kept]

@@ -1,0 +1,61 @@
+"""The linear recurrence `h_t = a_t * h_{t-1} + x_t`, and the choice of its implementation."""
+
+import importlib
+
+import keras
+from keras import ops
+
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
+    """Runs `h_t = a_t * h_{t-1} + x_t` over time, elementwise in B and L.
+
+    Griffin (arXiv 2402.19427), section 2.4, equation 4, after gating. Accumulates in float32
+    whatever the dtype of the inputs. The gradient is a recurrence of its own that runs backwards,
+    `g_t = dh_t + a_{t+1} * g_{t+1}`, with `dx_t = g_t` and `da_t = g_t * h_{t-1}`, not the
+    derivative of a loop. A step with `a = 1, x = 0` keeps the state; one with `a = 0` forgets it.
+
+    Args:
+        x: float [B, T, L], T >= 1.
+        a: float [B, T, L].
+        initial_state: float [B, L], h before the first step. None: zeros.
+        implementation: "auto", or the name of one of this backend's implementations ("loop" and
+            "associative" on JAX, "chunked" on TensorFlow and PyTorch).
+
+    Returns:
+        A pair of float32 arrays: h [B, T, L] and its last step [B, L].
+
+    Raises:
+        ValueError: the backend, or the implementation on this backend, does not exist.
+
+    Example:
+    ```python
+    h, last = linear_recurrence(x=np.ones((1, 3, 1)), a=np.full((1, 3, 1), 0.5))
+    # h = [[[1.0], [1.5], [1.75]]], last = [[1.75]]
+    ```
+    """
+    function = _resolve(implementation)
+    x = ops.cast(x, "float32")
+    a = ops.cast(a, "float32")
+    if initial_state is None:
+        initial_state = ops.zeros_like(x[:, 0])
+    return function(x, a, ops.cast(initial_state, "float32"))
+
+
+def _resolve(implementation):
+    backend = keras.config.backend()
+    if backend not in BACKENDS:
+        raise ValueError(
+            f"keras-rgemma runs on the Keras backends {BACKENDS}. Received: {backend!r}. Set "
+            "KERAS_BACKEND to one of them before the first import of keras."
+        )
+    module = importlib.import_module(f"{__name__}.{backend}")
+    if implementation == "auto":
+        implementation = module.default_implementation()
+    if implementation not in module.IMPLEMENTATIONS:
+        raise ValueError(
+            f"`implementation` must be 'auto' or one of {tuple(module.IMPLEMENTATIONS)} on the "
+            f"{backend} backend. Received: {implementation!r}."
+        )
+    return module.IMPLEMENTATIONS[implementation]

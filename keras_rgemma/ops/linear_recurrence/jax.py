@@ -1,0 +1,75 @@
+"""The linear recurrence on JAX. All arrays are float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def default_implementation():
+    # One step after the other reads each byte once, which is what counts on a CPU; accelerators
+    # need the parallel form, as each step there is a launch.
+    return "loop" if jax.default_backend() == "cpu" else "associative"
+
+
+def _run_loop(x, a, initial_state, reverse):
+    """h_t = c_t + x_t, c_{t+1} = a_t * h_t in reverse; h_t = a_t * h_{t-1} + x_t forwards."""
+    length = x.shape[1]
+
+    def step(i, carry):
+        carried_BL, out_BTL = carry
+        t = length - 1 - i if reverse else i
+        a_BL = lax.dynamic_index_in_dim(a, t, axis=1, keepdims=False)
+        x_BL = lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
+        h_BL = carried_BL + x_BL if reverse else a_BL * carried_BL + x_BL
+        out_BTL = lax.dynamic_update_index_in_dim(out_BTL, h_BL, t, axis=1)
+        return (a_BL * h_BL if reverse else h_BL), out_BTL
+
+    last_BL, out_BTL = lax.fori_loop(0, length, step, (initial_state, jnp.empty_like(x)))
+    return out_BTL, last_BL
+
+
+def _run_associative(x, a, initial_state, reverse):
+    """The same by `lax.associative_scan`: log(T) passes over whole arrays."""
+
+    def combine(left, right):
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    if reverse:
+        later_a = jnp.concatenate([a[:, 1:], jnp.ones_like(a[:, :1])], axis=1)
+        decay, h_BTL = lax.associative_scan(combine, (later_a, x), axis=1, reverse=True)
+        h_BTL = h_BTL + decay * initial_state[:, None]
+        return h_BTL, a[:, 0] * h_BTL[:, 0]
+    decay, h_BTL = lax.associative_scan(combine, (a, x), axis=1)
+    h_BTL = h_BTL + decay * initial_state[:, None]
+    return h_BTL, h_BTL[:, -1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(run, x, a, initial_state):
+    if x.shape[1] == 1:
+        h_BL = a[:, 0] * initial_state + x[:, 0]
+        return h_BL[:, None], h_BL
+    return run(x, a, initial_state, False)
+
+
+def _forward(run, x, a, initial_state):
+    h_BTL, last_BL = _recurrence(run, x, a, initial_state)
+    return (h_BTL, last_BL), (a, initial_state, h_BTL)
+
+
+def _backward(run, residuals, gradients):
+    a, initial_state, h_BTL = residuals
+    h_gradient, last_gradient = gradients
+    x_gradient, initial_gradient = run(h_gradient, a, last_gradient, True)
+    before_BTL = jnp.concatenate([initial_state[:, None], h_BTL[:, :-1]], axis=1)
+    return x_gradient, x_gradient * before_BTL, initial_gradient
+
+
+_recurrence.defvjp(_forward, _backward)
+
+IMPLEMENTATIONS = {
+    "loop": functools.partial(_recurrence, _run_loop),
+    "associative": functools.partial(_recurrence, _run_associative),
+}

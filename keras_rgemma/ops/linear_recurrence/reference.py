@@ -1,0 +1,25 @@
+"""The linear recurrence as its definition reads, in NumPy: what the tests hold the others to."""
+
+import numpy as np
+
+
+def linear_recurrence(x, a, initial_state=None):
+    """`h_t = a_t * h_{t-1} + x_t` in the dtype of `x`: all h [B, T, L] and the last one [B, L]."""
+    h_BL = np.zeros_like(x[:, 0]) if initial_state is None else initial_state
+    h_BTL = np.empty_like(x)
+    for t in range(x.shape[1]):
+        h_BL = a[:, t] * h_BL + x[:, t]
+        h_BTL[:, t] = h_BL
+    return h_BTL, h_BL
+
+
+def linear_recurrence_gradient(x, a, initial_state, h_gradient, last_gradient):
+    """The gradients of x, a and the initial state, given those of both outputs."""
+    h_BTL, _ = linear_recurrence(x, a, initial_state)
+    before_BTL = np.concatenate([initial_state[:, None], h_BTL[:, :-1]], axis=1)
+    x_gradient = np.empty_like(x)
+    carried_BL = last_gradient
+    for t in reversed(range(x.shape[1])):
+        x_gradient[:, t] = h_gradient[:, t] + carried_BL
+        carried_BL = a[:, t] * x_gradient[:, t]
+    return x_gradient, x_gradient * before_BTL, carried_BL

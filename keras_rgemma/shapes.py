@@ -1,0 +1,108 @@
+"""The letters that name the dimensions of arrays, and checks at the boundary.
+
+| letter | dimension                                                              |
+|--------|------------------------------------------------------------------------|
+| B      | batch: rows                                                            |
+| T      | time: tokens of a row                                                  |
+| S      | source: keys and values that a query may see                           |
+| D      | `hidden_dim`, the width of the residual stream                         |
+| L      | `lru_dim`, the width of the recurrence                                 |
+| M      | `intermediate_dim`, the width of one branch of the gated MLP           |
+| H      | heads: query heads, which are also the blocks of the gates             |
+| G      | query heads that share one key/value head                              |
+| K      | `head_dim`, the width of one head                                      |
+| W      | `sliding_window_size`                                                  |
+| C      | tokens in one block of queries, or steps in one chunk of a recurrence  |
+| N      | such blocks or chunks                                                  |
+| V      | `vocabulary_size`                                                      |
+
+A local name such as `x_BTD` carries them inside `ops` and `layers`.
+"""
+
+import numpy as np
+
+
+def check_token_ids(token_ids, vocabulary_size):
+    """Returns token ids as an int32 array [B, T], or says what is wrong with them.
+
+    Args:
+        token_ids: array-like of integers, [B, T].
+        vocabulary_size: int, the ids must lie in `[0, vocabulary_size)`.
+
+    Raises:
+        ValueError: another rank, another dtype, no rows, or an id outside of the vocabulary.
+    """
+    ids = np.asarray(token_ids)
+    if ids.ndim != 2:
+        raise ValueError(
+            "`token_ids` must have the shape [batch, tokens], every row of the same length. "
+            f"Received the shape {ids.shape}. Pad the rows and mark the pads in `padding_mask`."
+        )
+    if ids.shape[0] == 0:
+        raise ValueError("`token_ids` holds no rows. Pass at least one.")
+    if ids.size and not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"`token_ids` must be integers. Received the dtype {ids.dtype}.")
+    outside = (ids < 0) | (ids >= vocabulary_size)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise ValueError(
+            f"`token_ids` must lie in [0, {vocabulary_size}), the vocabulary. Received "
+            f"{int(ids[row, column])} in row {row}, column {column}. Use the tokenizer that "
+            "belongs to this model."
+        )
+    return ids.astype("int32")
+
+
+def check_padding_mask(padding_mask, shape):
+    """Returns a padding mask as an int32 array of `shape` (all ones for None).
+
+    Args:
+        padding_mask: array-like of integers or booleans, [B, T], or None. 0 is a pad, a positive
+            number is the document that the token belongs to.
+        shape: the shape of the token ids that it describes.
+
+    Raises:
+        ValueError: another shape, a negative number, or a dtype that is neither.
+    """
+    if padding_mask is None:
+        return np.ones(shape, "int32")
+    mask = np.asarray(padding_mask)
+    if mask.shape != tuple(shape):
+        raise ValueError(
+            f"`padding_mask` must have the shape of `token_ids`, {tuple(shape)}. Received "
+            f"{mask.shape}."
+        )
+    whole = np.issubdtype(mask.dtype, np.number) and np.array_equal(mask, mask.astype("int32"))
+    if not (mask.dtype == bool or whole):
+        raise ValueError(
+            f"`padding_mask` must be whole numbers or booleans. Received the dtype {mask.dtype}."
+        )
+    mask = mask.astype("int32")
+    if (mask < 0).any():
+        raise ValueError(
+            "`padding_mask` must be 0 at pads and a positive document number at tokens. Received "
+            f"{int(mask.min())}."
+        )
+    return mask
+
+
+def check_one_document(padding_mask):
+    """Returns the rows' lengths [B], if each row of an int mask [B, T] is one document.
+
+    Raises:
+        ValueError: a row holds no token or more than one document.
+    """
+    left = np.pad(padding_mask, ((0, 0), (1, 0)))[:, :-1]
+    documents = ((padding_mask > 0) & (padding_mask != left)).sum(axis=1)
+    for row, count in enumerate(documents):
+        if count == 0:
+            raise ValueError(
+                f"Row {row} holds no token: generation needs at least one to start from, such "
+                "as the start token."
+            )
+        if count > 1:
+            raise ValueError(
+                f"Row {row} of `padding_mask` holds {count} documents (runs of equal numbers "
+                "without a pad between). Generation and states take one a row: split the row."
+            )
+    return (padding_mask > 0).sum(axis=1)

@@ -1,0 +1,20 @@
+"""Settings that every test shares. The backend comes from KERAS_BACKEND."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import hypothesis
+import keras
+import pytest
+
+# Compilation makes the first example slow and tells nothing about the code.
+hypothesis.settings.register_profile("rgemma", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("rgemma")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random weights and samples in every run."""
+    keras.utils.set_random_seed(0)
