@@ -22,12 +22,13 @@ A local name such as `x_BTD` carries them inside `ops` and `layers`.
 import numpy as np
 
 
-def check_token_ids(token_ids, vocabulary_size):
+def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
     """Returns token ids as an int32 array [B, T], or says what is wrong with them.
 
     Args:
         token_ids: array-like of integers, [B, T].
         vocabulary_size: int, the ids must lie in `[0, vocabulary_size)`.
+        name: str, the argument that errors speak of.
 
     Raises:
         ValueError: another rank, another dtype, no rows, or an id outside of the vocabulary.
@@ -35,18 +36,18 @@ def check_token_ids(token_ids, vocabulary_size):
     ids = np.asarray(token_ids)
     if ids.ndim != 2:
         raise ValueError(
-            "`token_ids` must have the shape [batch, tokens], every row of the same length. "
-            f"Received the shape {ids.shape}. Pad the rows and mark the pads in `padding_mask`."
+            f"`{name}` must have the shape [batch, tokens], every row of the same length. "
+            f"Received: {ids.shape}. Pad the rows and mark the pads in `padding_mask`."
         )
     if ids.shape[0] == 0:
-        raise ValueError("`token_ids` holds no rows. Pass at least one.")
+        raise ValueError(f"`{name}` holds no rows. Pass at least one.")
     if ids.size and not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"`token_ids` must be integers. Received the dtype {ids.dtype}.")
+        raise ValueError(f"`{name}` must be integers. Received the dtype {ids.dtype}.")
     outside = (ids < 0) | (ids >= vocabulary_size)
     if outside.any():
         row, column = np.argwhere(outside)[0]
         raise ValueError(
-            f"`token_ids` must lie in [0, {vocabulary_size}), the vocabulary. Received "
+            f"`{name}` must lie in [0, {vocabulary_size}), the vocabulary. Received "
             f"{int(ids[row, column])} in row {row}, column {column}. Use the tokenizer that "
             "belongs to this model."
         )

@@ -1,14 +1,6 @@
 """The decode loop: one step, and stock samplers that call it until every row has ended."""
 
-import keras_hub
 from keras import ops
-
-
-class ArgmaxSampler(keras_hub.samplers.GreedySampler):
-    """Greedy search without the softmax, which does not change which token is the largest."""
-
-    def compute_probabilities(self, logits):
-        return ops.cast(logits, "float32")
 
 
 def sample(
@@ -19,7 +11,7 @@ def sample(
     budgets,
     state,
     stop_token_ids,
-    prompt_hidden=None,
+    prompt_hidden=(),
 ):
     """Lets a sampler write new tokens for rows whose prompts are in the state.
 
@@ -38,7 +30,7 @@ def sample(
         budgets: int32 [B], how many tokens each row may get.
         state: `ModelState`, after each row's prompt without its last token.
         stop_token_ids: tuple of ints; a row ends with any of them. May be empty.
-        prompt_hidden: None, or for samplers that compare hidden states a pair: float [B, C, D],
+        prompt_hidden: (), or for samplers that compare hidden states a pair: float [B, C, D],
             those of the prompt in columns that end at `index - 2`, and bool [B, C], where they
             are.
 
@@ -48,13 +40,15 @@ def sample(
     filler = stop_token_ids[0] if stop_token_ids else 0
 
     def next_token(prompt, cache, index_):
-        state, budget, ended = cache
+        state, budget, ended_before = cache
         token = ops.take(prompt, index_ - 1, axis=1)
-        ended = ops.logical_or(ended, budget <= 0)
+        ended = ops.logical_or(ended_before, budget <= 0)
         for stop in stop_token_ids:
             is_stop = ops.logical_and(token == stop, index_ > index)
             ended = ops.logical_or(ended, is_stop)
-        going = ops.cast(ops.logical_not(ended), "int32")
+        # A sampler that compares hidden states wants that of a last token, too.
+        frozen = ended_before if prompt_hidden else ended
+        going = ops.cast(ops.logical_not(frozen), "int32")
         hidden, state = model.step(token[:, None], going[:, None], state)
         logits = model.compute_logits(hidden[:, 0])
         # Only the filler is possible for a row that has ended.
@@ -65,7 +59,7 @@ def sample(
     ended = ops.zeros_like(budgets, dtype="bool")
     cache = (state, budgets, ended)
     hidden_states = None
-    if prompt_hidden is not None:
+    if prompt_hidden:
         # Contrastive search wants the last prompt token, too. Columns without a token repeat it:
         # its largest similarity to the past then is the same as without them.
         _, last_hidden, _ = next_token(tokens, cache, index)

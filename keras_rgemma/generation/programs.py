@@ -3,11 +3,10 @@
 import importlib
 
 import keras
-import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_rgemma.generation.decode import ArgmaxSampler, sample
+from keras_rgemma.generation.decode import sample
 
 PREFILL_CHUNK = 2048
 SMALLEST_BUCKET = 16
@@ -32,14 +31,16 @@ class GenerationPrograms:
     Args:
         model: a `keras.Model` as `decode.sample` takes, with `initial_state(batch_size)`.
         sampler: `keras_hub.samplers.Sampler`.
+        hidden_dim: int, D, for samplers that compare the hidden states of the prompt with those
+            of new tokens; None for the others, which are not given any.
         jit_compile: bool, whether TensorFlow uses XLA.
         run_eagerly: bool, whether nothing is compiled, for debugging.
     """
 
-    def __init__(self, model, sampler, jit_compile=True, run_eagerly=False):
+    def __init__(self, model, sampler, hidden_dim=None, jit_compile=True, run_eagerly=False):
         self.model = model
-        self.sampler = ArgmaxSampler() if _is_greedy(sampler) else sampler
-        self.compares_hidden_states = isinstance(sampler, keras_hub.samplers.ContrastiveSampler)
+        self.sampler = sampler
+        self.hidden_dim = hidden_dim
         self.jit_compile = jit_compile
         self.run_eagerly = run_eagerly
         self._prefill = self._compile(self._prefill_step)
@@ -53,7 +54,7 @@ class GenerationPrograms:
 
     def _prefill_step(self, token_ids, padding_mask, state):
         hidden, state = self.model.step(token_ids, padding_mask, state)
-        return (hidden if self.compares_hidden_states else None), state
+        return (hidden if self.hidden_dim else ()), state
 
     def _decode_program(self, stop_token_ids):
         if stop_token_ids not in self._decode:
@@ -94,12 +95,12 @@ class GenerationPrograms:
             piece_hidden, state = self._prefill(
                 ops.convert_to_tensor(token_ids), ops.convert_to_tensor(mask), state
             )
-            if self.compares_hidden_states:
+            if self.hidden_dim:
                 piece_hidden = ops.convert_to_numpy(ops.cast(piece_hidden, "float32"))
                 for row, piece in enumerate(pieces):
                     hidden[row].append(piece_hidden[row, : len(piece)])
             start += size
-        return (hidden if self.compares_hidden_states else None), state
+        return (hidden if self.hidden_dim else None), state
 
     def generate(self, prompts, budgets, stop_token_ids):
         """New tokens for each prompt.
@@ -119,11 +120,12 @@ class GenerationPrograms:
             [prompt[:-1] for prompt in prompts], self.model.initial_state(len(prompts))
         )
         room = 1 + most
-        if self.compares_hidden_states:
+        if self.hidden_dim:
             room = max(len(prompt) for prompt in prompts) + most
         size = bucket(room, growth=4)
         index = size - most
-        tokens = np.zeros((len(prompts), size), "int32")
+        # Nothing that could pass for a stop token stands where tokens are still to be written.
+        tokens = np.full((len(prompts), size), -1, "int32")
         tokens[:, index - 1] = [prompt[-1] for prompt in prompts]
         written = self._decode_program(stop_token_ids)(
             ops.convert_to_tensor(tokens),
@@ -140,10 +142,9 @@ class GenerationPrograms:
 
     def _aligned_hidden(self, hidden, index, size):
         """The prompts' hidden states in columns that end at `index - 2`, and where they are."""
-        if not self.compares_hidden_states:
-            return None
-        width = self.model.backbone.hidden_dim
-        aligned = np.zeros((len(hidden), size, width), "float32")
+        if not self.hidden_dim:
+            return ()
+        aligned = np.zeros((len(hidden), size, self.hidden_dim), "float32")
         known = np.zeros((len(hidden), size), bool)
         for row, pieces in enumerate(hidden):
             if pieces:
@@ -168,7 +169,3 @@ def until_stop(row, stop_token_ids):
     """A row of tokens up to and with its first stop token."""
     stops = np.flatnonzero(np.isin(row, stop_token_ids))
     return row[: stops[0] + 1] if len(stops) else row
-
-
-def _is_greedy(sampler):
-    return type(sampler) is keras_hub.samplers.GreedySampler

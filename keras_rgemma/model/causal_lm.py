@@ -8,6 +8,7 @@ from keras import ops
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.model.presets import PresetLoading, has_tokenizer, presets
+from keras_rgemma.model.samplers import check_sampler, compares_hidden_states, without_softmax
 from keras_rgemma.ops.documents import document_positions
 from keras_rgemma.shapes import check_padding_mask, check_token_ids
 
@@ -68,7 +69,12 @@ class RGemmaCausalLM(PresetLoading, keras_hub.models.CausalLM):
             weighted_metrics: "auto" for sparse categorical accuracy.
             sampler: name or instance from `keras_hub.samplers`.
             **kwargs: of `keras.Model.compile`.
+
+        Raises:
+            ValueError: a sampler that `generate` cannot use.
         """
+        sampler = keras_hub.samplers.get(sampler)
+        check_sampler(sampler)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -205,7 +211,7 @@ class RGemmaCausalLM(PresetLoading, keras_hub.models.CausalLM):
             ends = (tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None))
             return tuple(id for id in ends if id is not None)
         ids = tuple(int(id) for id in stop_token_ids)
-        check_token_ids(np.array([ids], "int32"), self.backbone.vocabulary_size)
+        check_token_ids(np.array([ids]), self.backbone.vocabulary_size, "stop_token_ids")
         return ids
 
     def make_generate_function(self):
@@ -221,7 +227,10 @@ class RGemmaCausalLM(PresetLoading, keras_hub.models.CausalLM):
         if self.generate_function is None or self._generation_key != key:
             self.generate_function = GenerationPrograms(
                 self,
-                self.sampler,
+                without_softmax(self.sampler),
+                hidden_dim=self.backbone.hidden_dim
+                if compares_hidden_states(self.sampler)
+                else None,
                 jit_compile=getattr(self, "jit_compile", True),
                 run_eagerly=self.run_eagerly,
             )
@@ -281,7 +290,9 @@ class RGemmaCausalLM(PresetLoading, keras_hub.models.CausalLM):
         logits = self.compute_logits(hidden)
         if scoring_mode == "logits":
             return logits
-        targets = check_token_ids(ops.convert_to_numpy(target_ids), vocabulary_size)
+        targets = check_token_ids(
+            ops.convert_to_numpy(target_ids), vocabulary_size, name="target_ids"
+        )
         if targets.shape != ids.shape:
             raise ValueError(
                 f"`target_ids` must have the shape of `token_ids`, {ids.shape}. Received: "

@@ -1,0 +1,101 @@
+"""One measurement in a process of its own, so that its peak memory is its own."""
+
+import argparse
+import json
+
+import keras
+import numpy as np
+
+import keras_rgemma
+from keras_rgemma.benchmarks.timing import peak_memory_bytes, repeat, summary
+
+SIZES = {
+    "110m": {
+        "vocabulary_size": 32000,
+        "num_layers": 12,
+        "hidden_dim": 768,
+        "intermediate_dim": 2304,
+        "num_query_heads": 6,
+        "sliding_window_size": 512,
+    },
+    "tiny": {
+        "vocabulary_size": 512,
+        "num_layers": 3,
+        "hidden_dim": 64,
+        "intermediate_dim": 128,
+        "num_query_heads": 2,
+        "sliding_window_size": 32,
+    },
+}
+# Prompt tokens; new tokens of one decode; rows and tokens of a training step.
+WORK = {"110m": (2048, 64, 2, 512), "tiny": (64, 16, 2, 32)}
+
+
+def tokens(model, rows, length):
+    """Random token ids, int32 [rows, length]."""
+    return np.random.RandomState(0).randint(3, model.backbone.vocabulary_size, (rows, length))
+
+
+def measure_prefill(model, size, warmup, repeats):
+    """Tokens a second of reading one prompt, with the state and no logits as a result."""
+    length = WORK[size][0]
+    prompt = list(tokens(model, 1, length))
+    programs = model.make_generate_function()
+
+    def run():
+        _, state = programs.prefill(prompt, model.initial_state(1))
+        keras.ops.convert_to_numpy(state.num_tokens)
+
+    return summary(length, repeat(run, warmup, repeats))
+
+
+def measure_decode(model, size, warmup, repeats, batch_size):
+    """Tokens a second, all rows together, of `generate` after prompts of 16 tokens."""
+    count = WORK[size][1]
+    prompts = {"token_ids": tokens(model, batch_size, 16)}
+
+    def run():
+        model.generate(prompts, max_new_tokens=count, stop_token_ids=None)
+
+    return summary(batch_size * count, repeat(run, warmup, repeats))
+
+
+def measure_train(model, size, warmup, repeats):
+    """Tokens a second of one step of `fit` with Adam."""
+    _, _, rows, length = WORK[size]
+    ids = tokens(model, rows, length + 1)
+    inputs = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}
+    model.compile(optimizer="adam")
+    return summary(
+        rows * length,
+        repeat(lambda: model.train_on_batch(inputs, ids[:, 1:]), warmup, repeats),
+    )
+
+
+MEASURES = {
+    "prefill": measure_prefill,
+    "decode B1": lambda *args: measure_decode(*args, batch_size=1),
+    "decode B8": lambda *args: measure_decode(*args, batch_size=8),
+    "train": measure_train,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=MEASURES)
+    parser.add_argument("--size", choices=SIZES, default="110m")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    keras.utils.set_random_seed(0)
+    backbone = keras_rgemma.RGemmaBackbone(**SIZES[args.size], dtype=args.dtype)
+    model = keras_rgemma.RGemmaCausalLM(backbone)
+    result = MEASURES[args.what](model, args.size, args.warmup, args.repeats)
+    result["parameters"] = backbone.count_params()
+    result["peak_memory_bytes"] = peak_memory_bytes()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Fair timing: ceilings of the machine, repeats with a spread, peak memory."""
+
+import resource
+import statistics
+import sys
+import time
+
+import numpy as np
+
+
+def repeat(function, warmup, repeats):
+    """Seconds of each of `repeats` calls, after `warmup` calls that do not count."""
+    for _ in range(warmup):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(amount, seconds):
+    """Median, lowest and highest rate of `amount` units in each of these times."""
+    return {
+        "median": amount / statistics.median(seconds),
+        "low": amount / max(seconds),
+        "high": amount / min(seconds),
+    }
+
+
+def ceilings():
+    """What the host can do at best, measured now: float32 products and reading memory.
+
+    Returns:
+        dict of `matmul_gflops` and `read_gb_per_s`.
+    """
+    size = 2048
+    left, right = (np.random.RandomState(i).rand(size, size).astype("float32") for i in (0, 1))
+    product = summary(2 * size**3 / 1e9, repeat(lambda: left @ right, 2, 5))
+    memory = np.ones(2**27, "float32")
+    read = summary(memory.nbytes / 1e9, repeat(memory.sum, 1, 5))
+    return {"matmul_gflops": product["high"], "read_gb_per_s": read["high"]}
+
+
+def peak_memory_bytes():
+    """The most memory this process has held: of the accelerator if there is one, else resident."""
+    on_device = _device_peak()
+    if on_device:
+        return on_device
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device_peak():
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        return sys.modules["torch"].cuda.max_memory_allocated()
+    if "jax" in sys.modules:
+        stats = sys.modules["jax"].devices()[0].memory_stats() or {}
+        return stats.get("peak_bytes_in_use", 0)
+    return 0

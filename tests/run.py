@@ -1,0 +1,47 @@
+"""Runs the whole suite on all three backends, two at a time, and fails if any of them does.
+
+python tests/run.py [pytest arguments]
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+def run(backend, arguments):
+    """The exit code, the output and the seconds of pytest on one backend."""
+    start = time.monotonic()
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return result.returncode, result.stdout, time.monotonic() - start
+
+
+def main():
+    arguments = sys.argv[1:]
+    style = [("check",), ("format", "--check")]
+    codes = [subprocess.call([sys.executable, "-m", "ruff", *how, str(ROOT)]) for how in style]
+    # Most of a run is compilation on one core.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        runs = {backend: pool.submit(run, backend, arguments) for backend in BACKENDS}
+        for backend, pending in runs.items():
+            code, output, seconds = pending.result()
+            print(f"===== {backend}, {seconds:.0f} s =====\n{output}", flush=True)
+            codes.append(code)
+    sys.exit(max(codes))
+
+
+if __name__ == "__main__":
+    main()
