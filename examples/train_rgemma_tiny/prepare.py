@@ -3,10 +3,11 @@
     apt-get install wordnet-base bible-kjv bible-kjv-text
     python examples/train_rgemma_tiny/prepare.py --out build/rgemma_tiny_en
 
-Two sources, both free to use (LICENSES.md): WordNet's glosses as questions and answers in Gemma's
-instruction format, and the King James Bible as plain text, one chapter a document. Writes
-tokenizer.model; train.npy, heldout.npy, heldout_wordnet.npy and heldout_bible.npy, flat uint16
-streams of `<bos> document <eos>`; and stats.json. The result depends on the sources alone. With
+Two sources, both free to use (their licences: presets/rgemma_tiny_en/LICENSES.md): WordNet's
+glosses as questions and answers in Gemma's instruction format, and the King James Bible as plain
+text, one chapter a document. Writes tokenizer.model; train.npy, heldout.npy, heldout_wordnet.npy
+and heldout_bible.npy, flat uint16 streams of `<bos> document <eos>`; and stats.json. The result
+depends on the sources alone. With
 wordnet-base 1:3.0-37, bible-kjv-text 4.38 and sentencepiece 0.2.3 it takes 20 seconds and prints
 
     split    source   documents   tokens     bytes  bytes/token

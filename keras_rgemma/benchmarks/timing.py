@@ -1,5 +1,6 @@
 """Fair timing: ceilings of the machine, repeats with a spread, peak memory."""
 
+import pathlib
 import resource
 import statistics
 import sys
@@ -45,9 +46,15 @@ def ceilings():
 
 def peak_memory_bytes():
     """The most memory this process has held: of the accelerator if there is one, else resident."""
-    on_device = _device_peak()
-    if on_device:
-        return on_device
+    return _device_peak() or _resident_peak()
+
+
+def _resident_peak():
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        # `ru_maxrss` starts from what the parent process held.
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

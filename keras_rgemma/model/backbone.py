@@ -9,12 +9,12 @@ from keras_rgemma.config import RECURRENT, RGemmaConfig
 from keras_rgemma.layers.document_positions import DocumentPositions
 from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
-from keras_rgemma.model.presets import PresetLoading
+from keras_rgemma.model.presets import Presets, resolve
 from keras_rgemma.ops.documents import continued_positions, last_token
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaBackbone(PresetLoading, keras_hub.models.Backbone):
+class RGemmaBackbone(keras_hub.models.Backbone):
     """RecurrentGemma: gated linear recurrences and local attention.
 
     Griffin (arXiv 2402.19427) and RecurrentGemma (arXiv 2404.07839). The memory it needs for
@@ -68,6 +68,8 @@ class RGemmaBackbone(PresetLoading, keras_hub.models.Backbone):
     })  # [1, 4, 16]
     ```
     """
+
+    presets = Presets()
 
     def __init__(
         self,
@@ -144,6 +146,27 @@ class RGemmaBackbone(PresetLoading, keras_hub.models.Backbone):
         # === Config ===
         for name, value in config.to_dict().items():
             setattr(self, name, value)
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """Creates the backbone from a preset.
+
+        Args:
+            preset: str, a name from `presets`, a folder saved by `save_to_preset`, or a hub
+                handle of such a folder.
+            load_weights: bool; False for random weights.
+            **kwargs: `dtype`, and what the constructor takes.
+
+        Raises:
+            ValueError: no such preset, or no weights to load.
+
+        Example:
+        ```python
+        backbone = keras_rgemma.RGemmaBackbone.from_preset("rgemma_tiny_en")
+        ```
+        """
+        folder = resolve(preset, load_weights)
+        return super().from_preset(folder, load_weights=load_weights, **kwargs)
 
     def call_layers(
         self,

@@ -7,14 +7,14 @@ from keras import ops
 
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
-from keras_rgemma.model.presets import PresetLoading, has_tokenizer, presets
+from keras_rgemma.model.presets import Presets, has_tokenizer, presets, resolve
 from keras_rgemma.model.samplers import check_sampler, compares_hidden_states, without_softmax
 from keras_rgemma.ops.documents import document_positions
 from keras_rgemma.shapes import check_padding_mask, check_token_ids
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaCausalLM(PresetLoading, keras_hub.models.CausalLM):
+class RGemmaCausalLM(keras_hub.models.CausalLM):
     """RecurrentGemma with a language-model head: `generate`, `fit`, `score`.
 
     Args:
@@ -41,6 +41,7 @@ class RGemmaCausalLM(PresetLoading, keras_hub.models.CausalLM):
 
     backbone_cls = RGemmaBackbone
     preprocessor_cls = RGemmaCausalLMPreprocessor
+    presets = Presets()
 
     def __init__(self, backbone, preprocessor=None, **kwargs):
         self.backbone = backbone
@@ -51,12 +52,27 @@ class RGemmaCausalLM(PresetLoading, keras_hub.models.CausalLM):
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
+        """Creates the model from a preset, with a preprocessor if the preset has a tokenizer.
+
+        Args:
+            preset: str, a name from `presets`, a folder saved by `save_to_preset`, or a hub
+                handle of such a folder.
+            load_weights: bool; False for random weights.
+            **kwargs: `dtype`, `preprocessor`, and what `keras.Model` takes.
+
+        Raises:
+            ValueError: no such preset, or no weights to load.
+
+        Example:
+        ```python
+        lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en", dtype="bfloat16")
+        ```
+        """
         known = presets().get(preset)
         if known and not has_tokenizer(known["path"]):
             kwargs.setdefault("preprocessor", None)
-        return super().from_preset(preset, load_weights=load_weights, **kwargs)
-
-    from_preset.__func__.__doc__ = PresetLoading.from_preset.__doc__
+        folder = resolve(preset, load_weights)
+        return super().from_preset(folder, load_weights=load_weights, **kwargs)
 
     def compile(
         self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="greedy", **kwargs
@@ -219,7 +235,7 @@ class RGemmaCausalLM(PresetLoading, keras_hub.models.CausalLM):
         from keras_rgemma.generation.programs import GenerationPrograms
 
         key = (
-            tuple(id(variable) for variable in self.variables),
+            tuple(id(variable) for variable in self.backbone.variables),
             id(self.sampler),
             self.dtype_policy.name,
             self.run_eagerly,

@@ -5,12 +5,12 @@ import keras_hub
 import numpy as np
 
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import PreprocessingPresetLoading
+from keras_rgemma.model.presets import Presets, resolve_tokenizer
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaCausalLMPreprocessor(PreprocessingPresetLoading, keras_hub.models.CausalLMPreprocessor):
+class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
     """Tokenizes, adds the start and end tokens, pads, and makes next-token labels.
 
     Args:
@@ -38,6 +38,12 @@ class RGemmaCausalLMPreprocessor(PreprocessingPresetLoading, keras_hub.models.Ca
 
     backbone_cls = RGemmaBackbone
     tokenizer_cls = RGemmaTokenizer
+    presets = Presets()
+
+    @classmethod
+    def from_preset(cls, preset, **kwargs):
+        """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
+        return super().from_preset(resolve_tokenizer(preset, cls.__name__), **kwargs)
 
     def prompt_token_ids(self, texts):
         """The token ids of prompts, with the start token and uncut.

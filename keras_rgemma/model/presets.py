@@ -81,57 +81,28 @@ def _check_weights(preset, weights):
     )
 
 
-class _Presets:
-    """The `presets` attribute of the classes: a fresh dict at each access."""
+def resolve_tokenizer(preset, class_name):
+    """The folder of a preset that something without weights is loaded from.
 
-    def __get__(self, instance, owner):
-        return {name: dict(metadata) for name, metadata in presets().items()}
-
-
-class PresetLoading:
-    """Lets `from_preset` of a KerasHub class take the names of this package's presets."""
-
-    presets = _Presets()
-
-    @classmethod
-    def from_preset(cls, preset, load_weights=True, **kwargs):
-        """Creates the model from a preset.
-
-        Args:
-            preset: str, a name from `presets`, a folder saved by `save_to_preset`, or a hub
-                handle of such a folder.
-            load_weights: bool; False for random weights.
-            **kwargs: `dtype`, and what the constructor takes.
-
-        Raises:
-            ValueError: no such preset, or no weights to load.
-
-        Example:
-        ```python
-        lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en")
-        ```
-        """
-        folder = resolve(preset, load_weights)
-        return super().from_preset(folder, load_weights=load_weights, **kwargs)
-
-
-class PreprocessingPresetLoading:
-    """The same for classes without weights: tokenizer and preprocessor."""
-
-    presets = _Presets()
-
-    @classmethod
-    def from_preset(cls, preset, **kwargs):
-        """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
-        folder = resolve(preset, load_weights=False)
-        if preset in presets() and not has_tokenizer(folder):
-            raise ValueError(
-                f"The preset {preset!r} comes without a tokenizer. Create {cls.__name__} from a "
-                "SentencePiece file, or use 'rgemma_tiny_en'."
-            )
-        return super().from_preset(folder, **kwargs)
+    Raises:
+        ValueError: nothing has this name, or it is a built-in preset without a tokenizer.
+    """
+    folder = resolve(preset, load_weights=False)
+    if preset in presets() and not has_tokenizer(folder):
+        raise ValueError(
+            f"The preset {preset!r} comes without a tokenizer. Create {class_name} from a "
+            "SentencePiece file, or use 'rgemma_tiny_en'."
+        )
+    return folder
 
 
 def has_tokenizer(folder):
     """Whether a local preset folder holds a tokenizer."""
     return (pathlib.Path(folder) / "tokenizer.json").exists()
+
+
+class Presets:
+    """The `presets` attribute of the public classes: a fresh dict at each access."""
+
+    def __get__(self, instance, owner):
+        return {name: dict(metadata) for name, metadata in presets().items()}

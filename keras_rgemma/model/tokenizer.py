@@ -4,14 +4,14 @@ import keras
 import keras_hub
 
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import PreprocessingPresetLoading
+from keras_rgemma.model.presets import Presets, resolve_tokenizer
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _SPACE_BYTES = ("<0xE2>", "<0x96>", "<0x81>")
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaTokenizer(PreprocessingPresetLoading, keras_hub.tokenizers.SentencePieceTokenizer):
+class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
     """Text to token ids and back, with a SentencePiece model.
 
     `<bos>`, `<eos>` and `<pad>` must be in the vocabulary. `<end_of_turn>`, the second token that
@@ -36,6 +36,7 @@ class RGemmaTokenizer(PreprocessingPresetLoading, keras_hub.tokenizers.SentenceP
 
     backbone_cls = RGemmaBackbone
     end_token2 = "<end_of_turn>"
+    presets = Presets()
 
     def __init__(self, proto=None, **kwargs):
         self._end_token2_id = None
@@ -44,6 +45,11 @@ class RGemmaTokenizer(PreprocessingPresetLoading, keras_hub.tokenizers.SentenceP
         self._add_special_token("<eos>", "end_token")
         self._add_special_token("<pad>", "pad_token")
         super().__init__(proto=proto, **kwargs)
+
+    @classmethod
+    def from_preset(cls, preset, **kwargs):
+        """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
+        return super().from_preset(resolve_tokenizer(preset, cls.__name__), **kwargs)
 
     @property
     def end_token2_id(self):

@@ -7,30 +7,37 @@ from keras import ops
 from recurrentgemma import common
 from recurrentgemma.jax import griffin
 
+from compiled import QUICK
+
 TYPES = {
     "recurrent": common.TemporalBlockType.RECURRENT,
     "attention": common.TemporalBlockType.ATTENTION,
 }
 
 
-def model(backbone, dtype=None):
-    config = backbone.config
+def griffin_config(config):
+    """DeepMind's config of the architecture of an `RGemmaConfig`."""
+    return common.GriffinConfig(
+        vocab_size=config.vocabulary_size,
+        width=config.hidden_dim,
+        mlp_expanded_width=config.intermediate_dim,
+        num_heads=config.num_query_heads,
+        lru_width=config.recurrence_width,
+        block_types=tuple(TYPES[t] for t in config.layer_types),
+        embeddings_scale_by_sqrt_dim=config.scale_embeddings,
+        attention_window_size=config.sliding_window_size,
+        logits_soft_cap=config.final_logit_soft_cap or 0.0,
+    )
+
+
+def model(config, dtype="float32"):
+    """DeepMind's model of an `RGemmaConfig`."""
+    # The linear scan is unrolled 128 times, which takes a minute to compile.
+    scan_type = common.ScanType.ASSOCIATIVE_NATIVE
     return griffin.Griffin(
-        common.GriffinConfig(
-            vocab_size=config.vocabulary_size,
-            width=config.hidden_dim,
-            mlp_expanded_width=config.intermediate_dim,
-            num_heads=config.num_query_heads,
-            lru_width=config.recurrence_width,
-            block_types=tuple(TYPES[t] for t in config.layer_types),
-            embeddings_scale_by_sqrt_dim=config.scale_embeddings,
-            attention_window_size=config.sliding_window_size,
-            logits_soft_cap=config.final_logit_soft_cap or 0.0,
-            # The linear scan is unrolled 128 times, which takes a minute to compile.
-            scan_type=common.ScanType.ASSOCIATIVE_NATIVE,
-        ),
+        griffin_config(config)._replace(scan_type=scan_type),
         gradient_checkpointing=False,
-        dtype=dtype,
+        dtype=jnp.dtype(dtype),
     )
 
 
@@ -86,7 +93,7 @@ def params(backbone):
     """DeepMind's parameter tree with our values."""
     tree, stacked = {}, {}
     for path, variable, convert in weights_of(backbone):
-        value = convert(ops.convert_to_numpy(ops.cast(variable, "float32")))
+        value = convert(ops.convert_to_numpy(ops.cast(variable.value, "float32")))
         if isinstance(path[-1], int):
             stacked.setdefault(path[:-1], {})[path[-1]] = value
             continue
@@ -118,28 +125,33 @@ def segment_positions(padding_mask):
     return positions
 
 
-def logits(backbone, token_ids, padding_mask, dtype=None, tree=None):
-    """DeepMind's logits [B, T, V] as float32."""
-    tree = params(backbone) if tree is None else tree
-    if dtype is not None:
-        tree = jax.tree.map(lambda x: x.astype(dtype), tree)
-    out = jax.jit(_apply(backbone, token_ids, padding_mask, dtype))(tree)
-    return np.asarray(out.astype("float32"))
+def logits(backbone, token_ids, padding_mask, dtype="float32"):
+    """DeepMind's logits [B, T, V], computed in a dtype; float64 serves as the truth."""
+    with jax.enable_x64(dtype == "float64"):
+        program = compiled(apply(backbone, token_ids, padding_mask, dtype))
+        return np.asarray(program(params(backbone)))
 
 
-def gradients(backbone, token_ids, padding_mask, loss):
+def gradients(backbone, token_ids, padding_mask, loss, dtype="float32"):
     """The tree of gradients of `loss(logits)`, a function of jax arrays."""
-    apply = _apply(backbone, token_ids, padding_mask)
-    return jax.jit(jax.grad(lambda tree: loss(apply(tree))))(params(backbone))
+    with jax.enable_x64(dtype == "float64"):
+        forward = apply(backbone, token_ids, padding_mask, dtype)
+        return compiled(jax.grad(lambda tree: loss(forward(tree))))(params(backbone))
 
 
-def _apply(backbone, token_ids, padding_mask, dtype=None):
-    """A function of the parameter tree; to be jitted, as op by op it compiles for minutes."""
+def compiled(function):
+    """The function in one program: operation by operation it compiles for minutes."""
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def apply(backbone, token_ids, padding_mask, dtype="float32"):
+    """The logits as a function of the parameter tree; to be compiled."""
     token_ids = jnp.asarray(token_ids, "int32")
     positions = jnp.asarray(segment_positions(padding_mask), "int32")
-    reference = model(backbone, dtype)
+    reference = model(backbone.config, dtype)
 
-    def apply(tree):
+    def run(tree):
+        tree = jax.tree.map(lambda x: x.astype(dtype), tree)
         return reference.apply({"params": tree}, token_ids, positions, return_cache=False)[0]
 
-    return apply
+    return run
