@@ -1,0 +1,71 @@
+"""`score` looks at given tokens with the same forward pass as training."""
+
+import keras
+import numpy as np
+import pytest
+
+import tiny
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny.randomize(tiny.causal_lm())
+
+
+def test_logits_are_those_of_the_model(lm):
+    inputs = tiny.arrays()
+    scored = tiny.numpy(lm.score(**inputs))
+    called = tiny.numpy(lm(inputs))
+    tokens = inputs["padding_mask"] > 0
+    np.testing.assert_allclose(scored[tokens], called[tokens], atol=1e-6)
+
+
+def test_losses_are_the_cross_entropy_of_the_targets(lm):
+    inputs = tiny.arrays()
+    targets = np.roll(inputs["token_ids"], -1, axis=1)
+    losses = tiny.numpy(lm.score(**inputs, scoring_mode="loss", target_ids=targets))
+    logits = tiny.numpy(lm.score(**inputs)).astype("float64")
+    log_sum = np.log(np.exp(logits).sum(axis=-1))
+    chosen = np.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0]
+    # float32 against float64 of numbers near 6.
+    np.testing.assert_allclose(losses, log_sum - chosen, atol=1e-5)
+
+
+def test_packed_documents_are_scored_each_for_itself(lm):
+    ids = tiny.arrays()["token_ids"][:1].repeat(2, axis=0)
+    alone = np.roll(ids, -3, axis=1)
+    mask = np.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 0, 0, 0]])
+    packed, alone = tiny.numpy(lm.score(np.stack([ids[0], alone[0]]), mask))
+    np.testing.assert_allclose(packed[3:], alone[:4], atol=1e-5)
+
+
+def test_the_intercept_sees_and_replaces_every_layers_output(lm):
+    inputs = tiny.arrays()
+    plain = tiny.numpy(lm.score(**inputs))
+    seen = []
+
+    def watch(x, index):
+        seen.append((index, tuple(x.shape)))
+        return x
+
+    np.testing.assert_array_equal(tiny.numpy(lm.score(**inputs, layer_intercept_fn=watch)), plain)
+    assert seen == [(index, (2, 7, 16)) for index in (-1, 0, 1, 2)]
+    for index in (-1, 0, 1, 2):
+        changed = lm.score(
+            **inputs,
+            layer_intercept_fn=lambda x, i, at=index: x * (2.0 if i == at else 1.0) + (i == at),
+        )
+        assert np.abs(tiny.numpy(changed) - plain).max() > 1e-3, index
+
+
+def test_bad_arguments_are_named(lm):
+    inputs = tiny.arrays()
+    with pytest.raises(ValueError, match="'perplexity'"):
+        lm.score(**inputs, scoring_mode="perplexity")
+    with pytest.raises(ValueError, match="target_ids"):
+        lm.score(**inputs, scoring_mode="loss")
+    with pytest.raises(ValueError, match=r"\(2, 7\).*\(2, 5\)"):
+        lm.score(**inputs, scoring_mode="loss", target_ids=inputs["token_ids"][:, :5])
+    with pytest.raises(ValueError, match="400"):
+        lm.score(np.full((2, 7), 400))
+    assert keras.ops.shape(lm.score(**inputs)) == (2, 7, 400)
