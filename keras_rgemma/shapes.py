@@ -19,6 +19,8 @@
 A local name such as `x_BTD` carries them inside `ops` and `layers`.
 """
 
+import difflib
+
 import numpy as np
 
 
@@ -107,3 +109,18 @@ def check_one_document(padding_mask):
                 "without a pad between). Generation and states take one a row: split the row."
             )
     return (padding_mask > 0).sum(axis=1)
+
+
+def check_keywords(kwargs, known, owner):
+    """Raises a TypeError for keyword arguments that Keras would silently ignore.
+
+    Args:
+        kwargs: dict, what is left of the arguments.
+        known: sequence of str, what Keras understands.
+        owner: str, the class that was given them.
+    """
+    for name in kwargs:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{owner} has no argument {name!r}.{hint} See its docstring.")

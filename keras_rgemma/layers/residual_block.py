@@ -23,6 +23,8 @@ class ResidualBlock(keras.layers.Layer):
         mlp: dict, the arguments of `GatedMLP`.
         layer_norm_epsilon: float.
         dropout: float, the rate at which the outputs of both sublayers are dropped in training.
+        gradient_checkpointing: bool, whether the backward pass computes the activations inside of
+            both sublayers again instead of keeping them.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -36,7 +38,16 @@ class ResidualBlock(keras.layers.Layer):
         float [B, T, D], or with `return_state` a pair of it and the new state.
     """
 
-    def __init__(self, block_type, temporal, mlp, layer_norm_epsilon=1e-6, dropout=0.0, **kwargs):
+    def __init__(
+        self,
+        block_type,
+        temporal,
+        mlp,
+        layer_norm_epsilon=1e-6,
+        dropout=0.0,
+        gradient_checkpointing=False,
+        **kwargs,
+    ):
         # Without autocast the float32 part of a state stays float32 in mixed precision.
         super().__init__(autocast=False, **kwargs)
         self.block_type = block_type
@@ -44,6 +55,7 @@ class ResidualBlock(keras.layers.Layer):
         self.mlp = dict(mlp)
         self.layer_norm_epsilon = layer_norm_epsilon
         self.dropout = dropout
+        self.gradient_checkpointing = gradient_checkpointing
         dtype = self.dtype_policy
         self.temporal_pre_norm = RMSNorm(layer_norm_epsilon, name="temporal_pre_norm", dtype=dtype)
         if block_type == RECURRENT:
@@ -71,14 +83,26 @@ class ResidualBlock(keras.layers.Layer):
             ones = ops.ones_like(x[:, :, 0], dtype="int32")
             positions = ops.cumsum(ones, axis=1) - 1
         x = ops.cast(x, self.compute_dtype)
-        normed = self.temporal_pre_norm(x)
-        mixed = self.temporal_block(normed, positions, state=state, return_state=return_state)
+        if state is None and not return_state:
+            mixed = self._recomputed(lambda x: self._mix(x, positions))(x)
+        else:
+            mixed = self._mix(x, positions, state=state, return_state=return_state)
         if return_state:
             mixed, state = mixed
+        # Dropout stays outside of what is recomputed: its seed moves on once.
         x = x + self.residual_dropout(mixed, training=training)
-        fed = self.mlp_block(self.channel_pre_norm(x))
+        fed = self._recomputed(self._feed)(x)
         x = x + self.residual_dropout(fed, training=training)
         return (x, state) if return_state else x
+
+    def _mix(self, x, positions, **kwargs):
+        return self.temporal_block(self.temporal_pre_norm(x), positions, **kwargs)
+
+    def _feed(self, x):
+        return self.mlp_block(self.channel_pre_norm(x))
+
+    def _recomputed(self, function):
+        return keras.remat(function) if self.gradient_checkpointing else function
 
     def compute_output_spec(self, x, positions=None, state=None, return_state=False, training=None):
         if return_state:
@@ -94,4 +118,5 @@ class ResidualBlock(keras.layers.Layer):
             "mlp": self.mlp,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "dropout": self.dropout,
+            "gradient_checkpointing": self.gradient_checkpointing,
         }

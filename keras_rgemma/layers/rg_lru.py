@@ -58,8 +58,8 @@ class RGLRU(keras.layers.Layer):
     """
 
     def __init__(self, num_blocks, **kwargs):
-        # Without autocast `a_param` and the state keep float32 in mixed precision: a decay near 1
-        # does not survive half precision.
+        # Without autocast, here and of `a_param`, both it and the state keep float32 in mixed
+        # precision: a decay near 1 does not survive half precision.
         super().__init__(autocast=False, **kwargs)
         self.num_blocks = num_blocks
 
@@ -72,7 +72,7 @@ class RGLRU(keras.layers.Layer):
         for gate in (self.input_gate, self.a_gate):
             gate.build((self.num_blocks, batch, time, width // self.num_blocks))
         self.a_param = self.add_weight(
-            name="a_param", shape=(width,), initializer=RecurrenceInitializer()
+            name="a_param", shape=(width,), initializer=RecurrenceInitializer(), autocast=False
         )
         self.built = True
 

@@ -28,13 +28,15 @@ class RMSNorm(keras.layers.Layer):
     """
 
     def __init__(self, epsilon=1e-6, **kwargs):
-        # Without autocast `scale` keeps its dtype: half precision would round it away in
-        # `1 + scale`.
+        # Without autocast, here and below, `scale` keeps its dtype: half precision would round it
+        # away in `1 + scale`.
         super().__init__(autocast=False, **kwargs)
         self.epsilon = epsilon
 
     def build(self, input_shape):
-        self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="zeros")
+        self.scale = self.add_weight(
+            name="scale", shape=(input_shape[-1],), initializer="zeros", autocast=False
+        )
         self.built = True
 
     def call(self, x):

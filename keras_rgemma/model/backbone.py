@@ -11,6 +11,7 @@ from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
 from keras_rgemma.model.presets import Presets, resolve
 from keras_rgemma.ops.documents import continued_positions, last_token
+from keras_rgemma.shapes import check_keywords
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -57,6 +58,7 @@ class RGemmaBackbone(keras_hub.models.Backbone):
 
     Raises:
         ValueError: a size is not positive, heads do not divide widths, an unknown block type.
+        TypeError: an unknown argument.
 
     Example:
     ```python
@@ -95,6 +97,7 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         dtype=None,
         **kwargs,
     ):
+        check_keywords(kwargs, ("name", "trainable"), type(self).__name__)
         config = RGemmaConfig(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
@@ -135,7 +138,9 @@ class RGemmaBackbone(keras_hub.models.Backbone):
             "token_ids": keras.Input(shape=(None,), dtype="int32", name="token_ids"),
             "padding_mask": keras.Input(shape=(None,), dtype="int32", name="padding_mask"),
         }
-        positions = DocumentPositions(name="document_positions")(inputs["padding_mask"])
+        positions = DocumentPositions(dtype=dtype, name="document_positions")(
+            inputs["padding_mask"]
+        )
         super().__init__(
             inputs=inputs,
             outputs=self.call_layers(inputs["token_ids"], positions),
@@ -232,7 +237,7 @@ class RGemmaBackbone(keras_hub.models.Backbone):
 
 
 def _residual_blocks(config, dtype):
-    """The layers, with the activation-saving scope that `gradient_checkpointing` asks for."""
+    """The layers that the configuration asks for."""
     output_variance = 2.0 / config.num_layers
     recurrent = {
         "lru_dim": config.recurrence_width,
@@ -255,18 +260,16 @@ def _residual_blocks(config, dtype):
         "activation": config.activation,
         "output_variance": output_variance,
     }
-    names = [f"block_{i}" for i in range(config.num_layers)]
-    recomputed = names if config.gradient_checkpointing else []
-    with keras.RematScope(mode="list_of_layers", layer_names=recomputed):
-        return [
-            ResidualBlock(
-                layer_type,
-                temporal=recurrent if layer_type == RECURRENT else attention,
-                mlp=mlp,
-                layer_norm_epsilon=config.layer_norm_epsilon,
-                dropout=config.dropout,
-                dtype=dtype,
-                name=name,
-            )
-            for layer_type, name in zip(config.layer_types, names, strict=True)
-        ]
+    return [
+        ResidualBlock(
+            layer_type,
+            temporal=recurrent if layer_type == RECURRENT else attention,
+            mlp=mlp,
+            layer_norm_epsilon=config.layer_norm_epsilon,
+            dropout=config.dropout,
+            gradient_checkpointing=config.gradient_checkpointing,
+            dtype=dtype,
+            name=f"block_{i}",
+        )
+        for i, layer_type in enumerate(config.layer_types)
+    ]

@@ -10,7 +10,7 @@ from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.model.presets import Presets, has_tokenizer, presets, resolve
 from keras_rgemma.model.samplers import check_sampler, compares_hidden_states, without_softmax
 from keras_rgemma.ops.documents import document_positions
-from keras_rgemma.shapes import check_padding_mask, check_token_ids
+from keras_rgemma.shapes import check_keywords, check_padding_mask, check_token_ids
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -44,6 +44,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
     presets = Presets()
 
     def __init__(self, backbone, preprocessor=None, **kwargs):
+        check_keywords(kwargs, ("name", "trainable", "compile"), type(self).__name__)
         self.backbone = backbone
         self.preprocessor = preprocessor
         self._generation_key = None

@@ -45,6 +45,24 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
         return super().from_preset(resolve_tokenizer(preset, cls.__name__), **kwargs)
 
+    def _generate_preprocess_python(self, x, sequence_length=None):
+        # KerasHub's own always adds the start token.
+        if not self.built:
+            self.build(None)
+        token_ids, padding_mask = self.packer(
+            self.tokenizer(x),
+            sequence_length=sequence_length,
+            add_start_value=self.add_start_token,
+            add_end_value=False,
+        )
+        return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+    def generate_postprocess(self, x):
+        """The text of a dict of `token_ids` and an integer or boolean `padding_mask`."""
+        mask = x["padding_mask"]
+        mask = np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
+        return super().generate_postprocess({**x, "padding_mask": mask != 0})
+
     def prompt_token_ids(self, texts):
         """The token ids of prompts, with the start token and uncut.
 

@@ -2,12 +2,11 @@
 
 import keras
 import keras_hub
+import sentencepiece
 
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.presets import Presets, resolve_tokenizer
-
-_SPACE = "\u2581"  # what SentencePiece writes for a space
-_SPACE_BYTES = ("<0xE2>", "<0x96>", "<0x81>")
+from keras_rgemma.ops.literal_space import space_ids, with_literal_spaces
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -40,7 +39,6 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
     def __init__(self, proto=None, **kwargs):
         self._end_token2_id = None
-        self._space_ids = None
         self._add_special_token("<bos>", "start_token")
         self._add_special_token("<eos>", "end_token")
         self._add_special_token("<pad>", "pad_token")
@@ -60,28 +58,24 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
     def set_proto(self, proto):
         super().set_proto(proto)
-        vocabulary = self._token_to_id_map or {}
-        self._end_token2_id = vocabulary.get(self.end_token2)
-        ids = tuple(vocabulary.get(piece) for piece in _SPACE_BYTES)
-        self._space_ids = None if None in ids else ids
+        self._end_token2_id = (self._token_to_id_map or {}).get(self.end_token2)
 
-    # SentencePiece reads a literal U+2581 as a space. With byte fallback it is spelled as its
-    # bytes instead, so that every text comes back as it was.
-
-    def _tokenize_spm(self, inputs):
-        whole = super()._tokenize_spm
-        literal = isinstance(inputs, str) and _SPACE in inputs
-        listed = isinstance(inputs, (list, tuple)) and any(
-            isinstance(text, str) and _SPACE in text for text in inputs
+    def _set_proto_spm(self, proto):
+        super()._set_proto_spm(proto)
+        self._sentence_piece_spm = with_literal_spaces(
+            self._sentence_piece_spm, as_text=is_text(self.compute_dtype)
         )
-        if self._space_ids is None or self.sequence_length or not (literal or listed):
-            return whole(inputs)
-        if literal:
-            return self._join(whole(inputs.split(_SPACE)))
-        return [self._join(whole(text.split(_SPACE))) for text in inputs]
 
-    def _join(self, parts):
-        ids = list(parts[0])
-        for part in parts[1:]:
-            ids += [*self._space_ids, *part]
-        return ids
+    def _set_proto_tf(self, proto):
+        super()._set_proto_tf(proto)
+        from keras_rgemma.ops.literal_space.tensorflow import with_literal_spaces as in_graphs
+
+        # The other processor does not exist yet when this one is made.
+        processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        if not (self.add_bos or self.add_eos or is_text(self.compute_dtype)):
+            self._sentence_piece = in_graphs(self._sentence_piece, space_ids(processor))
+
+
+def is_text(dtype):
+    """Whether a tokenizer with this dtype returns pieces instead of ids."""
+    return "str" in str(dtype)

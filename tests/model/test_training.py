@@ -244,7 +244,7 @@ def test_recomputed_activations_are_dropped_alike(plain_steps):
     keras.utils.set_random_seed(1)
     received = steps(small(dropout=0.5, gradient_checkpointing=True), 2)
     np.testing.assert_allclose(received, expected, rtol=1e-4)
-    assert abs(expected[0] - plain_steps[0]) > 0.01
+    assert abs(expected[1] - plain_steps[1]) > 0.1
 
 
 def test_a_model_that_recomputes_can_generate():

@@ -29,7 +29,8 @@ def with_weights_of(lm, dtype=None, **changes):
 
 
 def copy_weights(source, target):
-    for new, old in zip(target.weights, source.weights, strict=True):
+    """Copies the weights, and the seeds of dropout."""
+    for new, old in zip(target.variables, source.variables, strict=True):
         new.assign(to_numpy(old.value))
 
 

@@ -12,7 +12,7 @@ from keras import ops
 from keras_rgemma.config import ATTENTION, RECURRENT
 from keras_rgemma.layers import gated_mlp
 from parity import deepmind
-from parity.backend_gradients import weight_gradients
+from parity.backend_gradients import loss_of_weights, weight_gradients, weight_values
 from parity.random_models import logits_program, random_lm, random_rows, with_weights_of
 
 # Forward and backward pass each add up some hundred terms in another order, in float32 (6e-8); ten
@@ -123,12 +123,15 @@ def test_logits_and_gradients_are_deepminds_as_the_decay_goes_to_one():
 
 
 def test_gradients_are_the_same_when_activations_are_recomputed():
+    # With dropout, which must not be drawn anew in the backward pass.
     layers = SMALL["num_layers"]
-    lm = random_lm(seed=6, vocabulary_size=VOCABULARY, **SMALL)
+    lm = random_lm(seed=6, vocabulary_size=VOCABULARY, dropout=0.3, **SMALL)
     recomputing = with_weights_of(lm, gradient_checkpointing=True)
     token_ids, mask = random_rows(6, 17, VOCABULARY)
     loss, _ = losses(6, token_ids, mask)
+    keras.utils.set_random_seed(6)
     kept = weight_gradients(lm, loss, token_ids, mask)
+    keras.utils.set_random_seed(6)
     with mock.patch.object(gated_mlp, "activation", wraps=gated_mlp.activation) as mlp_calls:
         recomputed = weight_gradients(recomputing, loss, token_ids, mask)
     assert kept.keys() == recomputed.keys()
@@ -137,15 +140,7 @@ def test_gradients_are_the_same_when_activations_are_recomputed():
         assert relative_difference(recomputed[path], gradient) <= TOLERANCE, path
     # JAX traces a layer once and repeats what it recorded, the others call it twice.
     if keras.config.backend() == "jax":
-        assert str(jaxpr(recomputing, loss, token_ids, mask)).count("= remat") == layers
+        program = jax.make_jaxpr(jax.grad(loss_of_weights(recomputing, loss, token_ids, mask)))
+        assert str(program(weight_values(recomputing))).count("= remat") >= layers
     else:
         assert mlp_calls.call_count == 2 * layers
-
-
-def jaxpr(lm, loss, token_ids, padding_mask):
-    inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
-
-    def loss_of(values):
-        return loss(lm.stateless_call(values, [], inputs, training=True)[0])
-
-    return jax.make_jaxpr(jax.grad(loss_of))([v.value for v in lm.trainable_variables])

@@ -1,0 +1,61 @@
+"""SentencePiece that gives back a literal U+2581.
+
+SentencePiece writes a space as U+2581, so it reads a U+2581 in the text as a space. Where the
+vocabulary has byte pieces the character is spelled with its three bytes instead, and every text
+comes back as it went in.
+"""
+
+SPACE = "\u2581"
+SPACE_BYTES = ("<0xE2>", "<0x96>", "<0x81>")
+
+
+def space_ids(processor):
+    """The ids of the bytes of U+2581, or None if the vocabulary has no byte pieces."""
+    ids = [processor.PieceToId(piece) for piece in SPACE_BYTES]
+    return None if processor.unk_id() in ids else ids
+
+
+def with_literal_spaces(processor, as_text=False):
+    """A `SentencePieceProcessor` that encodes U+2581 as its bytes.
+
+    Args:
+        processor: `sentencepiece.SentencePieceProcessor`.
+        as_text: bool, whether it returns pieces instead of ids.
+
+    Returns:
+        What is used in its place, or the processor itself if its vocabulary has no byte pieces.
+    """
+    ids = space_ids(processor)
+    if ids is None:
+        return processor
+    return _Encoder(processor, list(SPACE_BYTES) if as_text else ids)
+
+
+class _Encoder:
+    """A processor whose `Encode` splits texts at U+2581; all else is the processor's own."""
+
+    def __init__(self, processor, space_tokens):
+        self.processor = processor
+        self.space_tokens = space_tokens
+
+    def __getattr__(self, name):
+        if name == "processor":  # while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.processor, name)
+
+    def Encode(self, texts, add_bos=False, add_eos=False):
+        """Tokens of each of a list of texts."""
+        if not any(SPACE in text for text in texts):
+            return self.processor.Encode(texts, add_bos=add_bos, add_eos=add_eos)
+        return [self._encode(text, add_bos, add_eos) for text in texts]
+
+    def _encode(self, text, add_bos, add_eos):
+        parts = text.split(SPACE)
+        last = len(parts) - 1
+        tokens = []
+        for i, part in enumerate(parts):
+            tokens += self.space_tokens if i else []
+            tokens += self.processor.Encode(
+                part, add_bos=add_bos and i == 0, add_eos=add_eos and i == last
+            )
+        return tokens
