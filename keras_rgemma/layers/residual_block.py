@@ -91,7 +91,7 @@ class ResidualBlock(keras.layers.Layer):
             mixed, state = mixed
         # Dropout stays outside of what is recomputed: its seed moves on once.
         x = x + self.residual_dropout(mixed, training=training)
-        fed = self._recomputed(self._feed)(x)
+        fed = self._recomputed(lambda x: self._feed(x))(x)
         x = x + self.residual_dropout(fed, training=training)
         return (x, state) if return_state else x
 
@@ -102,6 +102,8 @@ class ResidualBlock(keras.layers.Layer):
         return self.mlp_block(self.channel_pre_norm(x))
 
     def _recomputed(self, function):
+        # Give it a new function each time: JAX keeps the trace of one that it knows, and with it
+        # the weights that were read then.
         return keras.remat(function) if self.gradient_checkpointing else function
 
     def compute_output_spec(self, x, positions=None, state=None, return_state=False, training=None):

@@ -61,7 +61,9 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         """The text of a dict of `token_ids` and an integer or boolean `padding_mask`."""
         mask = x["padding_mask"]
         mask = np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
-        return super().generate_postprocess({**x, "padding_mask": mask != 0})
+        if "bool" not in str(mask.dtype):
+            mask = mask != 0
+        return super().generate_postprocess({**x, "padding_mask": mask})
 
     def prompt_token_ids(self, texts):
         """The token ids of prompts, with the start token and uncut.
