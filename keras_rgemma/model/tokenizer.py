@@ -43,6 +43,8 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         self._add_special_token("<eos>", "end_token")
         self._add_special_token("<pad>", "pad_token")
         super().__init__(proto=proto, **kwargs)
+        # There is nothing to build, and `quantize` of a model refuses layers that are not.
+        self.built = True
 
     @classmethod
     def from_preset(cls, preset, **kwargs):
