@@ -43,8 +43,14 @@ class GenerationPrograms:
         self.hidden_dim = hidden_dim
         self.jit_compile = jit_compile
         self.run_eagerly = run_eagerly
-        self._prefill = self._compile(self._prefill_step)
-        self._decode = {}
+        self._programs = {}
+        self._decoders = {}
+
+    def compiled(self, function):
+        """A function of arrays that reads the model's weights, as a program for each shape."""
+        if function not in self._programs:
+            self._programs[function] = self._compile(function)
+        return self._programs[function]
 
     def _compile(self, function):
         if self.run_eagerly and keras.config.backend() != "torch":
@@ -57,7 +63,7 @@ class GenerationPrograms:
         return (hidden if self.hidden_dim else ()), state
 
     def _decode_program(self, stop_token_ids):
-        if stop_token_ids not in self._decode:
+        if stop_token_ids not in self._decoders:
 
             def decode(tokens, index, budgets, state, prompt_hidden):
                 return sample(
@@ -71,8 +77,8 @@ class GenerationPrograms:
                     prompt_hidden,
                 )
 
-            self._decode[stop_token_ids] = self._compile(decode)
-        return self._decode[stop_token_ids]
+            self._decoders[stop_token_ids] = decode
+        return self.compiled(self._decoders[stop_token_ids])
 
     def prefill(self, prompts, state):
         """Runs prompts once through the model.
@@ -92,7 +98,7 @@ class GenerationPrograms:
             size = min(bucket(longest - start), PREFILL_CHUNK)
             pieces = [prompt[start : start + size] for prompt in prompts]
             token_ids, mask = pad_right(pieces, size)
-            piece_hidden, state = self._prefill(
+            piece_hidden, state = self.compiled(self._prefill_step)(
                 ops.convert_to_tensor(token_ids), ops.convert_to_tensor(mask), state
             )
             if self.hidden_dim:

@@ -1,5 +1,7 @@
 """The causal language model: logits, text generation, scoring."""
 
+import functools
+
 import keras
 import keras_hub
 import numpy as np
@@ -299,12 +301,12 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         if padding_mask is not None:
             padding_mask = ops.convert_to_numpy(padding_mask)
         mask = check_padding_mask(padding_mask, ids.shape)
-        hidden = self.backbone.call_layers(
-            ops.convert_to_tensor(ids),
-            document_positions(ops.convert_to_tensor(mask)),
-            layer_intercept_fn=layer_intercept_fn,
-        )
-        logits = self.compute_logits(hidden)
+        forward = self._logits
+        if layer_intercept_fn:
+            forward = functools.partial(forward, layer_intercept_fn=layer_intercept_fn)
+        elif keras.config.backend() != "torch":  # where programs of generation keep no gradients
+            forward = self.make_generate_function().compiled(forward)
+        logits = forward(ops.convert_to_tensor(ids), ops.convert_to_tensor(mask))
         if scoring_mode == "logits":
             return logits
         targets = check_token_ids(
@@ -317,6 +319,12 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
             )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
         return loss(ops.convert_to_tensor(targets), logits)
+
+    def _logits(self, token_ids, padding_mask, layer_intercept_fn=None):
+        hidden = self.backbone.call_layers(
+            token_ids, document_positions(padding_mask), layer_intercept_fn=layer_intercept_fn
+        )
+        return self.compute_logits(hidden)
 
 
 def _arrays(prompts, new, width):

@@ -17,7 +17,8 @@ def test_logits_are_those_of_the_model(lm):
     scored = tiny.numpy(lm.score(**inputs))
     called = tiny.numpy(lm(inputs))
     tokens = inputs["padding_mask"] > 0
-    np.testing.assert_allclose(scored[tokens], called[tokens], atol=1e-6)
+    # A compiled program sums float32 in another order.
+    np.testing.assert_allclose(scored[tokens], called[tokens], atol=1e-5)
 
 
 def test_losses_are_the_cross_entropy_of_the_targets(lm):
@@ -48,7 +49,8 @@ def test_the_intercept_sees_and_replaces_every_layers_output(lm):
         seen.append((index, tuple(x.shape)))
         return x
 
-    np.testing.assert_array_equal(tiny.numpy(lm.score(**inputs, layer_intercept_fn=watch)), plain)
+    watched = tiny.numpy(lm.score(**inputs, layer_intercept_fn=watch))
+    np.testing.assert_allclose(watched, plain, atol=1e-5)
     assert seen == [(index, (2, 7, 16)) for index in (-1, 0, 1, 2)]
     for index in (-1, 0, 1, 2):
         changed = lm.score(

@@ -1,0 +1,137 @@
+"""The registry of presets: what a name stands for, and what is said when it stands for nothing."""
+
+import json
+import pathlib
+
+import pytest
+
+import keras_rgemma
+from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.model.presets import has_tokenizer, presets, resolve, resolve_tokenizer
+
+PUBLISHED = {
+    "rgemma_2b_en": "hf://google/recurrentgemma-2b",
+    "rgemma_instruct_2b_en": "hf://google/recurrentgemma-2b-it",
+    "rgemma_9b_en": "hf://google/recurrentgemma-9b",
+    "rgemma_instruct_9b_en": "hf://google/recurrentgemma-9b-it",
+}
+WEIGHTS = {
+    "rgemma_tiny_en": "embedded",
+    **PUBLISHED,
+    "griffin_7b": None,
+    "hawk_7b": None,
+}
+CLASSES = (
+    keras_rgemma.RGemmaBackbone,
+    keras_rgemma.RGemmaCausalLM,
+    keras_rgemma.RGemmaCausalLMPreprocessor,
+    keras_rgemma.RGemmaTokenizer,
+)
+
+
+def config_of(name):
+    saved = json.loads((pathlib.Path(presets()[name]["path"]) / "config.json").read_text())
+    assert saved["registered_name"] == "keras_rgemma>RGemmaBackbone"
+    fields = {
+        key: value
+        for key, value in saved["config"].items()
+        if key not in ("name", "trainable", "dtype")
+    }
+    return RGemmaConfig(**fields)
+
+
+def test_where_the_weights_come_from():
+    assert {name: found["weights"] for name, found in presets().items()} == WEIGHTS
+    sizes = [found["parameter_count"] for found in presets().values()]
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_parameter_count_is_that_of_the_config(name):
+    assert presets()[name]["parameter_count"] == config_of(name).parameter_count
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_preset_folder_serves_the_causal_lm(name):
+    metadata = json.loads((pathlib.Path(presets()[name]["path"]) / "metadata.json").read_text())
+    assert metadata["tasks"] == ["CausalLM"]
+
+
+def test_what_sets_the_architectures_apart():
+    assert config_of("hawk_7b").layer_types == ("recurrent",) * config_of("hawk_7b").num_layers
+    griffin = config_of("griffin_7b")
+    assert griffin.layer_types[:3] == ("recurrent", "recurrent", "attention")
+    assert griffin.final_logit_soft_cap is None
+    assert not griffin.scale_embeddings
+    for size, layers, width in (("2b", 26, 2560), ("9b", 38, 4096)):
+        base, tuned = config_of(f"rgemma_{size}_en"), config_of(f"rgemma_instruct_{size}_en")
+        assert base == tuned
+        assert (base.num_layers, base.hidden_dim, base.recurrence_width) == (layers, width, width)
+        assert (base.key_size, base.sliding_window_size) == (256, 2048)
+        assert (base.final_logit_soft_cap, base.vocabulary_size) == (30.0, 256_000)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_registry_cannot_be_changed_through_a_class(cls):
+    found = cls.presets
+    found["rgemma_tiny_en"]["description"] = "mine"
+    found.pop("hawk_7b")
+    assert set(cls.presets) == set(WEIGHTS)
+    assert cls.presets["rgemma_tiny_en"]["description"] != "mine"
+
+
+@pytest.mark.parametrize("cls", CLASSES[:2])
+@pytest.mark.parametrize("name", ["griffin_7b", "hawk_7b", *PUBLISHED])
+def test_weights_that_cannot_be_read_are_refused_before_anything_is_built(cls, name, monkeypatch):
+    monkeypatch.setattr(keras_rgemma.RGemmaBackbone, "__init__", None)
+    with pytest.raises(ValueError, match=rf"{name}.*load_weights=False"):
+        cls.from_preset(name)
+    # The way out that the message names: the architecture alone.
+    assert resolve(name, load_weights=False) == presets()[name]["path"]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    "typo, name",
+    [
+        ("rgemma_instruct_9b", "rgemma_instruct_9b_en"),
+        ("Hawk_7b", "hawk_7b"),
+        ("grifin_7b", "griffin_7b"),
+        ("recurrentgemma_2b_en", "rgemma_2b_en"),
+    ],
+)
+def test_an_unknown_name_is_told_the_closest(cls, typo, name):
+    with pytest.raises(ValueError, match=rf"{typo!r}.*'{name}'\?.*hf://"):
+        cls.from_preset(typo)
+
+
+def test_folders_and_handles_are_left_to_keras_hub(tmp_path):
+    assert resolve(str(tmp_path), load_weights=True) == str(tmp_path)
+    assert resolve(tmp_path, load_weights=True) == str(tmp_path)
+    for handle in ("hf://someone/fine-tune", "kaggle://someone/model/keras/variant"):
+        assert resolve(handle, load_weights=True) == handle
+    with pytest.raises(ValueError, match=r"config\.json"):
+        keras_rgemma.RGemmaCausalLM.from_preset(str(tmp_path))
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_name_is_unknown(empty):
+    with pytest.raises(ValueError, match="Unknown preset"):
+        keras_rgemma.RGemmaCausalLM.from_preset(empty)
+
+
+def test_tokenizers_of_presets():
+    tiny, large = presets()["rgemma_tiny_en"]["path"], presets()["rgemma_9b_en"]["path"]
+    assert has_tokenizer(tiny)
+    assert resolve_tokenizer("rgemma_tiny_en", "RGemmaTokenizer") == tiny
+    assert not has_tokenizer(large)
+    for cls in CLASSES[2:]:
+        with pytest.raises(ValueError, match=f"rgemma_9b_en.*without a tokenizer.*{cls.__name__}"):
+            cls.from_preset("rgemma_9b_en")
+    tokenizer = keras_rgemma.RGemmaTokenizer.from_preset("rgemma_tiny_en")
+    assert tokenizer.vocabulary_size() == config_of("rgemma_tiny_en").vocabulary_size
+    preprocessor = keras_rgemma.RGemmaCausalLMPreprocessor.from_preset(
+        "rgemma_tiny_en", sequence_length=9
+    )
+    assert preprocessor.sequence_length == 9
+    assert preprocessor.tokenizer.end_token2_id == 5
