@@ -1,4 +1,4 @@
-"""The preset that ships with its weights, and the registry around it."""
+"""The preset that ships with its weights."""
 
 import os
 import pathlib
@@ -15,15 +15,6 @@ from keras_rgemma.model import presets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QUESTION = "<start_of_turn>user\nWhat is a lighthouse?<end_of_turn>\n<start_of_turn>model\n"
-NAMES = {
-    "rgemma_tiny_en",
-    "rgemma_2b_en",
-    "rgemma_instruct_2b_en",
-    "rgemma_9b_en",
-    "rgemma_instruct_9b_en",
-    "griffin_7b",
-    "hawk_7b",
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +47,6 @@ def test_it_loads_in_the_default_dtype_or_the_one_asked_for(lm):
     assert lm.dtype_policy.name == "float32"
     half = keras_rgemma.RGemmaBackbone.from_preset("rgemma_tiny_en", dtype="bfloat16")
     assert {weight.dtype for weight in half.weights} == {"bfloat16"}
-
-
-def test_the_registry_holds_every_preset_with_its_size():
-    for cls in (
-        keras_rgemma.RGemmaBackbone,
-        keras_rgemma.RGemmaCausalLM,
-        keras_rgemma.RGemmaCausalLMPreprocessor,
-        keras_rgemma.RGemmaTokenizer,
-    ):
-        assert set(cls.presets) == NAMES
-    found = keras_rgemma.RGemmaCausalLM.presets
-    assert found["rgemma_2b_en"]["parameter_count"] == 2_682_862_080
-    assert all(metadata["description"] for metadata in found.values())
-
-
-@pytest.mark.parametrize("name", ["griffin_7b", "hawk_7b"])
-def test_presets_without_public_weights_say_so(name):
-    with pytest.raises(ValueError, match=f"{name}.*no public weights.*load_weights=False"):
-        keras_rgemma.RGemmaCausalLM.from_preset(name)
-
-
-def test_an_unknown_preset_names_the_closest():
-    with pytest.raises(ValueError, match=r"'rgemma_2b'.*Did you mean 'rgemma_2b_en'"):
-        keras_rgemma.RGemmaBackbone.from_preset("rgemma_2b")
-    with pytest.raises(ValueError, match="without a tokenizer"):
-        keras_rgemma.RGemmaTokenizer.from_preset("rgemma_2b_en")
 
 
 def test_keras_hub_loads_a_saved_folder(lm, tmp_path):
