@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import numbers
+import operator
 import struct
 
 RECURRENT = "recurrent"
@@ -54,10 +56,10 @@ class RGemmaConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
-        if isinstance(self.block_types, str):
+        if not isinstance(self.block_types, (list, tuple)):
             raise ValueError(
-                "`block_types` must be a sequence of block types. "
-                f"Received: {self.block_types!r}. Write ({self.block_types!r},)."
+                "`block_types` must be a list or tuple of block types. "
+                f"Received: {self.block_types!r}. Write for instance ('recurrent',)."
             )
         object.__setattr__(self, "block_types", tuple(self.block_types))
         self._check_counts()
@@ -78,22 +80,28 @@ class RGemmaConfig:
         )
         optional = tuple(n for n in ("head_dim", "lru_dim") if getattr(self, n) is not None)
         for name in required + optional:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}.")
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
 
     def _check_ranges(self):
-        cap = self.final_logit_soft_cap
-        rules = (
-            ("final_logit_soft_cap", cap is None or cap > 0, "positive, or None for no cap"),
-            ("rope_max_wavelength", self.rope_max_wavelength > 1, "greater than 1"),
-            ("rope_fraction", 0 <= self.rope_fraction <= 1, "between 0 and 1"),
-            ("layer_norm_epsilon", self.layer_norm_epsilon > 0, "positive"),
-            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
-        )
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"`{name}` must be {rule}. Received: {getattr(self, name)!r}.")
+        rules = {
+            "final_logit_soft_cap": (lambda x: x > 0, "positive, or None for no cap"),
+            "rope_max_wavelength": (lambda x: x > 1, "greater than 1"),
+            "rope_fraction": (lambda x: 0 <= x <= 1, "between 0 and 1"),
+            "layer_norm_epsilon": (lambda x: x > 0, "positive"),
+            "dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+        }
+        for name, (holds, rule) in rules.items():
+            value = getattr(self, name)
+            if name == "final_logit_soft_cap" and value is None:
+                continue
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not number or not holds(value):
+                raise ValueError(f"`{name}` must be a number {rule}. Received: {value!r}.")
+        for name in ("scale_embeddings", "gradient_checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"`{name}` must be True or False. Received: {getattr(self, name)!r}."
+                )
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"`activation` must be one of {ACTIVATIONS}. Received: {self.activation!r}."
@@ -121,13 +129,16 @@ class RGemmaConfig:
                 f"`num_key_value_heads`={self.num_key_value_heads} must divide "
                 f"`num_query_heads`={heads}."
             )
-        if RECURRENT in self.layer_types and self.recurrence_width % heads:
+        used = self.block_types[: self.num_layers]
+        if RECURRENT in used and self.recurrence_width % heads:
             raise ValueError(
                 f"`num_query_heads`={heads} must divide `lru_dim`={self.recurrence_width}: the "
                 "gates of the recurrence have one block a head."
             )
         rotated = self.key_size * self.rope_fraction
-        if ATTENTION in self.layer_types and (rotated != int(rotated) or int(rotated) % 2):
+        # A fraction such as 0.28 is no binary number: 50 * 0.28 is 14.000000000000002.
+        near = abs(rotated - self.rotated_size) < 1e-6
+        if ATTENTION in used and (not near or self.rotated_size % 2):
             raise ValueError(
                 f"`rope_fraction`={self.rope_fraction} of `head_dim`={self.key_size} must be an "
                 f"even whole number. Received: {rotated}."
@@ -146,7 +157,7 @@ class RGemmaConfig:
     @property
     def rotated_size(self):
         """How many of a head's K features RoPE rotates: its first ones."""
-        return int(self.key_size * self.rope_fraction)
+        return round(self.key_size * self.rope_fraction)
 
     @property
     def layer_types(self):
@@ -176,6 +187,21 @@ class RGemmaConfig:
     def to_dict(self):
         """The fields as a plain dict of JSON types."""
         return {**dataclasses.asdict(self), "block_types": list(self.block_types)}
+
+
+def check_count(name, value):
+    """A positive whole number as an int.
+
+    Raises:
+        ValueError: it is not one; the message names it.
+    """
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}.")
+    return count
 
 
 def round_to_bfloat16(value):

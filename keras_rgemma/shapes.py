@@ -24,6 +24,24 @@ import difflib
 import numpy as np
 
 
+def as_array(values, name):
+    """NumPy's array of what was given as an argument.
+
+    Raises:
+        ValueError: rows of several lengths.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype == object:
+        raise ValueError(
+            f"`{name}` must be an array of numbers, every row of the same length. Received: "
+            f"{values!r}. Pad the rows and mark the pads in `padding_mask`."
+        )
+    return array
+
+
 def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
     """Returns token ids as an int32 array [B, T], or says what is wrong with them.
 
@@ -35,7 +53,7 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
     Raises:
         ValueError: another rank, another dtype, no rows, or an id outside of the vocabulary.
     """
-    ids = np.asarray(token_ids)
+    ids = as_array(token_ids, name)
     if ids.ndim != 2:
         raise ValueError(
             f"`{name}` must have the shape [batch, tokens], every row of the same length. "
@@ -69,7 +87,7 @@ def check_padding_mask(padding_mask, shape):
     """
     if padding_mask is None:
         return np.ones(shape, "int32")
-    mask = np.asarray(padding_mask)
+    mask = as_array(padding_mask, "padding_mask")
     if mask.shape != tuple(shape):
         raise ValueError(
             f"`padding_mask` must have the shape of `token_ids`, {tuple(shape)}. Received "
@@ -78,7 +96,8 @@ def check_padding_mask(padding_mask, shape):
     whole = np.issubdtype(mask.dtype, np.number) and np.array_equal(mask, mask.astype("int32"))
     if not (mask.dtype == bool or whole):
         raise ValueError(
-            f"`padding_mask` must be whole numbers or booleans. Received the dtype {mask.dtype}."
+            "`padding_mask` must be whole numbers or booleans. Received: "
+            f"{mask.ravel()[:8].tolist()} ... of dtype {mask.dtype}."
         )
     mask = mask.astype("int32")
     if (mask < 0).any():
@@ -87,6 +106,21 @@ def check_padding_mask(padding_mask, shape):
             f"{int(mask.min())}."
         )
     return mask
+
+
+def check_same_rows(shape, mask_shape):
+    """Raises a ValueError for rows without tokens, or a mask of another shape than the ids.
+
+    Args:
+        shape, mask_shape: tuples (B, T) of ints, None where it is not known yet.
+    """
+    if shape[1] == 0:
+        raise ValueError(f"`token_ids` of shape {shape} hold no token. Pass at least one a row.")
+    known = [sizes for sizes in zip(shape, mask_shape, strict=True) if None not in sizes]
+    if any(size != mask_size for size, mask_size in known):
+        raise ValueError(
+            f"`padding_mask` must have the shape of `token_ids`, {shape}. Received: {mask_shape}."
+        )
 
 
 def check_one_document(padding_mask):

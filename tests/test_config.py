@@ -57,7 +57,14 @@ BROKEN = [
     ("activation", "tanh", "one of"),
     ("block_types", (), "at least one"),
     ("block_types", ("recurrent", "conv"), "conv"),
-    ("block_types", "recurrent", "sequence"),
+    ("block_types", "recurrent", "list or tuple"),
+    ("block_types", None, "list or tuple"),
+    ("final_logit_soft_cap", "30", "positive"),
+    ("rope_max_wavelength", None, "greater than 1"),
+    ("rope_fraction", True, "between 0 and 1"),
+    ("dropout", "a", "at least 0 and below 1"),
+    ("scale_embeddings", "no", "True or False"),
+    ("gradient_checkpointing", 1, "True or False"),
 ]
 
 
@@ -95,6 +102,16 @@ def test_sizes_that_do_not_divide_are_both_named(changes, named):
 def test_rules_of_blocks_that_are_not_there_do_not_apply():
     config(block_types=("attention",), lru_dim=7)
     config(block_types=("recurrent",), head_dim=7)
+
+
+def test_whole_numbers_of_numpy_are_counts():
+    made = config(hidden_dim=np.int64(12), num_layers=np.int32(2))
+    assert made == config() and type(made.hidden_dim) is int
+
+
+def test_a_fraction_that_is_no_binary_number_still_divides():
+    assert 50 * 0.28 != 14
+    assert config(head_dim=50, rope_fraction=0.28).rotated_size == 14
 
 
 def test_an_unknown_field_is_an_error():

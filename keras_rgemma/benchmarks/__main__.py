@@ -50,7 +50,9 @@ def measure(backend, what, args):
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1]}
+        # A process that is killed, for its memory perhaps, says nothing.
+        lines = done.stderr.strip().splitlines()
+        return {"error": lines[-1] if lines else f"ended with code {done.returncode}"}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

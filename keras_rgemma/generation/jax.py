@@ -10,12 +10,13 @@ def compile_program(function, model, sampler, jit_compile):
     Args:
         function: takes and returns arrays, and reads the variables of both others.
         model: `keras.Model` whose variables are read.
-        sampler: `keras_hub.samplers.Sampler` whose variables (seeds) are read and updated.
+        sampler: None, or `keras_hub.samplers.Sampler` whose variables (seeds) are read and
+            updated.
         jit_compile: unused here; programs are always compiled.
     """
     del jit_compile
     read = [*model.trainable_variables, *model.non_trainable_variables]
-    updated = list(sampler.variables)
+    updated = list(sampler.variables) if sampler else []
 
     @jax.jit
     def program(values, seeds, args):

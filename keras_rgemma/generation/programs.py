@@ -1,6 +1,7 @@
 """The compiled programs of generation, and rows of tokens run through them."""
 
 import importlib
+import operator
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from keras_rgemma.generation.decode import sample
 
 PREFILL_CHUNK = 2048
 SMALLEST_BUCKET = 16
+LARGEST_STEP = 256
 
 
 def bucket(length, growth=2):
@@ -20,8 +22,56 @@ def bucket(length, growth=2):
     return size
 
 
-class GenerationPrograms:
-    """Prefill and decode, each compiled once a shape.
+def padded_length(length):
+    """The length that a row is padded to for scoring: a power of two, later a multiple of 256."""
+    return min(bucket(length), -(-length // LARGEST_STEP) * LARGEST_STEP)
+
+
+class Programs:
+    """Functions of arrays that read a model's weights, each compiled once a shape.
+
+    Args:
+        model: `keras.Model`. Its `jit_compile` says whether TensorFlow uses XLA, its `run_eagerly`
+            whether nothing is compiled, for debugging.
+        sampler: `keras_hub.samplers.Sampler` that the functions call, or None.
+    """
+
+    def __init__(self, model, sampler=None):
+        self.model = model
+        self.sampler = sampler
+        self._made_for = _settings(model, sampler)
+        self._compiled = {}
+
+    def are_for(self, model, sampler=None):
+        """Whether they were made for these very weights and settings."""
+        settings = _settings(model, sampler)
+        return len(settings) == len(self._made_for) and all(
+            map(operator.is_, settings, self._made_for)
+        )
+
+    def compiled(self, function):
+        """A function of arrays as a program."""
+        if function not in self._compiled:
+            self._compiled[function] = self._compile(function)
+        return self._compiled[function]
+
+    def _compile(self, function):
+        if self.model.run_eagerly and keras.config.backend() != "torch":
+            return function
+        backend = importlib.import_module(f"keras_rgemma.generation.{keras.config.backend()}")
+        return backend.compile_program(
+            function, self.model, self.sampler, getattr(self.model, "jit_compile", True)
+        )
+
+
+def _settings(model, sampler):
+    # The objects and not their ids: an id is given again once its object is gone.
+    jit_compile = getattr(model, "jit_compile", True)
+    return (*model.weights, sampler, model.dtype_policy, model.run_eagerly, jit_compile)
+
+
+class GenerationPrograms(Programs):
+    """Prefill and decode.
 
     Shapes come in buckets, so that another prompt length or another limit seldom needs another
     program: prompts are padded on the right to the next power of two, in pieces of at most
@@ -31,32 +81,16 @@ class GenerationPrograms:
     Args:
         model: a `keras.Model` as `decode.sample` takes, with `initial_state(batch_size)`.
         sampler: `keras_hub.samplers.Sampler`.
+        runs: the sampler that is called in its place, if another gives the same tokens sooner.
         hidden_dim: int, D, for samplers that compare the hidden states of the prompt with those
             of new tokens; None for the others, which are not given any.
-        jit_compile: bool, whether TensorFlow uses XLA.
-        run_eagerly: bool, whether nothing is compiled, for debugging.
     """
 
-    def __init__(self, model, sampler, hidden_dim=None, jit_compile=True, run_eagerly=False):
-        self.model = model
-        self.sampler = sampler
+    def __init__(self, model, sampler, runs=None, hidden_dim=None):
+        super().__init__(model, sampler)
+        self.runs = runs or sampler
         self.hidden_dim = hidden_dim
-        self.jit_compile = jit_compile
-        self.run_eagerly = run_eagerly
-        self._programs = {}
         self._decoders = {}
-
-    def compiled(self, function):
-        """A function of arrays that reads the model's weights, as a program for each shape."""
-        if function not in self._programs:
-            self._programs[function] = self._compile(function)
-        return self._programs[function]
-
-    def _compile(self, function):
-        if self.run_eagerly and keras.config.backend() != "torch":
-            return function
-        backend = importlib.import_module(f"keras_rgemma.generation.{keras.config.backend()}")
-        return backend.compile_program(function, self.model, self.sampler, self.jit_compile)
 
     def _prefill_step(self, token_ids, padding_mask, state):
         hidden, state = self.model.step(token_ids, padding_mask, state)
@@ -68,7 +102,7 @@ class GenerationPrograms:
             def decode(tokens, index, budgets, state, prompt_hidden):
                 return sample(
                     self.model,
-                    self.sampler,
+                    self.runs,
                     tokens,
                     index,
                     budgets,

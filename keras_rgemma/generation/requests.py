@@ -4,7 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from keras_rgemma.shapes import check_one_document
+from keras_rgemma.generation.programs import pad_right
+from keras_rgemma.shapes import as_array, check_one_document, check_token_ids
+
+# The buffer of new tokens is made before the first one.
+MOST_NEW_TOKENS = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +51,17 @@ class TokenBudget:
             default_length: int or None, total tokens when no limit was given.
 
         Raises:
-            ValueError: a prompt is longer than `max_length`.
+            ValueError: a prompt is longer than `max_length`, or the limit is out of reach.
         """
+        budgets = self._budgets(lengths, default_length)
+        if max(budgets) > MOST_NEW_TOKENS:
+            raise ValueError(
+                f"One call writes at most {MOST_NEW_TOKENS} new tokens a row. Received a limit of "
+                f"{max(budgets)}. Lower it, and call again with the text so far for more."
+            )
+        return budgets
+
+    def _budgets(self, lengths, default_length):
         if self.max_new_tokens is not None:
             return [int(self.max_new_tokens)] * len(lengths)
         total = default_length if self.max_length is None else self.max_length
@@ -95,7 +108,8 @@ def read_batches(inputs):
 
 def _read_batch(inputs):
     if isinstance(inputs, dict):
-        return {key: np.asarray(value) for key, value in inputs.items()}, False
+        # Left out is the same as None.
+        return {k: as_array(v, k) for k, v in inputs.items() if v is not None}, False
     if isinstance(inputs, (str, bytes)):
         return [_text(inputs)], True
     if hasattr(inputs, "numpy"):
@@ -113,8 +127,16 @@ def _read_batch(inputs):
 
 
 def _text(value):
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
+        if isinstance(value, str):
+            value.encode("utf-8")
+    except UnicodeError as error:
+        raise ValueError(
+            f"A prompt must be valid Unicode. Received: {value!r} ({error}). Replace what is not, "
+            "for bytes with `.decode('utf-8', 'replace')`."
+        ) from error
     if not isinstance(value, str):
         raise TypeError(
             f"A prompt must be a str. Received: {value!r} of type {type(value).__name__}. Token "
@@ -131,3 +153,37 @@ def rows_of(token_ids, padding_mask):
     """
     check_one_document(padding_mask)
     return [ids[mask > 0] for ids, mask in zip(token_ids, padding_mask, strict=True)]
+
+
+def read_stop_token_ids(stop_token_ids, vocabulary_size):
+    """The ids in a sequence of ids that end a text, as a tuple of ints.
+
+    Raises:
+        ValueError: it is no sequence of whole numbers, or one is outside of the vocabulary.
+    """
+    ids = as_array(stop_token_ids, "stop_token_ids")
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(
+            "`stop_token_ids` must be 'auto', None or a sequence of token ids, such as (1, 107). "
+            f"Received: {stop_token_ids!r}."
+        )
+    check_token_ids(ids[None], vocabulary_size, "stop_token_ids")
+    return tuple(int(id) for id in ids)
+
+
+def arrays_of(prompts, new, width):
+    """The dict of arrays that holds prompts and new tokens, at least `width` columns wide."""
+    rows = [np.array([*prompt, *row], "int32") for prompt, row in zip(prompts, new, strict=True)]
+    token_ids, mask = pad_right(rows, max(width, *(len(row) for row in rows)))
+    return {"token_ids": token_ids, "padding_mask": mask.astype(bool)}
+
+
+def concatenated(outputs):
+    """Dicts of arrays, row after row, padded to the widest."""
+    width = max(output["token_ids"].shape[1] for output in outputs)
+    return {
+        key: np.concatenate(
+            [np.pad(x[key], ((0, 0), (0, width - x[key].shape[1]))) for x in outputs]
+        )
+        for key in outputs[0]
+    }

@@ -8,6 +8,7 @@ from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.local_attention import LocalAttention
 from keras_rgemma.layers.recurrent_block import RecurrentBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
+from keras_rgemma.shapes import check_same_rows
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -82,6 +83,7 @@ class ResidualBlock(keras.layers.Layer):
         if positions is None:
             ones = ops.ones_like(x[:, :, 0], dtype="int32")
             positions = ops.cumsum(ones, axis=1) - 1
+        check_same_rows(tuple(x.shape[:2]), tuple(positions.shape))
         x = ops.cast(x, self.compute_dtype)
         if state is None and not return_state:
             mixed = self._recomputed(lambda x: self._mix(x, positions))(x)

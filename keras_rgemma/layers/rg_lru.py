@@ -20,15 +20,14 @@ class RecurrenceInitializer(keras.initializers.Initializer):
     """
 
     def __init__(self, seed=None):
-        self.seed = keras.initializers.RandomUniform(seed=seed).seed
+        self._uniform = keras.initializers.RandomUniform(MIN_RADIUS**2, MAX_RADIUS**2, seed=seed)
 
     def __call__(self, shape, dtype=None):
-        low, high = MIN_RADIUS**2, MAX_RADIUS**2
-        square = keras.random.uniform(shape, low, high, dtype="float32", seed=self.seed)
+        square = self._uniform(shape, dtype="float32")
         return ops.cast(ops.log(ops.expm1(-0.5 * ops.log(square))), dtype or "float32")
 
     def get_config(self):
-        return {"seed": keras.saving.serialize_keras_object(self.seed)}
+        return {"seed": self._uniform.get_config()["seed"]}
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")

@@ -11,6 +11,7 @@ from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
 from keras_rgemma.model.presets import Presets, resolve
 from keras_rgemma.ops.documents import continued_positions, last_token
+from keras_rgemma.ops.linear_recurrence import check_backend
 from keras_rgemma.shapes import check_keywords
 
 
@@ -57,7 +58,8 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         The final hidden states, compute dtype [B, T, D]; without meaning (but finite) at pads.
 
     Raises:
-        ValueError: a size is not positive, heads do not divide widths, an unknown block type.
+        ValueError: a size is not positive, heads do not divide widths, an unknown block type, a
+            backend that is not supported.
         TypeError: an unknown argument.
 
     Example:
@@ -97,6 +99,7 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         dtype=None,
         **kwargs,
     ):
+        check_backend()
         check_keywords(kwargs, ("name", "trainable"), type(self).__name__)
         config = RGemmaConfig(
             vocabulary_size=vocabulary_size,
@@ -157,20 +160,25 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         """Creates the backbone from a preset.
 
         Args:
-            preset: str, a name from `presets`, a folder saved by `save_to_preset`, or a hub
-                handle of such a folder.
+            preset: str, a name from `presets`, a folder saved by `save_to_preset` or a hub handle
+                of one, or a local folder in the format of Hugging Face.
             load_weights: bool; False for random weights.
             **kwargs: `dtype`, and what the constructor takes.
 
         Raises:
-            ValueError: no such preset, or no weights to load.
+            ValueError: no such preset, no weights to load, or weights that are broken.
 
         Example:
         ```python
         backbone = keras_rgemma.RGemmaBackbone.from_preset("rgemma_tiny_en")
         ```
         """
+        from keras_rgemma.checkpoints.folder import open_checkpoint
+
         folder = resolve(preset, load_weights)
+        checkpoint = open_checkpoint(folder)
+        if checkpoint:
+            return checkpoint.backbone(cls, load_weights, **kwargs)
         return super().from_preset(folder, load_weights=load_weights, **kwargs)
 
     def call_layers(

@@ -1,7 +1,5 @@
 """The causal language model: logits, text generation, scoring."""
 
-import functools
-
 import keras
 import keras_hub
 import numpy as np
@@ -10,7 +8,7 @@ from keras import ops
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.model.presets import Presets, has_tokenizer, presets, resolve
-from keras_rgemma.model.samplers import check_sampler, compares_hidden_states, without_softmax
+from keras_rgemma.model.samplers import compares_hidden_states, read_sampler, without_softmax
 from keras_rgemma.ops.documents import document_positions
 from keras_rgemma.shapes import check_keywords, check_padding_mask, check_token_ids
 
@@ -47,35 +45,66 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
 
     def __init__(self, backbone, preprocessor=None, **kwargs):
         check_keywords(kwargs, ("name", "trainable", "compile"), type(self).__name__)
+        if not isinstance(backbone, RGemmaBackbone):
+            raise TypeError(
+                f"`backbone` must be an RGemmaBackbone. Received: {backbone!r}. A preset is loaded "
+                f"with {type(self).__name__}.from_preset."
+            )
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self._generation_key = None
+        self._check_vocabularies()
+        self._scoring_programs = None
         outputs = backbone.token_embedding(backbone(backbone.input), reverse=True)
         super().__init__(inputs=backbone.input, outputs=outputs, **kwargs)
+        if not hasattr(self, "sampler"):  # with `compile=False`
+            self.sampler = keras_hub.samplers.GreedySampler()
+            self.generate_function = None
+
+    def _check_vocabularies(self):
+        tokenizer = getattr(self.preprocessor, "tokenizer", None)
+        # A tokenizer that is being loaded has no vocabulary yet.
+        if getattr(tokenizer, "proto", None) is None:
+            return
+        if tokenizer.vocabulary_size() > self.backbone.vocabulary_size:
+            raise ValueError(
+                f"The tokenizer has {tokenizer.vocabulary_size()} tokens, but the embedding only "
+                f"{self.backbone.vocabulary_size}. Use the tokenizer that belongs to this model."
+            )
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
         """Creates the model from a preset, with a preprocessor if the preset has a tokenizer.
 
         Args:
-            preset: str, a name from `presets`, a folder saved by `save_to_preset`, or a hub
-                handle of such a folder.
+            preset: str, a name from `presets`, a folder saved by `save_to_preset` or a hub handle
+                of one, or a local folder in the format of Hugging Face.
             load_weights: bool; False for random weights.
             **kwargs: `dtype`, `preprocessor`, and what `keras.Model` takes.
 
         Raises:
-            ValueError: no such preset, or no weights to load.
+            ValueError: no such preset, no weights to load, or weights that are broken.
 
         Example:
         ```python
         lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en", dtype="bfloat16")
         ```
         """
-        known = presets().get(preset)
-        if known and not has_tokenizer(known["path"]):
-            kwargs.setdefault("preprocessor", None)
+        from keras_rgemma.checkpoints.folder import open_checkpoint
+
         folder = resolve(preset, load_weights)
+        checkpoint = open_checkpoint(folder)
+        if checkpoint:
+            return cls._from_checkpoint(checkpoint, load_weights, **kwargs)
+        if preset in presets() and not has_tokenizer(folder):
+            kwargs.setdefault("preprocessor", None)
         return super().from_preset(folder, load_weights=load_weights, **kwargs)
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint, load_weights, dtype=None, **kwargs):
+        backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype)
+        if "preprocessor" not in kwargs and checkpoint.tokenizer:
+            kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.folder)
+        return cls(backbone, **kwargs)
 
     def compile(
         self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="greedy", **kwargs
@@ -92,8 +121,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         Raises:
             ValueError: a sampler that `generate` cannot use.
         """
-        sampler = keras_hub.samplers.get(sampler)
-        check_sampler(sampler)
+        sampler = read_sampler(sampler)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -151,8 +179,9 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
 
         Raises:
             ValueError: no prompts, an empty prompt without a start token, ids outside of the
-                vocabulary, a mask of another shape, a limit that is negative or shorter than a
-                prompt, or both limits.
+                vocabulary, a mask of another shape, a limit that is negative, shorter than a
+                prompt or out of reach, or both limits.
+            TypeError: prompts that are no text.
 
         Example:
         ```python
@@ -160,7 +189,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         lm.generate({"token_ids": np.array([[2, 300, 301]])}, max_new_tokens=8)
         ```
         """
-        from keras_rgemma.generation.requests import TokenBudget, read_batches
+        from keras_rgemma.generation.requests import TokenBudget, concatenated, read_batches
 
         stop_token_ids = self._stop_token_ids(stop_token_ids)
         budget = TokenBudget(
@@ -171,43 +200,43 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
             self._generate_batch(batch, budget, stop_token_ids, strip_prompt) for batch in batches
         ]
         if isinstance(outputs[0], dict):
-            return _concatenate(outputs)
+            return concatenated(outputs)
         texts = [text for output in outputs for text in output]
         return texts[0] if is_scalar else texts
 
     def _generate_batch(self, batch, budget, stop_token_ids, strip_prompt):
-        programs = self.make_generate_function()
-        if isinstance(batch, dict):
-            prompts, width = self._array_prompts(batch)
-            budgets = budget.of([len(prompt) for prompt in prompts], default_length=width)
-            new = programs.generate(prompts, budgets, stop_token_ids)
-            return _arrays([[] for _ in prompts] if strip_prompt else prompts, new, width)
+        generate = self._generate_arrays if isinstance(batch, dict) else self._generate_texts
+        return generate(batch, budget, stop_token_ids, strip_prompt)
+
+    def _generate_arrays(self, batch, budget, stop_token_ids, strip_prompt):
+        from keras_rgemma.generation.requests import arrays_of, rows_of
+
+        if "token_ids" not in batch:
+            raise ValueError(
+                "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded. "
+                f"Received the keys {sorted(batch)}."
+            )
+        token_ids = check_token_ids(batch["token_ids"], self.backbone.vocabulary_size)
+        mask = check_padding_mask(batch.get("padding_mask"), token_ids.shape)
+        prompts, width = rows_of(token_ids, mask), token_ids.shape[1]
+        budgets = budget.of([len(prompt) for prompt in prompts], default_length=width)
+        new = self.make_generate_function().generate(prompts, budgets, stop_token_ids)
+        return arrays_of([[] for _ in prompts] if strip_prompt else prompts, new, width)
+
+    def _generate_texts(self, batch, budget, stop_token_ids, strip_prompt):
         if self.preprocessor is None:
             raise ValueError(
                 "A model without a preprocessor takes a dict of `token_ids` and `padding_mask`. "
                 f"Received text: {batch[0]!r}. Attach a preprocessor, or tokenize it first."
             )
+        self._check_vocabularies()
         prompts = self.preprocessor.prompt_token_ids(batch)
         budgets = budget.of([len(prompt) for prompt in prompts])
-        new = programs.generate(prompts, budgets, stop_token_ids)
-        return self._texts([[] for _ in prompts] if strip_prompt else prompts, new)
-
-    def _array_prompts(self, inputs):
-        from keras_rgemma.generation.requests import rows_of
-
-        if "token_ids" not in inputs:
-            raise ValueError(
-                "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded. "
-                f"Received the keys {sorted(inputs)}."
-            )
-        token_ids = check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
-        mask = check_padding_mask(inputs.get("padding_mask"), token_ids.shape)
-        return rows_of(token_ids, mask), token_ids.shape[1]
-
-    def _texts(self, prompts, new):
-        # The token that ended the answer is no part of its text.
+        new = self.make_generate_function().generate(prompts, budgets, stop_token_ids)
         end_of_turn = getattr(self.preprocessor.tokenizer, "end_token2_id", None)
-        new = [row[:-1] if len(row) and row[-1] == end_of_turn else row for row in new]
+        if end_of_turn in stop_token_ids:  # it ends the answer and is no part of its text
+            new = [row[:-1] if len(row) and row[-1] == end_of_turn else row for row in new]
+        prompts = [[] for _ in prompts] if strip_prompt else prompts
         return self.preprocessor.text_of(
             [[*prompt, *row] for prompt, row in zip(prompts, new, strict=True)]
         )
@@ -229,31 +258,22 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
             tokenizer = self.preprocessor.tokenizer
             ends = (tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None))
             return tuple(id for id in ends if id is not None)
-        ids = tuple(int(id) for id in stop_token_ids)
-        check_token_ids(np.array([ids]), self.backbone.vocabulary_size, "stop_token_ids")
-        return ids
+        from keras_rgemma.generation.requests import read_stop_token_ids
+
+        return read_stop_token_ids(stop_token_ids, self.backbone.vocabulary_size)
 
     def make_generate_function(self):
         """The compiled programs of `generate`, made anew when weights or settings are others."""
         from keras_rgemma.generation.programs import GenerationPrograms
 
-        key = (
-            tuple(id(variable) for variable in self.backbone.variables),
-            id(self.sampler),
-            self.dtype_policy.name,
-            self.run_eagerly,
-        )
-        if self.generate_function is None or self._generation_key != key:
+        sampler = self.sampler = read_sampler(self.sampler)
+        if self.generate_function is None or not self.generate_function.are_for(self, sampler):
             self.generate_function = GenerationPrograms(
                 self,
-                without_softmax(self.sampler),
-                hidden_dim=self.backbone.hidden_dim
-                if compares_hidden_states(self.sampler)
-                else None,
-                jit_compile=getattr(self, "jit_compile", True),
-                run_eagerly=self.run_eagerly,
+                sampler,
+                runs=without_softmax(sampler),
+                hidden_dim=self.backbone.hidden_dim if compares_hidden_states(sampler) else None,
             )
-            self._generation_key = key
         return self.generate_function
 
     # === Scoring ===
@@ -274,7 +294,9 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
                 each for itself.
             scoring_mode: "logits" or "loss".
             layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
-                (-1 for the embeddings) that returns the activations to go on with.
+                (-1 for the embeddings) that returns the activations to go on with. The layers then
+                run one by one, as gradients with respect to activations need; without it they are
+                one program, which on PyTorch keeps no gradients.
             target_ids: int [B, T], the tokens that the loss is taken against.
 
         Returns:
@@ -297,21 +319,17 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         if scoring_mode == "loss" and target_ids is None:
             raise ValueError("`scoring_mode='loss'` needs `target_ids`, the tokens to predict.")
         vocabulary_size = self.backbone.vocabulary_size
-        ids = check_token_ids(ops.convert_to_numpy(token_ids), vocabulary_size)
-        if padding_mask is not None:
-            padding_mask = ops.convert_to_numpy(padding_mask)
-        mask = check_padding_mask(padding_mask, ids.shape)
-        forward = self._logits
+        ids = check_token_ids(_numpy(token_ids), vocabulary_size)
+        mask = check_padding_mask(_numpy(padding_mask), ids.shape)
         if layer_intercept_fn:
-            forward = functools.partial(forward, layer_intercept_fn=layer_intercept_fn)
-        elif keras.config.backend() != "torch":  # where programs of generation keep no gradients
-            forward = self.make_generate_function().compiled(forward)
-        logits = forward(ops.convert_to_tensor(ids), ops.convert_to_tensor(mask))
+            logits = self._logits(
+                ops.convert_to_tensor(ids), ops.convert_to_tensor(mask), layer_intercept_fn
+            )
+        else:
+            logits = self._score_in_one_program(ids, mask)
         if scoring_mode == "logits":
             return logits
-        targets = check_token_ids(
-            ops.convert_to_numpy(target_ids), vocabulary_size, name="target_ids"
-        )
+        targets = check_token_ids(_numpy(target_ids), vocabulary_size, name="target_ids")
         if targets.shape != ids.shape:
             raise ValueError(
                 f"`target_ids` must have the shape of `token_ids`, {ids.shape}. Received: "
@@ -326,22 +344,17 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         )
         return self.compute_logits(hidden)
 
+    def _score_in_one_program(self, ids, mask):
+        from keras_rgemma.generation.programs import Programs, padded_length
 
-def _arrays(prompts, new, width):
-    """The dict of arrays that holds prompts and new tokens, at least `width` columns wide."""
-    from keras_rgemma.generation.programs import pad_right
+        if self._scoring_programs is None or not self._scoring_programs.are_for(self):
+            self._scoring_programs = Programs(self)
+        length = ids.shape[1]
+        pads = [(0, 0), (0, padded_length(length) - length)]
+        rows = (ops.convert_to_tensor(np.pad(x, pads)) for x in (ids, mask))
+        return self._scoring_programs.compiled(self._logits)(*rows)[:, :length]
 
-    rows = [np.array([*prompt, *row], "int32") for prompt, row in zip(prompts, new, strict=True)]
-    token_ids, mask = pad_right(rows, max(width, *(len(row) for row in rows)))
-    return {"token_ids": token_ids, "padding_mask": mask.astype(bool)}
 
-
-def _concatenate(outputs):
-    """Dicts of arrays, row after row, padded to the widest."""
-    width = max(output["token_ids"].shape[1] for output in outputs)
-    return {
-        key: np.concatenate(
-            [np.pad(x[key], ((0, 0), (0, width - x[key].shape[1]))) for x in outputs]
-        )
-        for key in outputs[0]
-    }
+def _numpy(x):
+    """Tensors as NumPy arrays, from wherever they lie."""
+    return ops.convert_to_numpy(x) if ops.is_tensor(x) else x

@@ -4,8 +4,9 @@ import keras
 import keras_hub
 import numpy as np
 
+from keras_rgemma.config import check_count
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import Presets, resolve_tokenizer
+from keras_rgemma.model.presets import Presets, resolve_tokenizer, sentencepiece_file
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
 
 
@@ -40,10 +41,24 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
     tokenizer_cls = RGemmaTokenizer
     presets = Presets()
 
+    def __init__(
+        self, tokenizer, sequence_length=1024, add_start_token=True, add_end_token=True, **kwargs
+    ):
+        super().__init__(
+            tokenizer,
+            sequence_length=check_count("sequence_length", sequence_length),
+            add_start_token=add_start_token,
+            add_end_token=add_end_token,
+            **kwargs,
+        )
+
     @classmethod
     def from_preset(cls, preset, **kwargs):
         """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
-        return super().from_preset(resolve_tokenizer(preset, cls.__name__), **kwargs)
+        folder = resolve_tokenizer(preset, cls.__name__)
+        if sentencepiece_file(folder):
+            return cls(cls.tokenizer_cls.from_preset(folder), **kwargs)
+        return super().from_preset(folder, **kwargs)
 
     def _generate_preprocess_python(self, x, sequence_length=None):
         # KerasHub's own always adds the start token.
@@ -100,5 +115,7 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
             list of str.
         """
         special = set(self.tokenizer.special_token_ids)
-        kept = [[int(id) for id in row if id not in special] for row in rows]
+        # A model may have more ids than the vocabulary has tokens; they stand for no text.
+        known = self.tokenizer.vocabulary_size()
+        kept = [[int(id) for id in row if id not in special and id < known] for row in rows]
         return [self.tokenizer.detokenize(row) if row else "" for row in kept]

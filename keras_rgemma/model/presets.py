@@ -48,14 +48,18 @@ def resolve(preset, load_weights):
     Raises:
         ValueError: nothing has this name, or `load_weights` where there are none to load.
     """
-    if not isinstance(preset, str):
-        preset = str(preset)
+    if not isinstance(preset, (str, pathlib.PurePath)):
+        raise TypeError(
+            "A preset is a name, a folder or a hub handle: a str or a path. Received: "
+            f"{preset!r}. The built-in names are {list(presets())}."
+        )
+    preset = str(preset)
     known = presets()
     if preset in known:
         if load_weights:
             _check_weights(preset, known[preset]["weights"])
         return known[preset]["path"]
-    if "://" in preset or pathlib.Path(preset).exists():
+    if "://" in preset or (preset.strip() and pathlib.Path(preset).exists()):
         return preset
     near = difflib.get_close_matches(preset, known, n=1, cutoff=0.0)[0]
     raise ValueError(
@@ -74,10 +78,9 @@ def _check_weights(preset, weights):
             "Pass `load_weights=False` for a randomly initialised model."
         )
     raise ValueError(
-        f"The weights of {preset!r} are published at {weights!r} in another format, which this "
-        "version of keras-rgemma cannot read yet. Pass `load_weights=False` for a randomly "
-        "initialised model of this architecture, or use 'rgemma_tiny_en', whose weights are "
-        "embedded."
+        f"The weights of {preset!r} are published at {weights!r}, from where this version of "
+        "keras-rgemma does not fetch them yet. Download that repository and pass its folder, or "
+        "pass `load_weights=False` for a randomly initialised model of this architecture."
     )
 
 
@@ -99,6 +102,12 @@ def resolve_tokenizer(preset, class_name):
 def has_tokenizer(folder):
     """Whether a local preset folder holds a tokenizer."""
     return (pathlib.Path(folder) / "tokenizer.json").exists()
+
+
+def sentencepiece_file(folder):
+    """The `tokenizer.model` of a folder that is no Keras preset, or None."""
+    path = pathlib.Path(folder) / "tokenizer.model"
+    return str(path) if path.is_file() and not has_tokenizer(folder) else None
 
 
 class Presets:

@@ -1,7 +1,11 @@
 """What generation needs to know of KerasHub's samplers."""
 
+import difflib
+
 import keras_hub
 from keras import ops
+
+NAMES = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
 
 
 class _ArgmaxSampler(keras_hub.samplers.GreedySampler):
@@ -21,8 +25,24 @@ def compares_hidden_states(sampler):
     return isinstance(sampler, keras_hub.samplers.ContrastiveSampler)
 
 
-def check_sampler(sampler):
-    """Raises a ValueError for samplers that cannot work behind `generate`."""
+def read_sampler(sampler):
+    """The sampler that a name or an instance stands for.
+
+    Raises:
+        ValueError: there is none of this name, it is no sampler, or it cannot work behind
+            `generate`.
+    """
+    given = sampler
+    if isinstance(given, (str, dict)):
+        sampler = keras_hub.samplers.get(given)
+    if not isinstance(sampler, keras_hub.samplers.Sampler):
+        hint = ""
+        if isinstance(given, str):
+            hint = f" Did you mean {difflib.get_close_matches(given, NAMES, cutoff=0.0)[0]!r}?"
+        raise ValueError(
+            f"`sampler` must be one of {NAMES} or an instance from keras_hub.samplers. Received: "
+            f"{given!r}.{hint}"
+        )
     if getattr(sampler, "return_all_beams", False):
         raise ValueError(
             "`generate` returns one continuation a prompt. Received a sampler with "
@@ -33,3 +53,4 @@ def check_sampler(sampler):
             "`SpeculativeSampler` needs a draft model, which `generate` does not take. Use another "
             "sampler, such as 'greedy'."
         )
+    return sampler

@@ -5,7 +5,7 @@ import keras_hub
 import sentencepiece
 
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import Presets, resolve_tokenizer
+from keras_rgemma.model.presets import Presets, resolve_tokenizer, sentencepiece_file
 from keras_rgemma.ops.literal_space import space_ids, with_literal_spaces
 
 
@@ -49,13 +49,15 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
     @classmethod
     def from_preset(cls, preset, **kwargs):
         """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
-        return super().from_preset(resolve_tokenizer(preset, cls.__name__), **kwargs)
+        folder = resolve_tokenizer(preset, cls.__name__)
+        proto = sentencepiece_file(folder)
+        return cls(proto=proto, **kwargs) if proto else super().from_preset(folder, **kwargs)
 
     @property
     def end_token2_id(self):
         """The id of `<end_of_turn>`. KerasHub asks by `hasattr` whether there is one."""
         if self._end_token2_id is None:
-            raise AttributeError(f"The vocabulary has no {self.end_token2!r}.")
+            raise AttributeError("end_token2_id")
         return self._end_token2_id
 
     def set_proto(self, proto):

@@ -113,6 +113,18 @@ def test_contrastive_search_of_ragged_rows_equals_its_definition(lm, prompts, gr
     assert new_tokens(other, prompts, NEW // 2) == texts
 
 
+def test_contrastive_search_stops_rows_at_different_times(lm, prompts):
+    other = keras_rgemma.RGemmaCausalLM(lm.backbone)
+    other.compile(sampler=keras_hub.samplers.ContrastiveSampler(k=4, alpha=0.5))
+    rows = prompts[1:4]
+    texts = new_tokens(other, rows, NEW // 2)
+    stop = next(t for t in texts[0][1:3] if t not in texts[0][:1])
+    texts = [plain.contrastive(lm, row, NEW // 2, 4, 0.5, (stop,)) for row in rows]
+    assert len({len(row) for row in texts}) > 1
+    assert new_tokens(other, rows, NEW // 2, stops=(stop,)) == texts
+    assert [new_tokens(other, [r], NEW // 2, stops=(stop,))[0] for r in rows] == texts
+
+
 def test_a_limit_cuts_the_text_and_changes_nothing_before(lm, prompts, greedy_texts):
     for count in (0, 1, 5):
         assert new_tokens(lm, prompts, count) == [row[:count] for row in greedy_texts]
@@ -186,6 +198,23 @@ def test_new_weights_are_used_at_once(lm, prompts, greedy_texts):
     assert new_tokens(lm, prompts, 4) == changed
     embeddings.assign(saved)
     assert new_tokens(lm, prompts, 4) == [row[:4] for row in greedy_texts]
+
+
+def test_a_sampler_is_used_as_soon_as_it_is_assigned(lm, prompts, greedy_texts):
+    other = keras_rgemma.RGemmaCausalLM(lm.backbone)
+    other.compile(run_eagerly=True)  # so that each of them is quick to try
+    row, expected = prompts[1:2], [greedy_texts[1][:3]]
+    for seed in range(4):
+        other.sampler = "greedy"
+        assert new_tokens(other, row, 3) == expected
+        # A new object may lie where the last sampler was.
+        other.sampler = keras_hub.samplers.RandomSampler(temperature=1e6, seed=seed)
+        assert new_tokens(other, row, 3) != expected
+
+
+def test_a_model_that_was_not_compiled_is_greedy(lm, prompts, greedy_texts):
+    other = keras_rgemma.RGemmaCausalLM(lm.backbone, compile=False)
+    assert new_tokens(other, prompts[1:2], 3) == [greedy_texts[1][:3]]
 
 
 def test_eager_execution_gives_the_same(lm, prompts, greedy_texts):

@@ -47,6 +47,21 @@ def test_strip_prompt_leaves_the_new_text(lm, texts):
     assert lm.generate(PROMPTS[0], max_new_tokens=6, strip_prompt=True) == new[0]
 
 
+def test_the_end_of_a_turn_is_left_out_only_where_it_ends_the_text(lm, monkeypatch):
+    end = lm.preprocessor.tokenizer.end_token2_id
+    new = [np.array([300, end])]
+    monkeypatch.setattr(
+        "keras_rgemma.generation.programs.GenerationPrograms.generate", lambda *_: new
+    )
+    text = lm.preprocessor.text_of([[300]])[0]
+    assert lm.generate("The", strip_prompt=True) == text
+    assert lm.generate("The", strip_prompt=True, stop_token_ids=None) == text + "<end_of_turn>"
+
+
+def test_ids_beyond_the_tokenizer_stand_for_no_text(lm):
+    assert lm.preprocessor.text_of([[300, 4000]]) == lm.preprocessor.text_of([[300]])
+
+
 def test_arrays_give_arrays_with_prompt_and_new_tokens(lm, texts):
     rows = lm.preprocessor.prompt_token_ids(PROMPTS)
     width = max(len(row) for row in rows)

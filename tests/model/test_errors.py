@@ -1,5 +1,9 @@
 """Bad input gets an error that names it and the way out, and leaves the model usable."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -47,6 +51,47 @@ def test_ids_outside_of_the_vocabulary(lm, bad):
         lm.generate("The", stop_token_ids=[bad])
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model(lm):
+    """Some backends would read the embedding of another token, without a word."""
+    backbone = tiny.backbone(vocabulary_size=100)
+    with pytest.raises(ValueError, match=r"tokenizer has 400 tokens.* only 100"):
+        type(lm)(backbone, lm.preprocessor)
+    bare = type(lm)(backbone)
+    bare.preprocessor = lm.preprocessor
+    with pytest.raises(ValueError, match=r"tokenizer has 400 tokens.* only 100"):
+        bare.generate("The")
+
+
+def test_a_backbone_that_is_none(lm):
+    with pytest.raises(TypeError, match=r"'rgemma_tiny_en'.*RGemmaCausalLM\.from_preset"):
+        type(lm)("rgemma_tiny_en")
+
+
+def test_rows_of_several_lengths(lm):
+    with pytest.raises(ValueError, match=r"`token_ids`.*\[\[2, 5, 6\], \[2, 5\]\].*Pad"):
+        lm.generate({"token_ids": [[2, 5, 6], [2, 5]]}, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"`token_ids`.*Pad"):
+        ragged = tf.ragged.constant([[2, 5, 6], [2, 5]])
+        lm.generate({"token_ids": ragged}, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"`token_ids`.*Pad"):
+        lm.score([[2, 5, 6], [2, 5]])
+
+
+def test_a_mask_of_none_is_no_mask(lm):
+    plain = lm.generate({"token_ids": ids([2, 5, 6])}, max_new_tokens=2)
+    given = {"token_ids": ids([2, 5, 6]), "padding_mask": None}
+    np.testing.assert_array_equal(
+        lm.generate(given, max_new_tokens=2)["token_ids"], plain["token_ids"]
+    )
+
+
+def test_a_direct_call_with_another_mask_or_without_tokens(lm):
+    with pytest.raises(ValueError, match=r"\(1, 3\).*\(1, 2\)"):
+        lm({"token_ids": ids([2, 5, 6]), "padding_mask": ids([1, 1])})
+    with pytest.raises(ValueError, match="no token"):
+        lm({"token_ids": np.zeros((1, 0), "int32"), "padding_mask": np.zeros((1, 0), "int32")})
+
+
 def test_ids_that_are_no_integers(lm):
     with pytest.raises(ValueError, match="float64"):
         lm.generate({"token_ids": np.array([[1.5, 2.0]])}, max_new_tokens=2)
@@ -89,6 +134,11 @@ def test_a_limit_that_is_no_count(lm):
         lm.generate("The", max_new_tokens=2.5)
 
 
+def test_a_limit_out_of_reach(lm):
+    with pytest.raises(ValueError, match=rf"at most {2**22}.*{2**31}"):
+        lm.generate("The", max_new_tokens=2**31)
+
+
 def test_both_limits(lm):
     with pytest.raises(ValueError, match=r"not both.*max_length=9, max_new_tokens=3"):
         lm.generate("The", max_length=9, max_new_tokens=3)
@@ -101,9 +151,17 @@ def test_prompts_that_are_no_text(lm):
         lm.generate(42)
 
 
-def test_unknown_stop_tokens(lm):
-    with pytest.raises(ValueError, match="'never'"):
-        lm.generate("The", stop_token_ids="never")
+@pytest.mark.parametrize("prompt", ["a\ud800b", b"\xff"])
+def test_prompts_that_are_no_unicode(lm, prompt):
+    with pytest.raises(ValueError, match=r"valid Unicode.*replace"):
+        lm.generate(["The", prompt])
+
+
+@pytest.mark.parametrize("stops", ["never", 1, ["x"], [1.7], [[1]]])
+def test_unknown_stop_tokens(lm, stops):
+    with pytest.raises(ValueError, match=r"`stop_token_ids` must be 'auto', None or") as error:
+        lm.generate("The", stop_token_ids=stops)
+    assert repr(stops) in str(error.value)
 
 
 def test_a_model_without_a_preprocessor(lm):
@@ -120,6 +178,31 @@ def test_samplers_that_generate_cannot_use(lm):
     other = type(lm)(lm.backbone)
     with pytest.raises(ValueError, match="return_all_beams"):
         other.compile(sampler=keras_hub.samplers.BeamSampler(return_all_beams=True))
+    with pytest.raises(ValueError, match=r"'gredy'.*'greedy'\?"):
+        other.compile(sampler="gredy")
+    for bad in (None, keras_hub.samplers.TopKSampler, 3):
+        with pytest.raises(ValueError, match="must be one of"):
+            other.compile(sampler=bad)
+    assert other.generate({"token_ids": ids([2, 5])}, max_new_tokens=1, stop_token_ids=None)
+
+
+@pytest.mark.parametrize("length", [0, -3, None, 2.5])
+def test_a_sequence_length_that_is_no_count(length):
+    with pytest.raises(ValueError, match=rf"`sequence_length`.*{length}"):
+        tiny.preprocessor(sequence_length=length)
+
+
+@pytest.mark.slow
+def test_a_backend_that_is_not_supported():
+    code = "import keras_rgemma; keras_rgemma.RGemmaCausalLM.from_preset('rgemma_tiny_en')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": "numpy"},
+        capture_output=True,
+        text=True,
+    )
+    assert "keras-rgemma runs on the Keras backends" in done.stderr
+    assert "Received: 'numpy'" in done.stderr
 
 
 @pytest.mark.parametrize(

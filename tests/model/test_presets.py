@@ -118,8 +118,14 @@ def test_folders_and_handles_are_left_to_keras_hub(tmp_path):
 
 @pytest.mark.parametrize("empty", ["", " "])
 def test_an_empty_name_is_unknown(empty):
-    with pytest.raises(ValueError, match="Unknown preset"):
+    with pytest.raises(ValueError, match=f"Unknown preset {empty!r}.*Did you mean"):
         keras_rgemma.RGemmaCausalLM.from_preset(empty)
+
+
+@pytest.mark.parametrize("preset", [None, [], 3])
+def test_what_is_no_name_at_all(preset):
+    with pytest.raises(TypeError, match="rgemma_tiny_en"):
+        keras_rgemma.RGemmaCausalLM.from_preset(preset)
 
 
 def test_tokenizers_of_presets():

@@ -71,3 +71,22 @@ def test_bad_arguments_are_named(lm):
     with pytest.raises(ValueError, match="400"):
         lm.score(np.full((2, 7), 400))
     assert keras.ops.shape(lm.score(**inputs)) == (2, 7, 400)
+
+
+def test_scores_are_arrays_of_the_shape_of_the_ids(lm):
+    ids = np.arange(4, 300, 3)[None, :41]
+    for length in (1, 15, 17, 41):
+        assert np.array(lm.score(ids[:, :length])).shape == (1, length, 400)
+
+
+def test_lengths_seen_before_compile_nothing(lm, monkeypatch):
+    if keras.backend.backend() == "torch":
+        pytest.skip("nothing is compiled on PyTorch")
+    traced, logits = [], type(lm)._logits
+    monkeypatch.setattr(
+        type(lm), "_logits", lambda self, *args: traced.append(1) or logits(self, *args)
+    )
+    other = type(lm)(lm.backbone)
+    for length in (16, 9, 1):
+        other.score(np.full((2, length), 5))
+    assert len(traced) == 1

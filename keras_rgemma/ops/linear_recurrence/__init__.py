@@ -43,13 +43,23 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
     return function(x, a, ops.cast(initial_state, "float32"))
 
 
-def _resolve(implementation):
+def check_backend():
+    """The name of Keras' backend.
+
+    Raises:
+        ValueError: it is not one that this package runs on.
+    """
     backend = keras.config.backend()
     if backend not in BACKENDS:
         raise ValueError(
             f"keras-rgemma runs on the Keras backends {BACKENDS}. Received: {backend!r}. Set "
             "KERAS_BACKEND to one of them before the first import of keras."
         )
+    return backend
+
+
+def _resolve(implementation):
+    backend = check_backend()
     module = importlib.import_module(f"{__name__}.{backend}")
     if implementation == "auto":
         implementation = module.default_implementation()

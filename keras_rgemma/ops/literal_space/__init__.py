@@ -10,9 +10,14 @@ SPACE_BYTES = ("<0xE2>", "<0x96>", "<0x81>")
 
 
 def space_ids(processor):
-    """The ids of the bytes of U+2581, or None if the vocabulary has no byte pieces."""
+    """The ids of the bytes of U+2581, or None if it cannot be spelled with them.
+
+    It cannot where the vocabulary has no byte pieces, or where each part of a split text would
+    get a space of its own (SentencePiece's dummy prefix).
+    """
     ids = [processor.PieceToId(piece) for piece in SPACE_BYTES]
-    return None if processor.unk_id() in ids else ids
+    has_prefix = processor.EncodeAsPieces("a")[0].startswith(SPACE)
+    return None if processor.unk_id() in ids or has_prefix else ids
 
 
 def with_literal_spaces(processor, as_text=False):
@@ -23,7 +28,7 @@ def with_literal_spaces(processor, as_text=False):
         as_text: bool, whether it returns pieces instead of ids.
 
     Returns:
-        What is used in its place, or the processor itself if its vocabulary has no byte pieces.
+        What is used in its place, or the processor itself if it cannot (`space_ids`).
     """
     ids = space_ids(processor)
     if ids is None:

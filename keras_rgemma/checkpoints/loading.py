@@ -1,0 +1,140 @@
+"""Weights from a checkpoint into a model that was created without any."""
+
+import keras
+import numpy as np
+from keras.src.backend.common import global_state
+
+from keras_rgemma.checkpoints import names
+
+_CHUNK = 1 << 24  # elements looked at in one go, so that temporaries stay small
+_LISTED = 8  # names in one error
+
+
+def load(config, source, make, progress=None):
+    """Makes a model and gives each variable its value from a checkpoint, one tensor at a time.
+
+    The variables have no value before: neither random numbers nor zeros are made, and the memory
+    beside the model itself is that of the largest tensor.
+
+    Args:
+        config: `RGemmaConfig`, compared with the weights before anything is made.
+        source: a checkpoint, such as `huggingface.SafetensorsFolder`: `format`, `shapes`,
+            `copies`, `num_bytes(name)` and `read(name)`.
+        make: function that returns an `RGemmaBackbone` of that architecture.
+        progress: None, or a function called with the bytes of each tensor that is in place.
+
+    Returns:
+        What `make` returned.
+
+    Raises:
+        ValueError: tensors that are missing, unknown, of another shape, or not finite.
+    """
+    if config.num_layers > len(source.shapes):
+        raise ValueError(
+            f"The config asks for {config.num_layers} layers, but the weights hold "
+            f"{len(source.shapes)} tensors in all. Check that they belong together."
+        )
+    tensors = names.tensors(config, source.format)
+    check(tensors, source)
+    model = _without_values(make)
+    variables = {variable.path: variable for variable in model.variables}
+    for name, (_, weights) in tensors.items():
+        array = source.read(name)
+        check_finite(name, array)
+        for copy in [copy for copy, of in source.copies.items() if of == name]:
+            _check_copy(source, copy, name, array)
+        for weight in weights:
+            place = weight.place(source.format)
+            part = array if place.part is None else array[place.part]
+            _give(variables[weight.path], place.transform.from_file(part))
+        if progress:
+            progress(source.num_bytes(name))
+    for variable in model.variables:
+        if variable._value is None:  # what no checkpoint holds, such as the seeds of dropout
+            variable._deferred_initialize()
+    return model
+
+
+def _without_values(make):
+    """What `make` returns, with variables that wait for their first value."""
+    waiting = "uninitialized_variables"
+    others = list(global_state.get_global_attribute(waiting) or [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            return make()
+    finally:
+        # Keras would initialise them as soon as any other model is made.
+        global_state.set_global_attribute(waiting, others)
+
+
+def check(tensors, source):
+    """Compares what a checkpoint holds with what it should, before anything is read.
+
+    Raises:
+        ValueError: naming everything that is missing, unknown or of another shape.
+    """
+    missing = sorted(set(tensors) - set(source.shapes))
+    unknown = sorted(set(source.shapes) - set(tensors) - set(source.copies))
+    wrong = [
+        f"{name} {source.shapes[name]} (expected {shape})"
+        for name, (shape, _) in tensors.items()
+        if name in source.shapes and source.shapes[name] != shape
+    ]
+    found = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
+    faults = [f"{what}: {_list(entries)}" for what, entries in found if entries]
+    if faults:
+        raise ValueError(
+            f"The weights do not fit the config. Tensors {'; '.join(faults)}. Check that config "
+            "and weights belong together and that every file is complete."
+        )
+
+
+def _list(entries):
+    more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
+    return ", ".join(entries[:_LISTED]) + more
+
+
+def check_finite(name, array):
+    """Raises ValueError if a floating-point array holds NaN or infinity."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        if not _is_finite(flat[start : start + _CHUNK]):
+            raise ValueError(
+                f"The tensor {name!r} holds NaN or infinity: the checkpoint is broken. Fetch it "
+                "again."
+            )
+
+
+def _is_finite(array):
+    if array.dtype.name == "bfloat16":
+        # Its own `isfinite` converts number by number; an exponent of ones can be seen in the bits.
+        return int((array.view("uint16") & 0x7FFF).max(initial=0)) < 0x7F80
+    return bool(np.isfinite(array).all())
+
+
+def _check_copy(source, copy, name, array):
+    """Compares a tensor with the one it must repeat, some rows at a time."""
+    if copy not in source.shapes:
+        return
+    rows = max(1, _CHUNK // max(1, array[0].size))
+    for start in range(0, len(array), rows):
+        part = array[start : start + rows]
+        other = source.read(copy, rows=slice(start, start + len(part)))
+        if part.tobytes() != other.tobytes():
+            raise ValueError(
+                f"The tensor {copy!r} differs from {name!r}. This architecture has one matrix for "
+                "embedding and logits, so the checkpoint cannot be loaded without changing what "
+                f"it says. If the copy is stale, delete {copy!r} from it."
+            )
+
+
+def _give(variable, array):
+    """The first value of a variable, in its dtype and, with a distribution, on its shards."""
+    variable._initializer = lambda shape, dtype: _tensor(array, dtype)
+    variable._deferred_initialize()
+
+
+def _tensor(array, dtype):
+    # A copy of its own, in rows: some backends would otherwise share the memory, or the strides.
+    array = np.ascontiguousarray(array)
+    return keras.ops.convert_to_tensor(array, dtype=dtype)
