@@ -1,4 +1,4 @@
-"""What a local folder holds: which format, which architecture, which tokenizer."""
+"""What a local folder holds: which format, which architecture."""
 
 import dataclasses
 import pathlib
@@ -6,8 +6,6 @@ import pathlib
 from keras_rgemma.checkpoints import huggingface
 from keras_rgemma.checkpoints.loading import load
 from keras_rgemma.config import RGemmaConfig
-
-TOKENIZER = "tokenizer.model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +15,10 @@ class Checkpoint:
     Attributes:
         folder: str.
         config: `RGemmaConfig`.
-        tokenizer: str or None, the path of its SentencePiece model.
     """
 
     folder: str
     config: RGemmaConfig
-    tokenizer: str | None
 
     def backbone(self, cls, load_weights=True, **kwargs):
         """The backbone that it describes, with its weights.
@@ -59,9 +55,4 @@ def open_checkpoint(folder):
     theirs = huggingface.read_json(config)
     if not huggingface.is_config(theirs):
         return None
-    tokenizer = pathlib.Path(folder) / TOKENIZER
-    return Checkpoint(
-        folder=str(folder),
-        config=huggingface.config_from(theirs),
-        tokenizer=str(tokenizer) if tokenizer.is_file() else None,
-    )
+    return Checkpoint(str(folder), huggingface.config_from(theirs))

@@ -41,8 +41,9 @@ def load(config, source, make, progress=None):
     for name, (_, weights) in tensors.items():
         array = source.read(name)
         check_finite(name, array)
-        for copy in [copy for copy, of in source.copies.items() if of == name]:
-            _check_copy(source, copy, name, array)
+        for copy, original in source.copies.items():
+            if original == name and copy in source.shapes:
+                _check_copy(source, copy, name, array)
         for weight in weights:
             place = weight.place(source.format)
             part = array if place.part is None else array[place.part]
@@ -114,8 +115,6 @@ def _is_finite(array):
 
 def _check_copy(source, copy, name, array):
     """Compares a tensor with the one it must repeat, some rows at a time."""
-    if copy not in source.shapes:
-        return
     rows = max(1, _CHUNK // max(1, array[0].size))
     for start in range(0, len(array), rows):
         part = array[start : start + rows]

@@ -11,36 +11,30 @@ class Transform(NamedTuple):
     """A change of layout.
 
     Attributes:
-        name: str, what tests and errors call it.
         to_file: function of our array that returns the array of the file.
         from_file: its inverse.
         file_shape: function of our shape that returns the shape in the file.
     """
 
-    name: str
     to_file: Callable
     from_file: Callable
     file_shape: Callable
 
 
-SAME = Transform("same", lambda x: x, lambda x: x, tuple)
+SAME = Transform(lambda x: x, lambda x: x, tuple)
 # [in, out] <-> [out, in]
-TRANSPOSED = Transform("transposed", lambda x: x.T, lambda x: x.T, lambda shape: (*shape[::-1],))
+TRANSPOSED = Transform(lambda x: x.T, lambda x: x.T, lambda shape: (*shape[::-1],))
 # Taps of a depthwise convolution, [conv_width, L] <-> [L, 1, conv_width].
 DEPTHWISE = Transform(
-    "depthwise",
     lambda x: x.T[:, None],
     lambda x: x[:, 0].T,
     lambda shape: (shape[1], 1, shape[0]),
 )
 # The bias of a head-major product, [H, 1, 1, L / H] <-> [H, L / H].
 HEAD_BIAS = Transform(
-    "head bias",
     lambda x: x[:, 0, 0],
     lambda x: x[:, None, None],
     lambda shape: (shape[0], shape[3]),
 )
 # A bias beside its branch in one tensor, [M] <-> [1, 1, M].
-BRANCH_BIAS = Transform(
-    "branch bias", lambda x: x[None, None], lambda x: x[0, 0], lambda shape: (1, 1, *shape)
-)
+BRANCH_BIAS = Transform(lambda x: x[None, None], lambda x: x[0, 0], lambda shape: (1, 1, *shape))

@@ -59,15 +59,13 @@ class Programs:
         if self.model.run_eagerly and keras.config.backend() != "torch":
             return function
         backend = importlib.import_module(f"keras_rgemma.generation.{keras.config.backend()}")
-        return backend.compile_program(
-            function, self.model, self.sampler, getattr(self.model, "jit_compile", True)
-        )
+        return backend.compile_program(function, self.model, self.sampler, self.model.jit_compile)
 
 
 def _settings(model, sampler):
     # The objects and not their ids: an id is given again once its object is gone.
-    jit_compile = getattr(model, "jit_compile", True)
-    return (*model.weights, sampler, model.dtype_policy, model.run_eagerly, jit_compile)
+    settings = (model.dtype_policy, model.run_eagerly, model.jit_compile)
+    return (*model.weights, sampler, *settings)
 
 
 class GenerationPrograms(Programs):
@@ -111,8 +109,8 @@ class GenerationPrograms(Programs):
                     prompt_hidden,
                 )
 
-            self._decoders[stop_token_ids] = decode
-        return self.compiled(self._decoders[stop_token_ids])
+            self._decoders[stop_token_ids] = self._compile(decode)
+        return self._decoders[stop_token_ids]
 
     def prefill(self, prompts, state):
         """Runs prompts once through the model.

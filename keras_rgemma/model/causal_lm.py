@@ -7,7 +7,13 @@ from keras import ops
 
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
-from keras_rgemma.model.presets import Presets, has_tokenizer, presets, resolve
+from keras_rgemma.model.presets import (
+    Presets,
+    has_tokenizer,
+    presets,
+    resolve,
+    sentencepiece_file,
+)
 from keras_rgemma.model.samplers import compares_hidden_states, read_sampler, without_softmax
 from keras_rgemma.ops.documents import document_positions
 from keras_rgemma.shapes import check_keywords, check_padding_mask, check_token_ids
@@ -102,7 +108,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
     @classmethod
     def _from_checkpoint(cls, checkpoint, load_weights, dtype=None, **kwargs):
         backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype)
-        if "preprocessor" not in kwargs and checkpoint.tokenizer:
+        if "preprocessor" not in kwargs and sentencepiece_file(checkpoint.folder):
             kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.folder)
         return cls(backbone, **kwargs)
 

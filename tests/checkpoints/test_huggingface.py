@@ -237,3 +237,12 @@ def test_the_table_has_every_weight_and_the_published_counts():
     ):
         config = RGemmaConfig(*sizes)
         assert tuple(len(names.tensors(config, f)) for f in names.FORMATS) == counts
+
+
+def test_every_transform_has_its_inverse_and_knows_the_shape():
+    for weight in names.weights(tiny.backbone().config):
+        ours = np.arange(np.prod(weight.shape)).reshape(weight.shape)
+        for place in map(weight.place, names.FORMATS):
+            theirs = place.transform.to_file(ours)
+            assert theirs.shape == tuple(place.transform.file_shape(weight.shape))
+            np.testing.assert_array_equal(place.transform.from_file(theirs), ours)

@@ -36,22 +36,31 @@ def with_literal_spaces(processor, as_text=False):
     return _Encoder(processor, list(SPACE_BYTES) if as_text else ids)
 
 
-class _Encoder:
-    """A processor whose `Encode` splits texts at U+2581; all else is the processor's own."""
+class Wrapper:
+    """What stands for another object: attributes that it has not are the other's own.
 
-    def __init__(self, processor, space_tokens):
-        self.processor = processor
+    Args:
+        wrapped: the other object.
+        space_tokens: list, what U+2581 is spelled with.
+    """
+
+    def __init__(self, wrapped, space_tokens):
+        self.wrapped = wrapped
         self.space_tokens = space_tokens
 
     def __getattr__(self, name):
-        if name == "processor":  # while a copy is being made
+        if name == "wrapped":  # while a copy is being made
             raise AttributeError(name)
-        return getattr(self.processor, name)
+        return getattr(self.wrapped, name)
+
+
+class _Encoder(Wrapper):
+    """A processor whose `Encode` splits texts at U+2581."""
 
     def Encode(self, texts, add_bos=False, add_eos=False):
         """Tokens of each of a list of texts."""
         if not any(SPACE in text for text in texts):
-            return self.processor.Encode(texts, add_bos=add_bos, add_eos=add_eos)
+            return self.wrapped.Encode(texts, add_bos=add_bos, add_eos=add_eos)
         return [self._encode(text, add_bos, add_eos) for text in texts]
 
     def _encode(self, text, add_bos, add_eos):
@@ -60,7 +69,7 @@ class _Encoder:
         tokens = []
         for i, part in enumerate(parts):
             tokens += self.space_tokens if i else []
-            tokens += self.processor.Encode(
+            tokens += self.wrapped.Encode(
                 part, add_bos=add_bos and i == 0, add_eos=add_eos and i == last
             )
         return tokens

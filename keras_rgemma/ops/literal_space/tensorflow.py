@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_rgemma.ops.literal_space import SPACE
+from keras_rgemma.ops.literal_space import SPACE, Wrapper
 
 
 def with_literal_spaces(tokenizer, space_ids):
@@ -15,24 +15,15 @@ def with_literal_spaces(tokenizer, space_ids):
     return tokenizer if space_ids is None else _Tokenizer(tokenizer, space_ids)
 
 
-class _Tokenizer:
-    """A tokenizer whose `tokenize` splits texts at U+2581; all else is the tokenizer's own."""
-
-    def __init__(self, tokenizer, space_ids):
-        self.tokenizer = tokenizer
-        self.space_ids = space_ids
-
-    def __getattr__(self, name):
-        if name == "tokenizer":  # while a copy is being made
-            raise AttributeError(name)
-        return getattr(self.tokenizer, name)
+class _Tokenizer(Wrapper):
+    """A tokenizer whose `tokenize` splits texts at U+2581."""
 
     def tokenize(self, texts):
         """Token ids, ragged [B, T], of strings [B]."""
         parts = tf.strings.split(texts, SPACE)
-        tokens = self.tokenizer.tokenize(parts)
+        tokens = self.wrapped.tokenize(parts)
         flat = tokens.values
-        spaces = tf.tile([self.space_ids], [flat.nrows(), 1])
+        spaces = tf.tile([self.space_tokens], [flat.nrows(), 1])
         tokens = tokens.with_values(tf.concat([tf.cast(spaces, flat.dtype), flat], axis=1))
         # Every part came with a space before it; a text has one less than it has parts.
-        return tokens.merge_dims(1, 2)[:, len(self.space_ids) :]
+        return tokens.merge_dims(1, 2)[:, len(self.space_tokens) :]
