@@ -127,7 +127,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         Raises:
             ValueError: a sampler that `generate` cannot use.
         """
-        sampler = read_sampler(sampler)
+        sampler = read_sampler(sampler, self.backbone.vocabulary_size)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -272,7 +272,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         """The compiled programs of `generate`, made anew when weights or settings are others."""
         from keras_rgemma.generation.programs import GenerationPrograms
 
-        sampler = self.sampler = read_sampler(self.sampler)
+        sampler = self.sampler = read_sampler(self.sampler, self.backbone.vocabulary_size)
         if self.generate_function is None or not self.generate_function.are_for(self, sampler):
             self.generate_function = GenerationPrograms(
                 self,

@@ -6,6 +6,13 @@ import keras_hub
 from keras import ops
 
 NAMES = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
+# How many of the vocabulary's tokens they look at, by the name of the attribute.
+COUNTS = {
+    keras_hub.samplers.TopKSampler: "k",
+    keras_hub.samplers.TopPSampler: "k",
+    keras_hub.samplers.ContrastiveSampler: "k",
+    keras_hub.samplers.BeamSampler: "num_beams",
+}
 
 
 class _ArgmaxSampler(keras_hub.samplers.GreedySampler):
@@ -25,12 +32,16 @@ def compares_hidden_states(sampler):
     return isinstance(sampler, keras_hub.samplers.ContrastiveSampler)
 
 
-def read_sampler(sampler):
+def read_sampler(sampler, vocabulary_size):
     """The sampler that a name or an instance stands for.
 
+    Args:
+        sampler: str, dict of its config, or `keras_hub.samplers.Sampler`.
+        vocabulary_size: int, the most tokens that it can look at.
+
     Raises:
-        ValueError: there is none of this name, it is no sampler, or it cannot work behind
-            `generate`.
+        ValueError: there is none of this name, it is no sampler, it cannot work behind
+            `generate`, or a number of it is out of range.
     """
     given = sampler
     if isinstance(given, (str, dict)):
@@ -53,4 +64,22 @@ def read_sampler(sampler):
             "`SpeculativeSampler` needs a draft model, which `generate` does not take. Use another "
             "sampler, such as 'greedy'."
         )
+    _check_numbers(sampler, vocabulary_size)
     return sampler
+
+
+def _check_numbers(sampler, vocabulary_size):
+    if not sampler.temperature > 0:
+        raise ValueError(
+            f"`temperature` must be above 0. Received: {sampler.temperature!r}. For the most "
+            "probable token each time, use 'greedy'."
+        )
+    for kind, name in COUNTS.items():
+        if not isinstance(sampler, kind):
+            continue
+        count = getattr(sampler, name)
+        if count is not None and not 1 <= count <= vocabulary_size:
+            raise ValueError(
+                f"`{name}` of {type(sampler).__name__} must lie in [1, {vocabulary_size}], the "
+                f"vocabulary. Received: {count!r}."
+            )

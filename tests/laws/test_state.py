@@ -25,7 +25,10 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 def backbone():
     """Both kinds of blocks after each kind, no two sizes equal, no weight zero."""
     keras.utils.set_random_seed(0)
-    model = new_backbone("float32")
+    return randomize(new_backbone("float32"))
+
+
+def randomize(model):
     random = np.random.default_rng(0)
     for weight in model.weights:
         if weight.path.endswith(("bias", "scale")):
@@ -35,19 +38,20 @@ def backbone():
     return model
 
 
-def new_backbone(dtype):
-    return RGemmaBackbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=4,
-        hidden_dim=10,
-        intermediate_dim=14,
-        num_query_heads=3,
-        head_dim=8,
-        lru_dim=12,
-        block_types=("recurrent", "recurrent", "attention"),
-        sliding_window_size=WINDOW,
-        dtype=dtype,
-    )
+def new_backbone(dtype, **sizes):
+    sizes = {
+        "vocabulary_size": VOCABULARY,
+        "num_layers": 4,
+        "hidden_dim": 10,
+        "intermediate_dim": 14,
+        "num_query_heads": 3,
+        "head_dim": 8,
+        "lru_dim": 12,
+        "block_types": ("recurrent", "recurrent", "attention"),
+        "sliding_window_size": WINDOW,
+        **sizes,
+    }
+    return RGemmaBackbone(**sizes, dtype=dtype)
 
 
 @functools.cache
@@ -139,6 +143,27 @@ def test_any_split_is_one_pass(sizes):
         out, state = step()(piece, ones(piece), state)
         pieces.append(out)
         start += size
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), hidden, **TOLERANCE)
+    check_states(state, truth)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_query_heads": 4, "num_key_value_heads": 2},
+        {"conv_width": 1},
+        {"sliding_window_size": 1},
+    ],
+    ids=str,
+)
+def test_models_of_other_sizes_split_alike(sizes):
+    model = randomize(new_backbone("float32", **sizes))
+    run, state, pieces = compiled(model.step), to_numpy(model.initial_state(ROWS)), []
+    token_ids = text(length=36)
+    hidden, truth = run(token_ids, ones(token_ids), state)
+    for piece in np.split(token_ids, 3, axis=1):
+        out, state = run(piece, ones(piece), state)
+        pieces.append(out)
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), hidden, **TOLERANCE)
     check_states(state, truth)
 

@@ -183,6 +183,17 @@ def test_samplers_that_generate_cannot_use(lm):
     for bad in (None, keras_hub.samplers.TopKSampler, 3):
         with pytest.raises(ValueError, match="must be one of"):
             other.compile(sampler=bad)
+    for kind, numbers in (
+        ("TopKSampler", {"k": 401}),
+        ("TopPSampler", {"k": 0}),
+        ("ContrastiveSampler", {"k": -1}),
+        ("BeamSampler", {"num_beams": 0}),
+        ("BeamSampler", {"num_beams": 401}),
+        ("RandomSampler", {"temperature": 0.0}),
+    ):
+        (name, number), *_ = numbers.items()
+        with pytest.raises(ValueError, match=rf"`{name}`.*Received: {number}"):
+            other.compile(sampler=getattr(keras_hub.samplers, kind)(**numbers))
     assert other.generate({"token_ids": ids([2, 5])}, max_new_tokens=1, stop_token_ids=None)
 
 

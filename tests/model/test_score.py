@@ -90,3 +90,28 @@ def test_lengths_seen_before_compile_nothing(lm, monkeypatch):
     for length in (16, 9, 1):
         other.score(np.full((2, length), 5))
     assert len(traced) == 1
+
+
+def test_without_a_compiler_the_scores_are_the_same(lm):
+    inputs = tiny.arrays()
+    expected = tiny.numpy(lm.score(**inputs))
+    other = type(lm)(lm.backbone)
+    other.compile(jit_compile=False)
+    np.testing.assert_allclose(tiny.numpy(other.score(**inputs)), expected, atol=1e-5)
+
+
+def test_tensorflow_records_gradients_through_score(lm):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("only TensorFlow records what is computed outside of a function")
+    import tensorflow as tf
+
+    inputs = tiny.arrays()
+    with tf.GradientTape(persistent=True) as tape:
+        scored = tf.reduce_sum(lm.score(**inputs) ** 2)
+        called = tf.reduce_sum(lm(inputs) ** 2)
+    weights = [weight.value for weight in lm.trainable_variables]
+    gradients = (tape.gradient(x, weights) for x in (scored, called))
+    for one, other in zip(*gradients, strict=True):
+        one, other = tf.convert_to_tensor(one), tf.convert_to_tensor(other)
+        # float32 in another order, of sums over 14 tokens.
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
