@@ -57,8 +57,8 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
     if ids.ndim != 2:
         raise ValueError(
             f"`{name}` must have the shape [batch, tokens], every row of the same length. "
-            f"Received: {ids.shape}. Pad the rows and mark the pads in `padding_mask`; one row is a "
-            "batch of one, and a tf.data.Dataset is made into batches by `.batch`."
+            f"Received: {ids.shape}. Pad the rows and mark the pads in `padding_mask`; a "
+            "single row is a batch of one, and a tf.data.Dataset becomes batches with `.batch`."
         )
     if ids.shape[0] == 0:
         raise ValueError(f"`{name}` holds no rows. Pass at least one.")

@@ -4,7 +4,7 @@
     python -m keras_rgemma.benchmarks --backends jax torch --dtype bfloat16
 
 Weights are random. Every line is measured in a process of its own. The last line is the same as
-JSON. The ceilings of the machine are measured in the same run; prefill is at best
+JSON. The ceilings of the host are measured in the same run; prefill is at best
 `matmul / (2 * parameters)`, decode of one row `read / bytes of weights`, a training step
 `matmul / (6 * parameters)`.
 """
@@ -57,7 +57,9 @@ def measure(backend, what, args):
 
 
 def bound(what, result, limits, dtype):
-    """The rate that the ceilings allow, where they bound it."""
+    """The rate that the ceilings of the host allow, where they bound it."""
+    if not result["on_host"]:
+        return None
     parameters = result["parameters"]
     if what == "decode B1":
         size = 4 if dtype == "float32" else 2

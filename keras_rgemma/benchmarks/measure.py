@@ -7,7 +7,12 @@ import keras
 import numpy as np
 
 import keras_rgemma
-from keras_rgemma.benchmarks.timing import peak_memory_bytes, repeat, summary
+from keras_rgemma.benchmarks.timing import (
+    accelerator_peak_bytes,
+    repeat,
+    resident_peak_bytes,
+    summary,
+)
 
 SIZES = {
     "110m": {
@@ -93,7 +98,9 @@ def main():
     model = keras_rgemma.RGemmaCausalLM(backbone)
     result = MEASURES[args.what](model, args.size, args.warmup, args.repeats)
     result["parameters"] = backbone.count_params()
-    result["peak_memory_bytes"] = peak_memory_bytes()
+    peak = accelerator_peak_bytes(keras.config.backend())
+    result["peak_memory_bytes"] = peak or resident_peak_bytes()
+    result["on_host"] = not peak
     print(json.dumps(result))
 
 

@@ -1,5 +1,7 @@
 """Fair timing: ceilings of the machine, repeats with a spread, peak memory."""
 
+import concurrent.futures
+import os
 import pathlib
 import resource
 import statistics
@@ -39,17 +41,27 @@ def ceilings():
     size = 2048
     left, right = (np.random.RandomState(i).rand(size, size).astype("float32") for i in (0, 1))
     product = summary(2 * size**3 / 1e9, repeat(lambda: left @ right, 2, 5))
-    memory = np.ones(2**27, "float32")
-    read = summary(memory.nbytes / 1e9, repeat(memory.sum, 1, 5))
+    memory = np.ones((os.cpu_count(), 2**27 // os.cpu_count()), "float32")
+    # A thread for each CPU: one alone does not use up what the memory can give.
+    with concurrent.futures.ThreadPoolExecutor(len(memory)) as threads:
+        read = summary(memory.nbytes / 1e9, repeat(lambda: [*threads.map(np.max, memory)], 1, 5))
     return {"matmul_gflops": product["high"], "read_gb_per_s": read["high"]}
 
 
-def peak_memory_bytes():
-    """The most memory this process has held: of the accelerator if there is one, else resident."""
-    return _device_peak() or _resident_peak()
+def accelerator_peak_bytes(backend):
+    """The most memory this process has held on the accelerator of a backend, 0 if it has none."""
+    library = sys.modules[backend]
+    if backend == "torch":
+        return library.cuda.max_memory_allocated() if library.cuda.is_available() else 0
+    if backend == "jax":
+        return (library.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    if not library.config.list_physical_devices("GPU"):
+        return 0
+    return library.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
-def _resident_peak():
+def resident_peak_bytes():
+    """The most memory of the host this process has held."""
     status = pathlib.Path("/proc/self/status")
     if status.exists():
         # `ru_maxrss` starts from what the parent process held.
@@ -57,12 +69,3 @@ def _resident_peak():
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _device_peak():
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        return sys.modules["torch"].cuda.max_memory_allocated()
-    if "jax" in sys.modules:
-        stats = sys.modules["jax"].devices()[0].memory_stats() or {}
-        return stats.get("peak_bytes_in_use", 0)
-    return 0

@@ -1,0 +1,51 @@
+"""The benchmark command prints a table and the same as JSON. How fast it is, no test asserts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+
+
+@pytest.mark.slow
+def test_the_command_measures_this_backend():
+    command = [sys.executable, "-m", "keras_rgemma.benchmarks", "--size", "tiny", "--repeats", "1"]
+    done = subprocess.run(
+        [*command, "--backends", keras.config.backend(), "--measures", "prefill", "train"],
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *table, _, report = done.stdout.strip().splitlines()
+    report = json.loads(report)
+    assert all(report["ceilings"][name] > 0 for name in ("matmul_gflops", "read_gb_per_s"))
+    assert [result["what"] for result in report["results"]] == ["prefill", "train"]
+    for line, result in zip(table[-2:], report["results"], strict=True):
+        assert 0 < result["low"] <= result["median"] <= result["high"]
+        assert result["peak_memory_bytes"] > 1e8  # a process with a backend in it
+        assert line.startswith(keras.config.backend()) and f"{result['median']:.1f}" in line
+
+
+@pytest.mark.slow
+def test_a_measurement_that_fails_is_named_and_fails_the_command():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "keras_rgemma.benchmarks",
+            "--size",
+            "3b",
+            "--backends",
+            keras.config.backend(),
+            "--measures",
+            "prefill",
+        ],
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "3b" in done.stdout
