@@ -1,11 +1,15 @@
-"""What a local folder holds: which format, which architecture."""
+"""What a local path holds: which format, which architecture, which tokenizer."""
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 
-from keras_rgemma.checkpoints import huggingface
+from keras_rgemma.checkpoints import deepmind, deepmind_flax, deepmind_torch, huggingface
 from keras_rgemma.checkpoints.loading import load
 from keras_rgemma.config import RGemmaConfig
+
+TOKENIZER = "tokenizer.model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,12 +17,15 @@ class Checkpoint:
     """A checkpoint in a format of others.
 
     Attributes:
-        folder: str.
+        path: str, of the folder or file that it was opened from.
         config: `RGemmaConfig`.
+        open_weights: function that returns the source of the tensors, such as a
+            `huggingface.SafetensorsFolder`.
     """
 
-    folder: str
+    path: str
     config: RGemmaConfig
+    open_weights: Callable
 
     def backbone(self, cls, load_weights=True, **kwargs):
         """The backbone that it describes, with its weights.
@@ -38,21 +45,43 @@ class Checkpoint:
         def make():
             return cls(**config.to_dict(), **kwargs)
 
-        if not load_weights:
-            return make()
-        return load(config, huggingface.SafetensorsFolder(self.folder), make)
+        return load(config, self.open_weights(), make) if load_weights else make()
 
 
-def open_checkpoint(folder):
-    """The `Checkpoint` in a local folder, or None for a Keras preset and for what is no folder.
+def open_checkpoint(path):
+    """The `Checkpoint` at a local path, or None for a Keras preset and for what is no local path.
+
+    Args:
+        path: str. A folder of Hugging Face; an Orbax folder of DeepMind, or the folder around it;
+            a `.pt` file of DeepMind, or the folder around it.
 
     Raises:
-        ValueError: `config.json` is of another kind of model, or not understood.
+        ValueError: it is of another kind of model, broken, or not understood.
     """
-    config = pathlib.Path(folder) / huggingface.CONFIG
-    if not config.is_file():
+    folder = pathlib.Path(path)
+    config = folder / huggingface.CONFIG
+    if config.is_file():
+        theirs = huggingface.read_json(config)
+        if not huggingface.is_config(theirs):
+            return None
+        weights = functools.partial(huggingface.SafetensorsFolder, path)
+        return Checkpoint(path, huggingface.config_from(theirs), weights)
+    if found := deepmind_flax.find(folder):
+        source = deepmind_flax.OrbaxFolder(found)
+    elif found := deepmind_torch.find(folder):
+        source = deepmind_torch.TorchFile(found)
+    else:
         return None
-    theirs = huggingface.read_json(config)
-    if not huggingface.is_config(theirs):
-        return None
-    return Checkpoint(str(folder), huggingface.config_from(theirs))
+    return Checkpoint(path, deepmind.config_from(source.shapes), lambda: source)
+
+
+def tokenizer_file(path):
+    """The SentencePiece model that belongs to a checkpoint, str, or None if there is none.
+
+    It lies in the folder of the checkpoint, or beside its weights.
+    """
+    folder = pathlib.Path(path)
+    weights = deepmind_flax.find(folder) or deepmind_torch.find(folder)
+    places = (folder, weights.parent) if weights else (folder,)
+    found = next((place / TOKENIZER for place in places if (place / TOKENIZER).is_file()), None)
+    return found and str(found)

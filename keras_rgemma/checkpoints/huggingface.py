@@ -175,7 +175,10 @@ class SafetensorsFolder:
         return self._sizes[name]
 
     def read(self, name, rows=None):
-        """A tensor, or a slice of its first axis, as a NumPy array of its own memory."""
+        """A tensor, or a slice of its first axis, as a NumPy array of its own memory.
+
+        Only a format with copies has `rows`.
+        """
         # Opened for each tensor, because pages of an open file count as memory of the process.
         with self._opened(self._files[name]) as opened:
             return opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows]

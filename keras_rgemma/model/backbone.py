@@ -161,7 +161,10 @@ class RGemmaBackbone(keras_hub.models.Backbone):
 
         Args:
             preset: str, a name from `presets`, a folder saved by `save_to_preset` or a hub handle
-                of one, or a local folder in the format of Hugging Face.
+                of one, or a local checkpoint: a folder of Hugging Face, or an Orbax folder or a
+                `.pt` file of DeepMind. The last two hold weights alone: what their shapes do not
+                tell (`sliding_window_size`, `final_logit_soft_cap`, `scale_embeddings`) is
+                RecurrentGemma's unless it is passed.
             load_weights: bool; False for random weights.
             **kwargs: `dtype`, and what the constructor takes.
 

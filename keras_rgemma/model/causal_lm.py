@@ -7,13 +7,7 @@ from keras import ops
 
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
-from keras_rgemma.model.presets import (
-    Presets,
-    has_tokenizer,
-    presets,
-    resolve,
-    sentencepiece_file,
-)
+from keras_rgemma.model.presets import Presets, has_tokenizer, presets, resolve
 from keras_rgemma.model.samplers import compares_hidden_states, read_sampler, without_softmax
 from keras_rgemma.ops.documents import document_positions
 from keras_rgemma.shapes import check_keywords, check_padding_mask, check_token_ids
@@ -83,7 +77,9 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
 
         Args:
             preset: str, a name from `presets`, a folder saved by `save_to_preset` or a hub handle
-                of one, or a local folder in the format of Hugging Face.
+                of one, or a local checkpoint: a folder of Hugging Face, or an Orbax folder or a
+                `.pt` file of DeepMind, whose settings that are no weights are taken to be those
+                of RecurrentGemma.
             load_weights: bool; False for random weights.
             **kwargs: `dtype`, `preprocessor`, and what `keras.Model` takes.
 
@@ -107,9 +103,11 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
 
     @classmethod
     def _from_checkpoint(cls, checkpoint, load_weights, dtype=None, **kwargs):
+        from keras_rgemma.checkpoints.folder import tokenizer_file
+
         backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype)
-        if "preprocessor" not in kwargs and sentencepiece_file(checkpoint.folder):
-            kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.folder)
+        if "preprocessor" not in kwargs and tokenizer_file(checkpoint.path):
+            kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.path)
         return cls(backbone, **kwargs)
 
     def compile(

@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_rgemma.config import check_count
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import Presets, resolve_tokenizer, sentencepiece_file
+from keras_rgemma.model.presets import Presets, resolve_tokenizer
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
 
 
@@ -55,8 +55,10 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
     @classmethod
     def from_preset(cls, preset, **kwargs):
         """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
+        from keras_rgemma.checkpoints.folder import tokenizer_file
+
         folder = resolve_tokenizer(preset, cls.__name__)
-        if sentencepiece_file(folder):
+        if tokenizer_file(folder):
             return cls(cls.tokenizer_cls.from_preset(folder), **kwargs)
         return super().from_preset(folder, **kwargs)
 

@@ -104,12 +104,6 @@ def has_tokenizer(folder):
     return (pathlib.Path(folder) / "tokenizer.json").exists()
 
 
-def sentencepiece_file(folder):
-    """The `tokenizer.model` of a folder that is no Keras preset, or None."""
-    path = pathlib.Path(folder) / "tokenizer.model"
-    return str(path) if path.is_file() and not has_tokenizer(folder) else None
-
-
 class Presets:
     """The `presets` attribute of the public classes: a fresh dict at each access."""
 

@@ -5,7 +5,7 @@ import keras_hub
 import sentencepiece
 
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import Presets, resolve_tokenizer, sentencepiece_file
+from keras_rgemma.model.presets import Presets, resolve_tokenizer
 from keras_rgemma.ops.literal_space import space_ids, with_literal_spaces
 
 
@@ -49,8 +49,10 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
     @classmethod
     def from_preset(cls, preset, **kwargs):
         """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
+        from keras_rgemma.checkpoints.folder import tokenizer_file
+
         folder = resolve_tokenizer(preset, cls.__name__)
-        proto = sentencepiece_file(folder)
+        proto = tokenizer_file(folder)
         return cls(proto=proto, **kwargs) if proto else super().from_preset(folder, **kwargs)
 
     @property

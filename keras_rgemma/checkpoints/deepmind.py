@@ -1,0 +1,76 @@
+"""What DeepMind's two formats share: weights alone, whose shapes tell the architecture."""
+
+import math
+
+from keras_rgemma.config import ATTENTION, RECURRENT, RGemmaConfig
+
+
+def config_from(shapes):
+    """The architecture of weights, as far as their shapes tell it.
+
+    They do not tell the window, the cap of the logits and whether embeddings are scaled: those
+    are taken to be RecurrentGemma's, 2048 tokens, 30 and yes. Without a recurrent layer they do
+    not tell the number of key/value heads either, which is taken to be 1.
+
+    Args:
+        shapes: dict of a tensor's name, with slashes or dots, to its shape.
+
+    Returns:
+        `RGemmaConfig`.
+
+    Raises:
+        ValueError: a tensor is missing that the architecture is read from.
+    """
+    # The kernel of one format is the transposed weight of the other.
+    shapes = {
+        name.replace("/", ".").replace(".kernel", ".weight"): shape
+        for name, shape in shapes.items()
+    }
+
+    def shape_of(name, rank):
+        shape = shapes.get(name, ())
+        if len(shape) != rank or 0 in shape:
+            raise ValueError(
+                f"The architecture is read from the shape of {name!r}, which must have {rank} "
+                f"axes. Found: {shape or 'no such tensor'}. Check that this is a checkpoint of "
+                "RecurrentGemma, and a complete one."
+            )
+        return shape
+
+    vocabulary_size, hidden_dim = shape_of("embedder.input_embedding", 2)
+    layer_types = []
+    while f"blocks.{len(layer_types)}.channel_pre_norm.scale" in shapes:
+        root = f"blocks.{len(layer_types)}"
+        is_attention = f"{root}.attention_block.proj_q.weight" in shapes
+        layer_types.append(ATTENTION if is_attention else RECURRENT)
+    sizes = {"intermediate_dim": shape_of("blocks.0.mlp_block.ffw_up.w", 3)[2]}
+    heads = None
+    if RECURRENT in layer_types:
+        root = f"blocks.{layer_types.index(RECURRENT)}.recurrent_block"
+        heads, gate_width, _ = shape_of(f"{root}.rg_lru.a_gate.w", 3)
+        sizes["lru_dim"] = heads * gate_width
+        sizes["conv_width"], _ = shape_of(f"{root}.conv_1d.w", 2)
+    if ATTENTION in layer_types:
+        root = f"blocks.{layer_types.index(ATTENTION)}.attention_block"
+        queries, keys = (
+            math.prod(shape_of(f"{root}.proj_{x}.weight", 2)) // hidden_dim for x in "qk"
+        )
+        heads = heads or queries // keys
+        sizes["head_dim"] = queries // heads
+        sizes["num_key_value_heads"] = keys // sizes["head_dim"]
+    return RGemmaConfig(
+        vocabulary_size=vocabulary_size,
+        num_layers=len(layer_types),
+        hidden_dim=hidden_dim,
+        num_query_heads=heads,
+        block_types=_pattern(layer_types),
+        **sizes,
+    )
+
+
+def _pattern(layer_types):
+    """The shortest sequence that gives these types when it is cycled."""
+    for size in range(1, len(layer_types)):
+        if all(x == layer_types[i % size] for i, x in enumerate(layer_types)):
+            return layer_types[:size]
+    return layer_types

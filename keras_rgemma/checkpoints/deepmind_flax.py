@@ -1,0 +1,122 @@
+"""DeepMind's Flax tree in an Orbax folder, as Kaggle has it."""
+
+import math
+import os
+import pathlib
+import sys
+
+import keras
+import numpy as np
+
+# One of these lies in every Orbax folder, whether it uses OCDBT or a folder for each tensor.
+MARKS = ("_METADATA", "manifest.ocdbt")
+
+
+def find(path):
+    """The Orbax folder that a path stands for: itself or the one folder in it that is one; or None.
+
+    Raises:
+        ValueError: there are several in it.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return None
+    if _is_orbax(path):
+        return path
+    found = sorted(child for child in path.iterdir() if child.is_dir() and _is_orbax(child))
+    if len(found) > 1:
+        raise ValueError(
+            f"{str(path)!r} holds several checkpoints: {[child.name for child in found]}. Pass the "
+            "folder of one of them."
+        )
+    return found[0] if found else None
+
+
+def _is_orbax(folder):
+    return any((folder / mark).is_file() for mark in MARKS)
+
+
+class OrbaxFolder:
+    """The tensors of an Orbax folder, read one at a time.
+
+    Attributes:
+        format: str, which names of the table its tensors have.
+        shapes: dict of a tensor's name to its shape, tuple of ints.
+        copies: empty; see `SafetensorsFolder`.
+
+    Raises:
+        ValueError: the folder is broken.
+        ImportError: orbax-checkpoint is not installed.
+    """
+
+    format = "flax"
+
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder).absolute()
+        self.copies = {}
+        self._checkpointer = _checkpointer()
+        try:
+            tree = self._checkpointer.metadata(self.folder).item_metadata.tree
+        except Exception as error:  # of many classes, which Orbax does not document
+            raise self._broken(error) from error
+        self._paths, self.shapes, self._dtypes = {}, {}, {}
+        root = ("params",) if set(tree) == {"params"} else ()
+        for path, array in _leaves(tree):
+            name = "/".join(path[len(root) :])
+            self._paths[name] = path
+            self.shapes[name] = tuple(array.shape)
+            self._dtypes[name] = np.dtype(array.dtype)
+
+    def num_bytes(self, name):
+        """The bytes of a tensor in its file."""
+        return math.prod(self.shapes[name]) * self._dtypes[name].itemsize
+
+    def read(self, name):
+        """A tensor as a NumPy array of its own memory."""
+        import orbax.checkpoint
+
+        as_numpy = orbax.checkpoint.RestoreArgs(restore_type=np.ndarray)
+        one = orbax.checkpoint.args.PyTreeRestore(
+            item=_nested(self._paths[name], 0),
+            restore_args=_nested(self._paths[name], as_numpy),
+            partial_restore=True,
+        )
+        try:
+            array = self._checkpointer.restore(self.folder, args=one)
+        except Exception as error:  # as above
+            raise self._broken(error, name) from error
+        for key in self._paths[name]:
+            array = array[key]
+        return array
+
+    def _broken(self, error, name=None):
+        what = f"the tensor {name!r} in {str(self.folder)!r}" if name else f"{str(self.folder)!r}"
+        return ValueError(f"Orbax cannot read {what}: {error} Fetch the folder again.")
+
+
+def _checkpointer():
+    if keras.config.backend() != "jax" and "jax" not in sys.modules:
+        # Orbax starts JAX, which would take most of an accelerator's memory from the backend.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        import orbax.checkpoint
+    except ImportError as error:
+        raise ImportError(
+            "Weights in an Orbax folder are read with orbax-checkpoint. Install it with "
+            "`pip install orbax-checkpoint jax`."
+        ) from error
+    return orbax.checkpoint.Checkpointer(orbax.checkpoint.PyTreeCheckpointHandler())
+
+
+def _leaves(tree, path=()):
+    if not isinstance(tree, dict):
+        yield path, tree
+        return
+    for key, branch in tree.items():
+        yield from _leaves(branch, (*path, key))
+
+
+def _nested(path, value):
+    for key in reversed(path):
+        value = {key: value}
+    return value

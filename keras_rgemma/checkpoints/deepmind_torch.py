@@ -1,0 +1,89 @@
+"""DeepMind's torch weights: one `.pt` file, as Kaggle has it."""
+
+import pathlib
+
+import ml_dtypes
+import numpy as np
+
+
+def find(path):
+    """The `.pt` file that a path stands for: itself or the one such file in a folder; or None.
+
+    Raises:
+        ValueError: there are several in it.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        return path if path.suffix == ".pt" else None
+    found = sorted(path.glob("*.pt")) if path.is_dir() else []
+    if len(found) > 1:
+        raise ValueError(
+            f"{str(path)!r} holds several checkpoints: {[file.name for file in found]}. Pass the "
+            "path of one of them."
+        )
+    return found[0] if found else None
+
+
+class TorchFile:
+    """The tensors of a `.pt` file, read one at a time.
+
+    Attributes:
+        format: str, which names of the table its tensors have.
+        shapes: dict of a tensor's name to its shape, tuple of ints.
+        copies: empty; see `SafetensorsFolder`.
+
+    Raises:
+        ValueError: the file is broken, or holds something else than tensors by name.
+        ImportError: torch is not installed.
+    """
+
+    format = "torch"
+
+    def __init__(self, file):
+        self.file = pathlib.Path(file)
+        self.copies = {}
+        tensors = self._tensors()
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self._sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+
+    def _tensors(self):
+        try:
+            import torch
+        except ImportError as error:
+            raise ImportError(
+                f"{self.file.name!r} is read with PyTorch. Install it with `pip install torch`."
+            ) from error
+        try:
+            # Tensors alone: a pickle can hold code, which this refuses to run.
+            found = torch.load(self.file, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # of many classes, which PyTorch does not document
+            raise ValueError(
+                f"{str(self.file)!r} cannot be read as tensors of PyTorch; no code in it was run. "
+                f"{error}"
+            ) from error
+        strange = [] if isinstance(found, dict) else [type(found).__name__]
+        strange = strange or [
+            name
+            for name, value in found.items()
+            if not (isinstance(name, str) and torch.is_tensor(value) and value.is_floating_point())
+        ]
+        if strange:
+            raise ValueError(
+                f"{str(self.file)!r} must hold a dict of names to floating-point tensors. Found: "
+                f"{strange[:8]}."
+            )
+        return found
+
+    def num_bytes(self, name):
+        """The bytes of a tensor in its file."""
+        return self._sizes[name]
+
+    def read(self, name):
+        """A tensor as a NumPy array of its own memory."""
+        import torch
+
+        # Opened for each tensor, because pages of an open file count as memory of the process.
+        tensor = self._tensors()[name]
+        if tensor.dtype == torch.bfloat16:  # which NumPy does not know
+            return np.array(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+        return np.array(tensor.numpy())
