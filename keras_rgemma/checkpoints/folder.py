@@ -9,8 +9,6 @@ from keras_rgemma.checkpoints import deepmind, deepmind_flax, deepmind_torch, hu
 from keras_rgemma.checkpoints.loading import load
 from keras_rgemma.config import RGemmaConfig
 
-TOKENIZER = "tokenizer.model"
-
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -83,5 +81,5 @@ def tokenizer_file(path):
     folder = pathlib.Path(path)
     weights = deepmind_flax.find(folder) or deepmind_torch.find(folder)
     places = (folder, weights.parent) if weights else (folder,)
-    found = next((place / TOKENIZER for place in places if (place / TOKENIZER).is_file()), None)
-    return found and str(found)
+    files = [place / huggingface.TOKENIZER for place in places]
+    return next((str(file) for file in files if file.is_file()), None)

@@ -4,12 +4,17 @@ import json
 import math
 import pathlib
 
+import safetensors
+from safetensors.numpy import save_file
+
 from keras_rgemma.checkpoints.names import LM_HEAD
 from keras_rgemma.config import RGemmaConfig
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.model"
+SHARD_BYTES = 2 << 30
 ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
@@ -102,6 +107,133 @@ def _rope_from(theirs):
     }
 
 
+def config_of(config, dtype):
+    """The contents of `config.json` for an architecture.
+
+    Args:
+        config: `RGemmaConfig`.
+        dtype: str, of the weights.
+
+    Returns:
+        dict.
+
+    Raises:
+        ValueError: a setting that transformers' model has no equivalent for.
+    """
+    fixed = {
+        "head_dim": (config.key_size, config.hidden_dim / config.num_query_heads),
+        "scale_embeddings": (config.scale_embeddings, True),
+    }
+    for name, (value, theirs) in fixed.items():
+        if value != theirs:
+            raise ValueError(
+                f"`{name}` is {value} here and always {theirs} in transformers' RecurrentGemma, so "
+                "this model cannot be written for it."
+            )
+    if config.final_logit_soft_cap is None:
+        raise ValueError(
+            "`final_logit_soft_cap` is None, but transformers' RecurrentGemma always has a cap, so "
+            "this model cannot be written for it."
+        )
+    return {
+        "architectures": ["RecurrentGemmaForCausalLM"],
+        "model_type": "recurrent_gemma",
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+        "intermediate_size": 2 * config.intermediate_dim,
+        "lru_width": config.recurrence_width,
+        "block_types": list(config.block_types),
+        "logits_soft_cap": config.final_logit_soft_cap,
+        "embeddings_scale_by_sqrt_dim": True,
+        # Several of theirs mean the same; the first is the usual one.
+        "hidden_activation": next(
+            x for x, ours in ACTIVATIONS.items() if ours == config.activation
+        ),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": config.rope_max_wavelength,
+            "partial_rotary_factor": config.rope_fraction,
+        },
+        # Versions before 5 read these two instead.
+        "rope_theta": config.rope_max_wavelength,
+        "partial_rotary_factor": config.rope_fraction,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "dtype": dtype,
+    }
+
+
+def _their_activation(activation):
+    """The first, which is the usual one, of the names that they have for it."""
+    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
+
+
+def write(folder, config, tensors, dtype):
+    """Writes `config.json` and the weights, in files of at most 2 GiB each if tensors allow.
+
+    Args:
+        folder: `pathlib.Path`, empty.
+        config: `RGemmaConfig`.
+        tensors: iterable of pairs of a name and a NumPy array; no more of them are held at a time
+            than fit in one file.
+        dtype: str, of the weights.
+
+    Raises:
+        ValueError: see `config_of`.
+    """
+    write_json(folder / CONFIG, config_of(config, dtype))
+    files, shard, size, total = [], {}, 0, 0
+
+    def flush():
+        files.append((folder / f"{len(files) + 1}.partial", list(shard)))
+        save_file(shard, files[-1][0], metadata={"format": "pt"})
+        shard.clear()
+
+    for name, array in tensors:
+        if shard and size + array.nbytes > SHARD_BYTES:
+            flush()
+            size = 0
+        shard[name] = array
+        size, total = size + array.nbytes, total + array.nbytes
+    flush()
+    if len(files) == 1:
+        files[0][0].rename(folder / WEIGHTS)
+        return
+    weight_map = {}
+    for number, (file, listed) in enumerate(files, start=1):
+        final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        file.rename(folder / final)
+        weight_map.update(dict.fromkeys(listed, final))
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_tokenizer(folder, tokenizer):
+    """Writes the files that transformers makes the tokenizer and the settings of `generate` from.
+
+    Args:
+        folder: `pathlib.Path`.
+        tokenizer: `RGemmaTokenizer`.
+    """
+    ends = [tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None)]
+    (folder / TOKENIZER).write_bytes(tokenizer.proto)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "GemmaTokenizer",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    write_json(
+        folder / "generation_config.json",
+        {
+            "bos_token_id": tokenizer.start_token_id,
+            "eos_token_id": [id for id in ends if id is not None],
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+    )
+
+
 class SafetensorsFolder:
     """The tensors of a folder, read one at a time.
 
@@ -161,8 +293,6 @@ class SafetensorsFolder:
             )
 
     def _opened(self, file):
-        import safetensors
-
         try:
             return safetensors.safe_open(self.folder / file, "np")
         except (OSError, safetensors.SafetensorError) as error:
@@ -192,6 +322,11 @@ def _size_of(dtype, shape):
             "Dequantize the checkpoint first."
         )
     return math.prod(shape) * bits // 8
+
+
+def write_json(path, contents):
+    """Writes a dict as a JSON file."""
+    path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path):

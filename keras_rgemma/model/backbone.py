@@ -184,6 +184,12 @@ class RGemmaBackbone(keras_hub.models.Backbone):
             return checkpoint.backbone(cls, load_weights, **kwargs)
         return super().from_preset(folder, load_weights=load_weights, **kwargs)
 
+    def export_to_transformers(self, path, dtype=None, overwrite=False):
+        """Writes weights and config, as `RGemmaCausalLM.export_to_transformers` does."""
+        from keras_rgemma.checkpoints.saving import export_to_transformers
+
+        export_to_transformers(self, None, path, dtype, overwrite)
+
     def call_layers(
         self,
         token_ids,

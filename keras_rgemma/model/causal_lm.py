@@ -134,6 +134,33 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
             **kwargs,
         )
 
+    def export_to_transformers(self, path, dtype=None, overwrite=False):
+        """Writes a folder that Hugging Face's transformers loads as it stands.
+
+        It holds the weights (with LoRA merged, if it is switched on), the config and, if there is
+        a preprocessor, the tokenizer and what ends a text. The folder gets its name when it is
+        complete: a call that is stopped halfway leaves nothing that looks whole.
+
+        Args:
+            path: str or path of a folder, which must not hold anything yet.
+            dtype: "float32", "float16" or "bfloat16"; None for the dtype of the variables.
+            overwrite: bool, whether to replace what is there.
+
+        Raises:
+            FileExistsError: there is something already.
+            ValueError: a quantized model, or an architecture that transformers cannot express.
+
+        Example:
+        ```python
+        lm.export_to_transformers("my_model")
+        transformers.AutoModelForCausalLM.from_pretrained("my_model")
+        ```
+        """
+        from keras_rgemma.checkpoints.saving import export_to_transformers
+
+        tokenizer = getattr(self.preprocessor, "tokenizer", None)
+        export_to_transformers(self.backbone, tokenizer, path, dtype, overwrite)
+
     # === What generation needs of a model ===
 
     def initial_state(self, batch_size):

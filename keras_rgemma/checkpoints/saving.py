@@ -1,0 +1,137 @@
+"""Weights of a model into the formats of others."""
+
+import contextlib
+import pathlib
+import shutil
+import uuid
+
+import ml_dtypes
+import numpy as np
+from keras import ops
+
+from keras_rgemma.checkpoints import huggingface, names
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def tensors(backbone, format, dtype):
+    """The tensors of a backbone as a format keeps them, made one at a time.
+
+    LoRA that is switched on is merged into what is given, and stays as it is in the model.
+
+    Args:
+        backbone: `RGemmaBackbone`.
+        format: str of `names.FORMATS`.
+        dtype: "float32", "float16" or "bfloat16".
+
+    Returns:
+        An iterator of pairs of a name and a NumPy array.
+
+    Raises:
+        ValueError: another dtype, or a quantized model.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {list(DTYPES)}. Received: {dtype!r}.")
+    layers = {layer.path: layer for layer in backbone._flatten_layers()}
+    for path, layer in layers.items():
+        if getattr(layer, "quantization_mode", None):
+            raise ValueError(
+                f"The layer {path!r} is quantized to {layer.quantization_mode}, for which this "
+                "format has no place. Write the model as it was before `quantize`."
+            )
+    return _tensors(backbone, layers, format, DTYPES[dtype])
+
+
+def _tensors(backbone, layers, format, dtype):
+    variables = {variable.path: variable for variable in backbone.variables}
+    for name, (_, weights) in names.tensors(backbone.config, format).items():
+        parts = [
+            weight.place(format).transform.to_file(
+                _value(weight.path, variables, layers).astype(dtype)
+            )
+            for weight in weights
+        ]
+        is_stacked = weights[0].place(format).part is not None
+        yield name, np.stack(parts) if is_stacked else np.ascontiguousarray(parts[0])
+
+
+def _value(path, variables, layers):
+    """The value of a variable, with LoRA merged into it in float32."""
+    value = ops.convert_to_numpy(variables[path].value)
+    owner, _, kind = path.rpartition("/")
+    if f"{owner}/lora_{kind}_a" not in variables:
+        return value
+    a, b = (
+        ops.convert_to_numpy(variables[f"{owner}/lora_{kind}_{x}"].value).astype("float32")
+        for x in "ab"
+    )
+    scale = layers[owner].lora_alpha / layers[owner].lora_rank
+    return value.astype("float32") + scale * (a @ b)
+
+
+def export_to_transformers(backbone, tokenizer, path, dtype=None, overwrite=False):
+    """Writes the folder that `RGemmaCausalLM.export_to_transformers` describes.
+
+    Args:
+        backbone: `RGemmaBackbone`.
+        tokenizer: `RGemmaTokenizer`, or None to write no tokenizer.
+        path, dtype, overwrite: as there.
+    """
+    dtype = dtype or backbone.dtype_policy.variable_dtype
+    weights = tensors(backbone, "huggingface", dtype)
+    with new_folder(path, overwrite) as folder:
+        huggingface.write(folder, backbone.config, weights, dtype)
+        if tokenizer is not None:
+            huggingface.write_tokenizer(folder, tokenizer)
+
+
+@contextlib.contextmanager
+def new_folder(destination, overwrite=False):
+    """A folder to write into that takes its name only when it is complete.
+
+    What is killed halfway leaves a hidden `.NAME.*.partial` folder beside it and nothing under the
+    name itself.
+
+    Args:
+        destination: str or path.
+        overwrite: bool, whether it may take the place of a folder that holds something.
+
+    Yields:
+        A `pathlib.Path`.
+
+    Raises:
+        FileExistsError: something is there already, or came there in the meantime.
+    """
+    destination = pathlib.Path(destination).absolute()
+    _check_free(destination, overwrite)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        _check_free(destination, overwrite)
+        if overwrite and destination.exists():
+            _exchange(partial, destination)
+        else:
+            partial.rename(destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _check_free(destination, overwrite):
+    if not destination.exists():
+        return
+    if destination.is_dir() and (overwrite or not any(destination.iterdir())):
+        return
+    raise FileExistsError(
+        f"{str(destination)!r} exists and is not an empty folder. Nothing was written. Choose "
+        "another place, delete it, or pass `overwrite=True`."
+    )
+
+
+def _exchange(partial, destination):
+    old = partial.with_suffix(".old")
+    destination.rename(old)
+    partial.rename(destination)
+    shutil.rmtree(old)
