@@ -1,6 +1,5 @@
 """DeepMind's Flax tree in an Orbax folder, as Kaggle has it."""
 
-import math
 import os
 import pathlib
 import sys
@@ -9,6 +8,7 @@ import keras
 import numpy as np
 
 # One of these lies in every Orbax folder, whether it uses OCDBT or a folder for each tensor.
+FOLDER = "params"  # ours for it; Kaggle names it after the variant
 MARKS = ("_METADATA", "manifest.ocdbt")
 
 
@@ -36,12 +36,33 @@ def _is_orbax(folder):
     return any((folder / mark).is_file() for mark in MARKS)
 
 
+def write(folder, tensors):
+    """Writes tensors as DeepMind's `save_parameters` does: a tree below `params`, with Orbax.
+
+    Args:
+        folder: `pathlib.Path`, where the Orbax folder goes.
+        tensors: iterable of pairs of a name and a NumPy array.
+
+    Raises:
+        ImportError: orbax-checkpoint is not installed.
+    """
+    tree = {}
+    for name, array in tensors:
+        *path, last = name.split("/")
+        branch = tree
+        for key in path:
+            branch = branch.setdefault(key, {})
+        branch[last] = array
+    _checkpointer().save((folder / FOLDER).absolute(), {"params": tree})
+
+
 class OrbaxFolder:
     """The tensors of an Orbax folder, read one at a time.
 
     Attributes:
         format: str, which names of the table its tensors have.
         shapes: dict of a tensor's name to its shape, tuple of ints.
+        dtypes: dict of a tensor's name to its NumPy dtype.
         copies: empty; see `SafetensorsFolder`.
 
     Raises:
@@ -59,17 +80,13 @@ class OrbaxFolder:
             tree = self._checkpointer.metadata(self.folder).item_metadata.tree
         except Exception as error:  # of many classes, which Orbax does not document
             raise self._broken(error) from error
-        self._paths, self.shapes, self._dtypes = {}, {}, {}
+        self._paths, self.shapes, self.dtypes = {}, {}, {}
         root = ("params",) if set(tree) == {"params"} else ()
         for path, array in _leaves(tree):
             name = "/".join(path[len(root) :])
             self._paths[name] = path
             self.shapes[name] = tuple(array.shape)
-            self._dtypes[name] = np.dtype(array.dtype)
-
-    def num_bytes(self, name):
-        """The bytes of a tensor in its file."""
-        return math.prod(self.shapes[name]) * self._dtypes[name].itemsize
+            self.dtypes[name] = np.dtype(array.dtype)
 
     def read(self, name):
         """A tensor as a NumPy array of its own memory."""
@@ -102,8 +119,8 @@ def _checkpointer():
         import orbax.checkpoint
     except ImportError as error:
         raise ImportError(
-            "Weights in an Orbax folder are read with orbax-checkpoint. Install it with "
-            "`pip install orbax-checkpoint jax`."
+            "Weights in an Orbax folder are read and written with orbax-checkpoint. Install it "
+            "with `pip install orbax-checkpoint jax`."
         ) from error
     return orbax.checkpoint.Checkpointer(orbax.checkpoint.PyTreeCheckpointHandler())
 

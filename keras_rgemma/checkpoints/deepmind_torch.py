@@ -5,6 +5,10 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
+DTYPES = {f"torch.{name}": name for name in ("float64", "float32", "float16")}
+DTYPES["torch.bfloat16"] = ml_dtypes.bfloat16
+FILE = "params.pt"  # ours for it; Kaggle names it after the variant
+
 
 def find(path):
     """The `.pt` file that a path stands for: itself or the one such file in a folder; or None.
@@ -24,12 +28,43 @@ def find(path):
     return found[0] if found else None
 
 
+def write(folder, tensors):
+    """Writes tensors as a dict that DeepMind's torch model loads with `load_state_dict`.
+
+    Args:
+        folder: `pathlib.Path`, where the file goes.
+        tensors: iterable of pairs of a name and a NumPy array.
+
+    Raises:
+        ImportError: torch is not installed.
+    """
+    torch = _torch()
+
+    def tensor(array):
+        if array.dtype == ml_dtypes.bfloat16:  # which PyTorch does not take from NumPy
+            return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    torch.save({name: tensor(array) for name, array in tensors}, folder / FILE)
+
+
+def _torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "A `.pt` file is read and written with PyTorch. Install it with `pip install torch`."
+        ) from error
+    return torch
+
+
 class TorchFile:
     """The tensors of a `.pt` file, read one at a time.
 
     Attributes:
         format: str, which names of the table its tensors have.
         shapes: dict of a tensor's name to its shape, tuple of ints.
+        dtypes: dict of a tensor's name to its NumPy dtype.
         copies: empty; see `SafetensorsFolder`.
 
     Raises:
@@ -44,15 +79,10 @@ class TorchFile:
         self.copies = {}
         tensors = self._tensors()
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self._sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+        self.dtypes = {name: np.dtype(DTYPES[str(x.dtype)]) for name, x in tensors.items()}
 
     def _tensors(self):
-        try:
-            import torch
-        except ImportError as error:
-            raise ImportError(
-                f"{self.file.name!r} is read with PyTorch. Install it with `pip install torch`."
-            ) from error
+        torch = _torch()
         try:
             # Tensors alone: a pickle can hold code, which this refuses to run.
             found = torch.load(self.file, map_location="cpu", mmap=True, weights_only=True)
@@ -65,7 +95,7 @@ class TorchFile:
         strange = strange or [
             name
             for name, value in found.items()
-            if not (isinstance(name, str) and torch.is_tensor(value) and value.is_floating_point())
+            if not (isinstance(name, str) and torch.is_tensor(value) and str(value.dtype) in DTYPES)
         ]
         if strange:
             raise ValueError(
@@ -74,14 +104,9 @@ class TorchFile:
             )
         return found
 
-    def num_bytes(self, name):
-        """The bytes of a tensor in its file."""
-        return self._sizes[name]
-
     def read(self, name):
         """A tensor as a NumPy array of its own memory."""
-        import torch
-
+        torch = _torch()
         # Opened for each tensor, because pages of an open file count as memory of the process.
         tensor = self._tensors()[name]
         if tensor.dtype == torch.bfloat16:  # which NumPy does not know

@@ -5,7 +5,7 @@ import functools
 import pathlib
 from collections.abc import Callable
 
-from keras_rgemma.checkpoints import deepmind, deepmind_flax, deepmind_torch, huggingface
+from keras_rgemma.checkpoints import deepmind, deepmind_flax, deepmind_torch, huggingface, names
 from keras_rgemma.checkpoints.loading import load
 from keras_rgemma.config import RGemmaConfig
 
@@ -24,6 +24,12 @@ class Checkpoint:
     path: str
     config: RGemmaConfig
     open_weights: Callable
+
+    @property
+    def dtype(self):
+        """The dtype of its weights, str: that of the embedding, the first in the table."""
+        source = self.open_weights()
+        return source.dtypes[next(iter(names.tensors(self.config, source.format)))].name
 
     def backbone(self, cls, load_weights=True, **kwargs):
         """The backbone that it describes, with its weights.

@@ -1,11 +1,10 @@
 """Hugging Face folders: `config.json` and one or more safetensors files."""
 
 import json
-import math
 import pathlib
 
-import safetensors
-from safetensors.numpy import save_file
+import ml_dtypes
+import numpy as np
 
 from keras_rgemma.checkpoints.names import LM_HEAD
 from keras_rgemma.config import RGemmaConfig
@@ -15,6 +14,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.model"
 SHARD_BYTES = 2 << 30
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": ml_dtypes.bfloat16}
 ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
@@ -180,12 +180,14 @@ def write(folder, config, tensors, dtype):
     Raises:
         ValueError: see `config_of`.
     """
+    import safetensors.numpy
+
     write_json(folder / CONFIG, config_of(config, dtype))
     files, shard, size, total = [], {}, 0, 0
 
     def flush():
         files.append((folder / f"{len(files) + 1}.partial", list(shard)))
-        save_file(shard, files[-1][0], metadata={"format": "pt"})
+        safetensors.numpy.save_file(shard, files[-1][0], metadata={"format": "pt"})
         shard.clear()
 
     for name, array in tensors:
@@ -206,15 +208,14 @@ def write(folder, config, tensors, dtype):
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def write_tokenizer(folder, tokenizer):
-    """Writes the files that transformers makes the tokenizer and the settings of `generate` from.
+def write_tokenizer_config(folder, tokenizer):
+    """Writes what transformers must know of a tokenizer beside its SentencePiece model.
 
     Args:
         folder: `pathlib.Path`.
         tokenizer: `RGemmaTokenizer`.
     """
     ends = [tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None)]
-    (folder / TOKENIZER).write_bytes(tokenizer.proto)
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -240,6 +241,7 @@ class SafetensorsFolder:
     Attributes:
         format: str, which names of the table its tensors have.
         shapes: dict of a tensor's name to its shape, tuple of ints.
+        dtypes: dict of a tensor's name to its NumPy dtype.
         copies: dict of a tensor that may be there to the one that it must repeat.
 
     Raises:
@@ -251,7 +253,7 @@ class SafetensorsFolder:
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
         self.copies = {LM_HEAD: "model.embed_tokens.weight"}
-        self.shapes, self._files, self._sizes = {}, {}, {}
+        self.shapes, self.dtypes, self._files = {}, {}, {}
         for file in self._listed_files():
             with self._opened(file) as opened:
                 for name in opened.keys():  # noqa: SIM118  (it is no dict)
@@ -259,7 +261,7 @@ class SafetensorsFolder:
                     self._check_listed(name, file)
                     self.shapes[name] = tuple(tensor.get_shape())
                     self._files[name] = file
-                    self._sizes[name] = _size_of(tensor.get_dtype(), self.shapes[name])
+                    self.dtypes[name] = _dtype_of(tensor.get_dtype())
         absent = sorted(set(self._weight_map or ()) - set(self.shapes))
         if absent:
             raise ValueError(f"{INDEX} lists tensors that its files do not hold: {absent}.")
@@ -293,16 +295,14 @@ class SafetensorsFolder:
             )
 
     def _opened(self, file):
+        import safetensors
+
         try:
             return safetensors.safe_open(self.folder / file, "np")
         except (OSError, safetensors.SafetensorError) as error:
             raise ValueError(
                 f"{file!r} in {str(self.folder)!r} is missing or broken: {error}. Fetch it again."
             ) from error
-
-    def num_bytes(self, name):
-        """The bytes of a tensor in its file."""
-        return self._sizes[name]
 
     def read(self, name, rows=None):
         """A tensor, or a slice of its first axis, as a NumPy array of its own memory.
@@ -314,14 +314,15 @@ class SafetensorsFolder:
             return opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows]
 
 
-def _size_of(dtype, shape):
-    bits = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}.get(dtype)
-    if bits is None:
+def _dtype_of(dtype):
+    """NumPy's dtype for the name that safetensors has for it."""
+    found = DTYPES.get(dtype)
+    if found is None:
         raise ValueError(
             f"Weights must be floating-point numbers of 16 to 64 bits. Received: {dtype}. "
             "Dequantize the checkpoint first."
         )
-    return math.prod(shape) * bits // 8
+    return np.dtype(found)
 
 
 def write_json(path, contents):

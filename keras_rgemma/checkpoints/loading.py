@@ -1,16 +1,20 @@
 """Weights from a checkpoint into a model that was created without any."""
 
+import math
+
 import keras
 import numpy as np
+import tqdm.auto
 from keras.src.backend.common import global_state
 
 from keras_rgemma.checkpoints import names
 
 _CHUNK = 1 << 24  # elements looked at in one go, so that temporaries stay small
 _LISTED = 8  # names in one error
+_WORTH_A_BAR = 1 << 27  # bytes
 
 
-def load(config, source, make, progress=None):
+def load(config, source, make):
     """Makes a model and gives each variable its value from a checkpoint, one tensor at a time.
 
     The variables have no value before: neither random numbers nor zeros are made, and the memory
@@ -19,9 +23,8 @@ def load(config, source, make, progress=None):
     Args:
         config: `RGemmaConfig`, compared with the weights before anything is made.
         source: a checkpoint, such as `huggingface.SafetensorsFolder`: `format`, `shapes`,
-            `copies`, `num_bytes(name)` and `read(name)`.
+            `dtypes`, `copies` and `read(name)`.
         make: function that returns an `RGemmaBackbone` of that architecture.
-        progress: None, or a function called with the bytes of each tensor that is in place.
 
     Returns:
         What `make` returned.
@@ -38,7 +41,8 @@ def load(config, source, make, progress=None):
     check(tensors, source)
     model = _without_values(make)
     variables = {variable.path: variable for variable in model.variables}
-    for name, (_, weights) in tensors.items():
+    for name in _with_progress(tensors, source):
+        _, weights = tensors[name]
         array = source.read(name)
         check_finite(name, array)
         for copy, original in source.copies.items():
@@ -48,12 +52,30 @@ def load(config, source, make, progress=None):
             place = weight.place(source.format)
             part = array if place.part is None else array[place.part]
             _give(variables[weight.path], place.transform.from_file(part))
-        if progress:
-            progress(source.num_bytes(name))
     for variable in model.variables:
         if variable._value is None:  # what no checkpoint holds, such as the seeds of dropout
             variable._deferred_initialize()
     return model
+
+
+def _with_progress(tensors, source):
+    """The names of tensors, with a bar of bytes and tensors where there is much to read."""
+    sizes = {
+        name: math.prod(shape) * source.dtypes[name].itemsize
+        for name, (shape, _) in tensors.items()
+    }
+    total = sum(sizes.values())
+    with tqdm.auto.tqdm(
+        total=total,
+        desc="Loading weights",
+        unit="B",
+        unit_scale=True,
+        disable=total < _WORTH_A_BAR,
+    ) as bar:
+        for count, (name, size) in enumerate(sizes.items(), start=1):
+            yield name
+            bar.set_postfix_str(f"{count}/{len(sizes)} tensors", refresh=False)
+            bar.update(size)
 
 
 def _without_values(make):

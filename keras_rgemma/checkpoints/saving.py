@@ -9,8 +9,10 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_rgemma.checkpoints import huggingface, names
+from keras_rgemma.checkpoints import deepmind_flax, deepmind_torch, huggingface, names
 
+# What can be written, and whose names of the table it has.
+TARGETS = {"transformers": "huggingface", "flax": "flax", "torch": "torch"}
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -69,20 +71,36 @@ def _value(path, variables, layers):
     return value.astype("float32") + scale * (a @ b)
 
 
-def export_to_transformers(backbone, tokenizer, path, dtype=None, overwrite=False):
-    """Writes the folder that `RGemmaCausalLM.export_to_transformers` describes.
+def export(backbone, tokenizer, path, to, dtype=None, overwrite=False):
+    """Writes a model in a format of others.
 
     Args:
         backbone: `RGemmaBackbone`.
         tokenizer: `RGemmaTokenizer`, or None to write no tokenizer.
-        path, dtype, overwrite: as there.
+        path: str or path of a folder, which must not hold anything yet.
+        to: str of `TARGETS`.
+        dtype: "float32", "float16" or "bfloat16"; None for the dtype of the variables.
+        overwrite: bool, whether to replace what is there.
+
+    Raises:
+        FileExistsError: there is something already.
+        ValueError: a quantized model, or an architecture that the format cannot express.
+        ImportError: what writes the format is not installed.
     """
     dtype = dtype or backbone.dtype_policy.variable_dtype
-    weights = tensors(backbone, "huggingface", dtype)
+    weights = tensors(backbone, TARGETS[to], dtype)
     with new_folder(path, overwrite) as folder:
-        huggingface.write(folder, backbone.config, weights, dtype)
-        if tokenizer is not None:
-            huggingface.write_tokenizer(folder, tokenizer)
+        if to == "transformers":
+            huggingface.write(folder, backbone.config, weights, dtype)
+        elif to == "flax":
+            deepmind_flax.write(folder, weights)
+        else:
+            deepmind_torch.write(folder, weights)
+        if tokenizer is None:
+            return
+        (folder / huggingface.TOKENIZER).write_bytes(tokenizer.proto)
+        if to == "transformers":
+            huggingface.write_tokenizer_config(folder, tokenizer)
 
 
 @contextlib.contextmanager
@@ -103,13 +121,13 @@ def new_folder(destination, overwrite=False):
         FileExistsError: something is there already, or came there in the meantime.
     """
     destination = pathlib.Path(destination).absolute()
-    _check_free(destination, overwrite)
+    check_free(destination, overwrite)
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()
     try:
         yield partial
-        _check_free(destination, overwrite)
+        check_free(destination, overwrite)
         if overwrite and destination.exists():
             _exchange(partial, destination)
         else:
@@ -119,7 +137,9 @@ def new_folder(destination, overwrite=False):
         raise
 
 
-def _check_free(destination, overwrite):
+def check_free(destination, overwrite):
+    """Raises FileExistsError if nothing may be written there."""
+    destination = pathlib.Path(destination)
     if not destination.exists():
         return
     if destination.is_dir() and (overwrite or not any(destination.iterdir())):

@@ -186,9 +186,9 @@ class RGemmaBackbone(keras_hub.models.Backbone):
 
     def export_to_transformers(self, path, dtype=None, overwrite=False):
         """Writes weights and config, as `RGemmaCausalLM.export_to_transformers` does."""
-        from keras_rgemma.checkpoints.saving import export_to_transformers
+        from keras_rgemma.checkpoints.saving import export
 
-        export_to_transformers(self, None, path, dtype, overwrite)
+        export(self, None, path, "transformers", dtype, overwrite)
 
     def call_layers(
         self,

@@ -156,10 +156,10 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         transformers.AutoModelForCausalLM.from_pretrained("my_model")
         ```
         """
-        from keras_rgemma.checkpoints.saving import export_to_transformers
+        from keras_rgemma.checkpoints.saving import export
 
         tokenizer = getattr(self.preprocessor, "tokenizer", None)
-        export_to_transformers(self.backbone, tokenizer, path, dtype, overwrite)
+        export(self.backbone, tokenizer, path, "transformers", dtype, overwrite)
 
     # === What generation needs of a model ===
 

@@ -1,5 +1,6 @@
 """DeepMind's Orbax folders and `.pt` files load as presets, to the bit; broken ones are refused."""
 
+import copy
 import pathlib
 import pickle
 import shutil
@@ -16,7 +17,7 @@ from recurrentgemma.torch import griffin as torch_griffin
 import tiny
 from keras_rgemma import RGemmaBackbone, RGemmaCausalLM, RGemmaTokenizer
 from keras_rgemma.checkpoints import deepmind as ours
-from keras_rgemma.checkpoints import names
+from keras_rgemma.checkpoints import names, saving
 from keras_rgemma.config import RGemmaConfig
 from parity import deepmind
 
@@ -123,18 +124,21 @@ def torch_model():
     return model.eval()
 
 
-def test_a_torch_file_loads_with_its_tokenizer(tmp_path, torch_model):
-    torch.save(torch_model.state_dict(), tmp_path / "2b.pt")
-    (tmp_path / "tokenizer.model").write_bytes(tiny.proto())
+def torch_logits(model):
     ids = torch.from_numpy(token_ids()).long()
     positions = torch.arange(ids.shape[1]).expand(ids.shape)
     with torch.no_grad():
-        expected = torch_model(ids, positions)[0].numpy()
+        return model(ids, positions)[0].numpy()
+
+
+def test_a_torch_file_loads_with_its_tokenizer(tmp_path, torch_model):
+    torch.save(torch_model.state_dict(), tmp_path / "2b.pt")
+    (tmp_path / "tokenizer.model").write_bytes(tiny.proto())
     for path in (tmp_path, tmp_path / "2b.pt"):
         backbone = RGemmaBackbone.from_preset(path, **UNTOLD)
         lm = RGemmaCausalLM.from_preset(path)
         assert lm.preprocessor.tokenizer.proto == tiny.proto()
-    check_logits(expected, RGemmaCausalLM(backbone))
+    check_logits(torch_logits(torch_model), RGemmaCausalLM(backbone))
     half = {name: tensor.bfloat16() for name, tensor in torch_model.state_dict().items()}
     torch.save(half, tmp_path / "2b.pt")
     backbone = RGemmaBackbone.from_preset(tmp_path, dtype="bfloat16")
@@ -143,6 +147,23 @@ def test_a_torch_file_loads_with_its_tokenizer(tmp_path, torch_model):
         value = value if weight.torch.part is None else value[weight.torch.part]
         (variable,) = (v for v in backbone.variables if v.path == weight.path)
         np.testing.assert_array_equal(tiny.numpy(variable), weight.torch.transform.from_file(value))
+
+
+def test_deepminds_own_code_loads_what_is_written(tmp_path, torch_model):
+    lm = tiny.randomize(RGemmaCausalLM(RGemmaBackbone(**CONFIG.to_dict())))
+    for format in ("flax", "torch"):
+        saving.export(lm.backbone, None, tmp_path / format, format)
+    # What their `load_parameters` calls; it does not understand the metadata of newer Orbax itself.
+    tree = orbax.checkpoint.PyTreeCheckpointer().restore(tmp_path / "flax" / "params")
+    expected = flat(deepmind.params(lm.backbone))
+    found = flat(tree["params"])
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(expected[name]))
+    weights = torch.load(tmp_path / "torch" / "params.pt", weights_only=True)
+    model = copy.deepcopy(torch_model)
+    model.load_state_dict(weights, strict=True)
+    check_logits(torch_logits(model), lm)
 
 
 @pytest.mark.parametrize("format", ["flax", "torch"])

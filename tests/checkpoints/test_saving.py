@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 
@@ -156,7 +157,7 @@ def test_writing_that_fails_halfway_leaves_nothing_and_replaces_nothing(tmp_path
     monkeypatch.setattr(huggingface, "SHARD_BYTES", 10_000)
     lm.export_to_transformers(out)
     whole = {path.name: path.read_bytes() for path in out.iterdir()}
-    save_file, calls = huggingface.save_file, []
+    save_file, calls = safetensors.numpy.save_file, []
 
     def full_disk(*args, **kwargs):
         calls.append(1)
@@ -164,7 +165,7 @@ def test_writing_that_fails_halfway_leaves_nothing_and_replaces_nothing(tmp_path
             raise OSError(28, "No space left on device")
         return save_file(*args, **kwargs)
 
-    monkeypatch.setattr(huggingface, "save_file", full_disk)
+    monkeypatch.setattr(safetensors.numpy, "save_file", full_disk)
     for target, overwrite in ((out, True), (tmp_path / "new", False)):
         calls.clear()
         with pytest.raises(OSError, match="No space left"):

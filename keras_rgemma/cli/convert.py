@@ -1,0 +1,43 @@
+"""Convert a checkpoint into another format.
+
+    keras-rgemma convert path/to/recurrentgemma-2b my_preset --to keras
+    keras-rgemma convert my_preset for_transformers --to transformers --dtype bfloat16
+
+SOURCE is what `RGemmaCausalLM.from_preset` takes. The folder DESTINATION gets its name at the end,
+so it is complete or not there. The whole model is in memory for as long as it takes.
+"""
+
+TARGETS = ("keras", "transformers", "flax", "torch")
+
+
+def add_arguments(parser):
+    """The arguments of this command."""
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("destination", metavar="DESTINATION")
+    parser.add_argument("--to", choices=TARGETS, required=True)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the weights that are written; that of the source unless given",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def run(args):
+    """Converts, and says where to."""
+    from keras_rgemma import RGemmaCausalLM
+    from keras_rgemma.checkpoints import saving
+    from keras_rgemma.checkpoints.folder import open_checkpoint
+    from keras_rgemma.model.presets import resolve
+
+    saving.check_free(args.destination, args.overwrite)
+    checkpoint = open_checkpoint(resolve(args.source, load_weights=True))
+    dtype = args.dtype or (checkpoint and checkpoint.dtype)
+    lm = RGemmaCausalLM.from_preset(args.source, dtype=dtype)
+    if args.to == "keras":
+        with saving.new_folder(args.destination, args.overwrite) as folder:
+            lm.save_to_preset(folder)
+    else:
+        tokenizer = getattr(lm.preprocessor, "tokenizer", None)
+        saving.export(lm.backbone, tokenizer, args.destination, args.to, dtype, args.overwrite)
+    print(f"Wrote {args.destination}, for {args.to}, in {lm.dtype_policy.variable_dtype}.")

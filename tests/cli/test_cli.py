@@ -1,0 +1,71 @@
+"""The command `keras-rgemma`: what it writes and prints, and the exit codes that scripts trust."""
+
+import numpy as np
+import pytest
+
+import tiny
+from keras_rgemma import RGemmaCausalLM
+from keras_rgemma.checkpoints.folder import open_checkpoint
+from keras_rgemma.cli import main
+
+FOREIGN = ("transformers", "flax", "torch")
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A Keras preset, and its model."""
+    folder = tmp_path_factory.mktemp("presets") / "preset"
+    lm = tiny.randomize(tiny.causal_lm(sliding_window_size=2048))
+    lm.save_to_preset(folder)
+    return folder, lm
+
+
+def check_same(folder, lm):
+    found = RGemmaCausalLM.from_preset(folder)
+    for one, other in zip(found.weights, lm.weights, strict=True):
+        assert one.path == other.path
+        np.testing.assert_array_equal(tiny.numpy(one), tiny.numpy(other))
+    assert found.preprocessor.tokenizer.proto == lm.preprocessor.tokenizer.proto
+
+
+@pytest.mark.parametrize("first", FOREIGN)
+def test_there_and_back_through_every_pair_of_formats(preset, tmp_path, first, capsys):
+    folder, lm = preset
+    here = tmp_path / first
+    assert main(["convert", str(folder), str(here), "--to", first]) == 0
+    check_same(here, lm)
+    for second in (*FOREIGN, "keras"):
+        there = tmp_path / f"{first}-{second}"
+        assert main(["convert", str(here), str(there), "--to", second]) == 0
+        check_same(there, lm)
+    assert f"Wrote {there}" in capsys.readouterr().out
+
+
+def test_the_dtype_of_the_source_is_kept_or_the_one_asked_for(preset, tmp_path):
+    folder, _ = preset
+    half, again, wide = (str(tmp_path / name) for name in ("half", "again", "wide"))
+    assert main(["convert", str(folder), half, "--to", "flax", "--dtype", "bfloat16"]) == 0
+    assert main(["convert", half, again, "--to", "torch"]) == 0
+    assert main(["convert", again, wide, "--to", "transformers", "--dtype", "float32"]) == 0
+    assert [open_checkpoint(x).dtype for x in (half, again, wide)] == ["bfloat16"] * 2 + ["float32"]
+
+
+def test_errors_are_one_line_and_an_exit_code(preset, tmp_path, capsys):
+    for arguments, message in (
+        (["rgemma_2b", str(tmp_path / "out"), "--to", "keras"], "rgemma_2b_en"),
+        ([str(preset[0]), str(preset[0]), "--to", "flax"], "Nothing was written"),
+    ):
+        assert main(["convert", *arguments]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("keras-rgemma: ") and message in error
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", "somewhere"])
+    assert stopped.value.code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets_are_listed(capsys):
+    assert main(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["rgemma_tiny_en", "3,482,304", "embedded"]
+    assert any("2,682,862,080" in line and line.startswith("rgemma_2b_en") for line in lines)
