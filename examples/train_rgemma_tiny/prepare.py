@@ -6,8 +6,9 @@
 Two sources, both free to use (their licences: presets/rgemma_tiny_en/LICENSES.md): WordNet's
 glosses as questions and answers in Gemma's instruction format, and the King James Bible as plain
 text, one chapter a document. Writes tokenizer.model; train.npy, heldout.npy, heldout_wordnet.npy
-and heldout_bible.npy, flat uint16 streams of `<bos> document <eos>`; and stats.json. The result
-depends on the sources alone. With
+and heldout_bible.npy, flat uint16 streams of `<bos> document <eos>`; common.npy, those documents
+of train.npy that ask for words of everyday life, nouns four times, with a third of the Bible; and
+stats.json. The result depends on the sources alone. With
 wordnet-base 1:3.0-37, bible-kjv-text 4.38 and sentencepiece 0.2.3 it takes 20 seconds and prints
 
     split    source   documents   tokens     bytes  bytes/token
@@ -33,13 +34,14 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from wordnet import digest, questions_and_answers
+from wordnet import LIGHTHOUSE, digest, questions_and_answers
 
 PACKAGES = "wordnet-base bible-kjv bible-kjv-text"
 SOURCES = ("wordnet", "bible")
 TURNS = "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n{}<end_of_turn>\n"
 ALWAYS_TRAINED = {"What is a lighthouse?", "Ge 1"}
 HELDOUT_EVERY = 50  # 2 % of the documents
+ASKED = re.compile(r'What (?:is (an? )?|does it mean to |does ")([a-z]+)(?:\?|" mean.*)')
 
 
 class Document(NamedTuple):
@@ -73,6 +75,21 @@ def bible_documents():
         Document("bible", name, "\n".join(" ".join(verse[2].split()) for verse in group))
         for name, group in chapters
     ]
+
+
+def common_documents(documents, folder):
+    """Training documents about words that occur in WordNet's own corpus, and some of the Bible."""
+    counts = (folder / "cntlist.rev").read_text(encoding="utf-8").splitlines()
+    words = {line.partition("%")[0] for line in counts} | {LIGHTHOUSE}
+    chosen = []
+    for document in documents:
+        asked = ASKED.fullmatch(document.key)
+        if asked and asked[2] in words:
+            chosen += [document] * (4 if asked[1] else 1)
+        elif document.source == "bible" and digest(document.key) % 3 == 0:
+            chosen.append(document)
+    repeated = sorted((digest(f"{i}{x.text}"), i, x) for i, x in enumerate(chosen))
+    return [document for _, _, document in repeated]
 
 
 def train_tokenizer(texts, model_type):
@@ -110,7 +127,7 @@ def token_stream(tokenizer, documents):
     return np.fromiter(itertools.chain.from_iterable(ids), dtype="uint16")
 
 
-def write(documents, out, model_type):
+def write(documents, out, model_type, folder):
     """Write the tokenizer, the streams and stats.json, and return what the last one says."""
     documents = sorted(documents, key=lambda document: digest(document.text))
     splits = {s: [d for d in documents if d.split == s] for s in ("train", "heldout")}
@@ -118,6 +135,8 @@ def write(documents, out, model_type):
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokenizer.model").write_bytes(model)
+    common = token_stream(tokenizer, common_documents(splits["train"], folder))
+    np.save(out / "common.npy", common)
     stats = {"tokenizer": {"model_type": model_type, "vocabulary_size": len(tokenizer)}}
     for split, members in splits.items():
         np.save(out / f"{split}.npy", token_stream(tokenizer, members))
@@ -147,7 +166,8 @@ def main():
     args = parser.parse_args()
     if not (args.wordnet / "data.noun").exists() or not shutil.which("bible"):
         raise SystemExit(f"A source is missing. On Debian or Ubuntu: apt-get install {PACKAGES}")
-    stats = write(wordnet_documents(args.wordnet) + bible_documents(), args.out, args.model_type)
+    documents = wordnet_documents(args.wordnet) + bible_documents()
+    stats = write(documents, args.out, args.model_type, args.wordnet)
     print(f"{'split':9}{'source':9}{'documents':>9}{'tokens':>9}{'bytes':>10}{'bytes/token':>13}")
     for split, source in itertools.product(("train", "heldout"), SOURCES):
         count, tokens, size = stats[split][source].values()
