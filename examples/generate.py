@@ -3,7 +3,12 @@
     python examples/generate.py
     KERAS_BACKEND=torch python examples/generate.py --prompt "And it came to pass"
 
-The embedded preset is used unless another is named, so this works offline.
+The embedded preset is used unless another is named, so this works offline. It prints
+
+    In the beginning of the reign of the reign of Jehoiakim king of Judah began to reign over ...
+
+    What is a lighthouse?
+    A lighthouse is a house where lighthouse can be kept.
 """
 
 import argparse

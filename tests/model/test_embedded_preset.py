@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -26,6 +27,8 @@ def test_it_answers_in_english_and_continues(lm):
     answer = lm.generate(QUESTION, max_new_tokens=32, strip_prompt=True)
     assert answer.startswith("A lighthouse is a")
     assert answer.rstrip().endswith(".")
+    # A thing that gives light, or that is built; a model that knows no words says "a person".
+    assert re.search(r"\b(house|tower|building|structure|light)\b", answer)
     text = lm.generate("In the beginning", max_new_tokens=16)
     assert text.startswith("In the beginning ")
     assert len(text.split()) > 8
