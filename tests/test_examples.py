@@ -1,5 +1,6 @@
 """The scripts in examples/ run as they stand."""
 
+import importlib.util
 import json
 import pathlib
 import runpy
@@ -14,17 +15,11 @@ from keras_rgemma import RGemmaCausalLM
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-def run(script, *arguments, monkeypatch, capsys):
-    """What a script prints."""
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
-    return capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_generate(monkeypatch, capsys):
-    io = {"monkeypatch": monkeypatch, "capsys": capsys}
-    out = run("generate.py", "--max_new_tokens", 20, **io)
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--max_new_tokens", "20"])
+    runpy.run_path(str(EXAMPLES / "generate.py"), run_name="__main__")
+    out = capsys.readouterr().out
     assert out.startswith("In the beginning ")
     assert "\nWhat is a lighthouse?\nA lighthouse is " in out
 
@@ -32,22 +27,30 @@ def test_generate(monkeypatch, capsys):
 @pytest.mark.slow
 def test_train_rgemma_tiny(tmp_path, monkeypatch, capsys):
     """On a few tokens, two steps and two more; the preset that it writes answers."""
-    io = {"monkeypatch": monkeypatch, "capsys": capsys}
-    data, stream = tmp_path / "data", np.tile(np.arange(400, dtype="uint16"), 6)
+    spec = importlib.util.spec_from_file_location("train", EXAMPLES / "train_rgemma_tiny/train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "ROW", 32)
+    monkeypatch.setattr(script, "ARCHITECTURE", tiny.SIZES)
+    data, stream = tmp_path / "data", np.tile(np.arange(400, dtype="uint16"), 2)
     data.mkdir()
     for name in ("train", "common", "heldout_wordnet", "heldout_bible"):
         np.save(data / f"{name}.npy", stream)
     (data / "tokenizer.model").write_bytes(tiny.proto())
     sizes = {"bytes": 4 * len(stream)}
     (data / "stats.json").write_text(json.dumps({"heldout": {"wordnet": sizes, "bible": sizes}}))
-    script, common = "train_rgemma_tiny/train.py", ("--data", data, "--steps", 2, "--batch_size", 1)
-    first = run(script, *common, **io)
-    more = ("--start", data / "rgemma.weights.h5", "--streams", "train", "common")
-    second = run(script, *common, *more, "--out", tmp_path / "preset", **io)
-    for out in (first, second):
-        result = json.loads(out.strip().splitlines()[-1])
-        assert result["tokens"] == 2 * 512
-        assert 1 < result["wordnet_bits_per_byte"] < 10
+
+    def result(*arguments):
+        command = ["train.py", "--data", data, "--steps", 2, "--batch_size", 1, *arguments]
+        monkeypatch.setattr(sys, "argv", [*map(str, command)])
+        script.main()
+        return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+    start = data / "rgemma.weights.h5"
+    more = ("--start", start, "--streams", "train", "common", "--out", tmp_path / "preset")
+    for found in (result(), result(*more)):
+        assert found["tokens"] == 2 * 32
+        assert 1 < found["wordnet_bits_per_byte"] < 10
     lm = RGemmaCausalLM.from_preset(tmp_path / "preset")
     assert lm.generate("The quick", max_new_tokens=3).startswith("The quick")
     metadata = json.loads((tmp_path / "preset" / "metadata.json").read_text())
