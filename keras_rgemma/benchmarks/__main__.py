@@ -5,8 +5,8 @@
 
 Weights are random. Every line is measured in a process of its own. The last line is the same as
 JSON. The ceilings of the host are measured in the same run; prefill is at best
-`matmul / (2 * parameters)`, decode of one row `read / bytes of weights`, a training step
-`matmul / (6 * parameters)`.
+`matmul / (2 * parameters)`, embeddings aside, decode of one row `read / bytes of weights`, a
+training step `matmul / (6 * parameters)`.
 """
 
 import argparse
