@@ -5,6 +5,21 @@ import math
 from keras_rgemma.config import ATTENTION, RECURRENT, RGemmaConfig
 
 
+def only(folder, found):
+    """The one checkpoint among what was found in a folder, or None if there is none.
+
+    Raises:
+        ValueError: there are several.
+    """
+    found = sorted(found)
+    if len(found) > 1:
+        raise ValueError(
+            f"{str(folder)!r} holds several checkpoints: {[path.name for path in found]}. Pass the "
+            "path of one of them."
+        )
+    return found[0] if found else None
+
+
 def config_from(shapes):
     """The architecture of weights, as far as their shapes tell it.
 

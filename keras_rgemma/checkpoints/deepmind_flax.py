@@ -7,8 +7,10 @@ import sys
 import keras
 import numpy as np
 
-# One of these lies in every Orbax folder, whether it uses OCDBT or a folder for each tensor.
+from keras_rgemma.checkpoints.deepmind import only
+
 FOLDER = "params"  # ours for it; Kaggle names it after the variant
+# One of these lies in every Orbax folder, whether it uses OCDBT or a folder for each tensor.
 MARKS = ("_METADATA", "manifest.ocdbt")
 
 
@@ -23,13 +25,7 @@ def find(path):
         return None
     if _is_orbax(path):
         return path
-    found = sorted(child for child in path.iterdir() if child.is_dir() and _is_orbax(child))
-    if len(found) > 1:
-        raise ValueError(
-            f"{str(path)!r} holds several checkpoints: {[child.name for child in found]}. Pass the "
-            "folder of one of them."
-        )
-    return found[0] if found else None
+    return only(path, (child for child in path.iterdir() if child.is_dir() and _is_orbax(child)))
 
 
 def _is_orbax(folder):

@@ -5,6 +5,8 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
+from keras_rgemma.checkpoints.deepmind import only
+
 DTYPES = {f"torch.{name}": name for name in ("float64", "float32", "float16")}
 DTYPES["torch.bfloat16"] = ml_dtypes.bfloat16
 FILE = "params.pt"  # ours for it; Kaggle names it after the variant
@@ -19,13 +21,7 @@ def find(path):
     path = pathlib.Path(path)
     if path.is_file():
         return path if path.suffix == ".pt" else None
-    found = sorted(path.glob("*.pt")) if path.is_dir() else []
-    if len(found) > 1:
-        raise ValueError(
-            f"{str(path)!r} holds several checkpoints: {[file.name for file in found]}. Pass the "
-            "path of one of them."
-        )
-    return found[0] if found else None
+    return only(path, path.glob("*.pt")) if path.is_dir() else None
 
 
 def write(folder, tensors):

@@ -162,11 +162,6 @@ def config_of(config, dtype):
     }
 
 
-def _their_activation(activation):
-    """The first, which is the usual one, of the names that they have for it."""
-    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
-
-
 def write(folder, config, tensors, dtype):
     """Writes `config.json` and the weights, in files of at most 2 GiB each if tensors allow.
 

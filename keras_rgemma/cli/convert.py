@@ -7,17 +7,17 @@ SOURCE is what `RGemmaCausalLM.from_preset` takes. The folder DESTINATION gets i
 so it is complete or not there. The whole model is in memory for as long as it takes.
 """
 
-TARGETS = ("keras", "transformers", "flax", "torch")
+from keras_rgemma.checkpoints import saving
 
 
 def add_arguments(parser):
     """The arguments of this command."""
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DESTINATION")
-    parser.add_argument("--to", choices=TARGETS, required=True)
+    parser.add_argument("--to", choices=("keras", *saving.TARGETS), required=True)
     parser.add_argument(
         "--dtype",
-        choices=("float32", "float16", "bfloat16"),
+        choices=list(saving.DTYPES),
         help="of the weights that are written; that of the source unless given",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
@@ -26,7 +26,6 @@ def add_arguments(parser):
 def run(args):
     """Converts, and says where to."""
     from keras_rgemma import RGemmaCausalLM
-    from keras_rgemma.checkpoints import saving
     from keras_rgemma.checkpoints.folder import open_checkpoint
     from keras_rgemma.model.presets import resolve
 
