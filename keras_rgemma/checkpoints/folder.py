@@ -85,7 +85,9 @@ def tokenizer_file(path):
     It lies in the folder of the checkpoint, or beside its weights.
     """
     folder = pathlib.Path(path)
-    weights = deepmind_flax.find(folder) or deepmind_torch.find(folder)
-    places = (folder, weights.parent) if weights else (folder,)
+    places = [folder]
+    if not (folder / huggingface.CONFIG).is_file():
+        weights = deepmind_flax.find(folder) or deepmind_torch.find(folder)
+        places += [weights.parent] if weights else []
     files = [place / huggingface.TOKENIZER for place in places]
     return next((str(file) for file in files if file.is_file()), None)

@@ -60,6 +60,9 @@ def saved(tmp_path_factory):
     (folder / "tokenizer.model").write_bytes(tiny.proto())
     # Theirs, beside it in every published repository. A Keras preset has a file of this name, too.
     (folder / "tokenizer.json").write_text("{}")
+    # What their Trainer leaves beside the weights is no checkpoint of DeepMind's.
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({}, folder / name)
     return folder, model
 
 
