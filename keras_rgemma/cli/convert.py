@@ -15,6 +15,7 @@ def add_arguments(parser):
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DESTINATION")
     parser.add_argument("--to", choices=("keras", *saving.TARGETS), required=True)
+    parser.add_argument("--revision", help="of a SOURCE on a hub: a branch, tag, commit or version")
     parser.add_argument(
         "--dtype",
         choices=list(saving.DTYPES),
@@ -27,12 +28,14 @@ def run(args):
     """Converts, and says where to."""
     from keras_rgemma import RGemmaCausalLM
     from keras_rgemma.checkpoints.folder import open_checkpoint
+    from keras_rgemma.checkpoints.hub import WEIGHTS
     from keras_rgemma.model.presets import resolve
 
     saving.check_free(args.destination, args.overwrite)
-    checkpoint = open_checkpoint(resolve(args.source, load_weights=True))
+    source = resolve(args.source, WEIGHTS, args.revision)
+    checkpoint = open_checkpoint(source)
     dtype = args.dtype or (checkpoint and checkpoint.dtype)
-    lm = RGemmaCausalLM.from_preset(args.source, dtype=dtype)
+    lm = RGemmaCausalLM.from_preset(source, dtype=dtype)
     if args.to == "keras":
         with saving.new_folder(args.destination, args.overwrite) as folder:
             lm.save_to_preset(folder)

@@ -1,7 +1,12 @@
-"""List the presets: their size, and where their weights come from.
+"""List the presets: their size, what they need, and what is in the cache already.
 
 keras-rgemma presets
 """
+
+COLUMNS = "{:<23}{:>14}{:>10}{:>14}  {}"
+GATED = """
+The weights of Google's models are gated. Accept the licence on the page of the model at
+huggingface.co, then log in with `hf auth login` or set HF_TOKEN to a token of that account."""
 
 
 def add_arguments(parser):
@@ -10,8 +15,21 @@ def add_arguments(parser):
 
 def run(args):
     """Prints a table."""
-    from keras_rgemma.model.presets import presets
+    from keras_rgemma.checkpoints.hub import cached_bytes
+    from keras_rgemma.model.presets import EMBEDDED, presets
 
+    print(COLUMNS.format("PRESET", "PARAMETERS", "DOWNLOAD", "IN THE CACHE", "WEIGHTS"))
     for name, preset in presets().items():
-        weights = preset["weights"] or "no public weights"
-        print(f"{name:<24}{preset['parameter_count']:>14,}  {weights}")
+        download = cached = "-"
+        weights = preset["weights"] or "none were published"
+        if weights == EMBEDDED:
+            weights = "ship with the package"
+        elif preset["weights"]:
+            download, cached = map(_size, (preset["download_bytes"], cached_bytes(weights)))
+            weights += ", needs a token"
+        print(COLUMNS.format(name, f"{preset['parameter_count']:,}", download, cached, weights))
+    print(GATED)
+
+
+def _size(count):
+    return f"{count / 1e9:.1f} GB" if count else "no"

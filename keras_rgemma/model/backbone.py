@@ -156,20 +156,26 @@ class RGemmaBackbone(keras_hub.models.Backbone):
             setattr(self, name, value)
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, **kwargs):
+    def from_preset(cls, preset, load_weights=True, *, revision=None, **kwargs):
         """Creates the backbone from a preset.
 
         Args:
-            preset: str, a name from `presets`, a folder saved by `save_to_preset` or a hub handle
-                of one, or a local checkpoint: a folder of Hugging Face, or an Orbax folder or a
-                `.pt` file of DeepMind. The last two hold weights alone: what their shapes do not
-                tell (`sliding_window_size`, `final_logit_soft_cap`, `scale_embeddings`) is
+            preset: str: a name from `presets`; a folder saved by `save_to_preset`, a folder of
+                Hugging Face, an Orbax folder or a `.pt` file of DeepMind; or the handle of any of
+                these on a hub, `hf://OWNER/NAME`, `kaggle://OWNER/MODEL/FRAMEWORK/VARIANT` or
+                `modelscope://OWNER/NAME`. DeepMind's formats hold weights alone: what their shapes
+                do not tell (`sliding_window_size`, `final_logit_soft_cap`, `scale_embeddings`) is
                 RecurrentGemma's unless it is passed.
             load_weights: bool; False for random weights.
+            revision: str, the branch, tag, commit or (on Kaggle) number of the version to take
+                from a hub; None for the newest.
             **kwargs: `dtype`, and what the constructor takes.
 
         Raises:
             ValueError: no such preset, no weights to load, or weights that are broken.
+            PermissionError: it is gated or private; the message says what to do.
+            FileNotFoundError: the hub has no such repository or revision.
+            ConnectionError: the hub cannot be reached, or the connection was lost.
 
         Example:
         ```python
@@ -177,8 +183,9 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         ```
         """
         from keras_rgemma.checkpoints.folder import open_checkpoint
+        from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 
-        folder = resolve(preset, load_weights)
+        folder = resolve(preset, WEIGHTS if load_weights else CONFIG, revision)
         checkpoint = open_checkpoint(folder)
         if checkpoint:
             return checkpoint.backbone(cls, load_weights, **kwargs)

@@ -72,19 +72,15 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
             )
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, **kwargs):
+    def from_preset(cls, preset, load_weights=True, *, revision=None, **kwargs):
         """Creates the model from a preset, with a preprocessor if the preset has a tokenizer.
 
         Args:
-            preset: str, a name from `presets`, a folder saved by `save_to_preset` or a hub handle
-                of one, or a local checkpoint: a folder of Hugging Face, or an Orbax folder or a
-                `.pt` file of DeepMind, whose settings that are no weights are taken to be those
-                of RecurrentGemma.
-            load_weights: bool; False for random weights.
+            preset, load_weights, revision: see `RGemmaBackbone.from_preset`.
             **kwargs: `dtype`, `preprocessor`, and what `keras.Model` takes.
 
         Raises:
-            ValueError: no such preset, no weights to load, or weights that are broken.
+            ValueError: see `RGemmaBackbone.from_preset`, as for the errors of a hub.
 
         Example:
         ```python
@@ -92,8 +88,9 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         ```
         """
         from keras_rgemma.checkpoints.folder import open_checkpoint
+        from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 
-        folder = resolve(preset, load_weights)
+        folder = resolve(preset, WEIGHTS if load_weights else CONFIG, revision)
         checkpoint = open_checkpoint(folder)
         if checkpoint:
             return cls._from_checkpoint(checkpoint, load_weights, **kwargs)

@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_rgemma.config import check_count
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import Presets, resolve_tokenizer
+from keras_rgemma.model.presets import Presets, resolve
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
 
 
@@ -53,11 +53,20 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         )
 
     @classmethod
-    def from_preset(cls, preset, **kwargs):
-        """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
-        from keras_rgemma.checkpoints.folder import tokenizer_file
+    def from_preset(cls, preset, *, revision=None, **kwargs):
+        """Creates the layer from a preset; no weights are fetched.
 
-        folder = resolve_tokenizer(preset, cls.__name__)
+        Args:
+            preset, revision: see `RGemmaBackbone.from_preset`.
+            **kwargs: what the constructor takes.
+
+        Raises:
+            ValueError: a preset without a tokenizer. See `RGemmaBackbone.from_preset`, too.
+        """
+        from keras_rgemma.checkpoints.folder import tokenizer_file
+        from keras_rgemma.checkpoints.hub import TOKENIZER
+
+        folder = resolve(preset, TOKENIZER, revision)
         if tokenizer_file(folder):
             return cls(cls.tokenizer_cls.from_preset(folder), **kwargs)
         return super().from_preset(folder, **kwargs)

@@ -7,6 +7,7 @@ import pathlib
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # In a wheel the presets lie inside the package, in a checkout beside it.
+EMBEDDED = "embedded"  # where weights come from that lie in the preset itself
 _ROOTS = (_PACKAGE / "presets", _PACKAGE.parent / "presets")
 
 
@@ -17,7 +18,8 @@ def presets():
     Returns:
         dict of name to a dict with `description` (str), `parameter_count` (int), `path` (str, the
         folder of its configs), `weights` (where they come from: "embedded", the handle of a hub
-        repository, or None when none were ever published).
+        repository, or None when none were ever published), `download_bytes` (about how many bytes
+        are fetched, int).
     """
     root = next((root for root in _ROOTS if root.is_dir()), None)
     if root is None:
@@ -36,18 +38,29 @@ def presets():
                     "parameter_count": metadata["parameter_count"],
                     "path": str(path.parent),
                     "weights": metadata["weights"],
+                    "download_bytes": metadata.get("download_bytes", 0),
                 },
             )
         )
     return dict(sorted(found, key=lambda item: (item[1]["parameter_count"], item[0])))
 
 
-def resolve(preset, load_weights):
-    """The folder of a built-in preset; whatever else was given, unchanged.
+def resolve(preset, part, revision=None):
+    """Where a preset lies: a local folder or file, or a handle that KerasHub fetches.
+
+    What lies on a hub is fetched first.
+
+    Args:
+        preset: str or path.
+        part: what is wanted of it, see `checkpoints.hub.fetch`.
+        revision: str, see there.
 
     Raises:
-        ValueError: nothing has this name, or `load_weights` where there are none to load.
+        ValueError: nothing has this name, there is nothing to load, or a revision of what has
+            none. For handles see `checkpoints.hub.fetch`, too.
     """
+    from keras_rgemma.checkpoints.hub import fetch
+
     if not isinstance(preset, (str, pathlib.PurePath)):
         raise TypeError(
             "A preset is a name, a folder or a hub handle: a str or a path. Received: "
@@ -55,12 +68,15 @@ def resolve(preset, load_weights):
         )
     preset = str(preset)
     known = presets()
-    if preset in known:
-        if load_weights:
-            _check_weights(preset, known[preset]["weights"])
-        return known[preset]["path"]
-    if "://" in preset or (preset.strip() and pathlib.Path(preset).exists()):
-        return preset
+    handle = _handle(preset, known[preset], part) if preset in known else preset
+    if "://" in handle:
+        return fetch(handle, revision, part)
+    if revision is not None:
+        raise ValueError(
+            f"`revision` is for what lies on a hub. Received: {revision!r} with {preset!r}."
+        )
+    if preset in known or (preset.strip() and pathlib.Path(preset).exists()):
+        return handle
     near = difflib.get_close_matches(preset, known, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"Unknown preset {preset!r}. Did you mean {near!r}? The built-in presets are "
@@ -69,34 +85,23 @@ def resolve(preset, load_weights):
     )
 
 
-def _check_weights(preset, weights):
-    if weights == "embedded":
-        return
-    if weights is None:
+def _handle(preset, metadata, part):
+    """The folder, or the handle on a hub, where a built-in preset has what is wanted of it."""
+    from keras_rgemma.checkpoints.hub import CONFIG, TOKENIZER
+
+    if metadata["weights"] == EMBEDDED or part == CONFIG:
+        return metadata["path"]
+    if metadata["weights"] is not None:
+        return metadata["weights"]
+    if part == TOKENIZER:
         raise ValueError(
-            f"The preset {preset!r} has no public weights: it is an architecture from the paper. "
-            "Pass `load_weights=False` for a randomly initialised model."
+            f"The preset {preset!r} comes without a tokenizer. Create one from a SentencePiece "
+            "file, or use that of 'rgemma_tiny_en'."
         )
     raise ValueError(
-        f"The weights of {preset!r} are published at {weights!r}, from where this version of "
-        "keras-rgemma does not fetch them yet. Download that repository and pass its folder, or "
-        "pass `load_weights=False` for a randomly initialised model of this architecture."
+        f"The preset {preset!r} has no public weights: it is an architecture from the paper. "
+        "Pass `load_weights=False` for a randomly initialised model."
     )
-
-
-def resolve_tokenizer(preset, class_name):
-    """The folder of a preset that something without weights is loaded from.
-
-    Raises:
-        ValueError: nothing has this name, or it is a built-in preset without a tokenizer.
-    """
-    folder = resolve(preset, load_weights=False)
-    if preset in presets() and not has_tokenizer(folder):
-        raise ValueError(
-            f"The preset {preset!r} comes without a tokenizer. Create {class_name} from a "
-            "SentencePiece file, or use 'rgemma_tiny_en'."
-        )
-    return folder
 
 
 def has_tokenizer(folder):

@@ -5,7 +5,7 @@ import keras_hub
 import sentencepiece
 
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import Presets, resolve_tokenizer
+from keras_rgemma.model.presets import Presets, resolve
 from keras_rgemma.ops.literal_space import space_ids, with_literal_spaces
 
 
@@ -47,11 +47,20 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         self.built = True
 
     @classmethod
-    def from_preset(cls, preset, **kwargs):
-        """Creates the layer from a preset: a built-in name, a folder, or a hub handle."""
-        from keras_rgemma.checkpoints.folder import tokenizer_file
+    def from_preset(cls, preset, *, revision=None, **kwargs):
+        """Creates the layer from a preset; no weights are fetched.
 
-        folder = resolve_tokenizer(preset, cls.__name__)
+        Args:
+            preset, revision: see `RGemmaBackbone.from_preset`.
+            **kwargs: what the constructor takes.
+
+        Raises:
+            ValueError: a preset without a tokenizer. See `RGemmaBackbone.from_preset`, too.
+        """
+        from keras_rgemma.checkpoints.folder import tokenizer_file
+        from keras_rgemma.checkpoints.hub import TOKENIZER
+
+        folder = resolve(preset, TOKENIZER, revision)
         proto = tokenizer_file(folder)
         return cls(proto=proto, **kwargs) if proto else super().from_preset(folder, **kwargs)
 

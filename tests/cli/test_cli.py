@@ -1,7 +1,10 @@
 """The command `keras-rgemma`: what it writes and prints, and the exit codes that scripts trust."""
 
+import re
+
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 import tiny
 from keras_rgemma import RGemmaCausalLM
@@ -64,8 +67,18 @@ def test_errors_are_one_line_and_an_exit_code(preset, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_presets_are_listed(capsys):
+def test_presets_are_listed_with_what_is_in_the_cache(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    blobs = tmp_path / "models--google--recurrentgemma-9b" / "blobs"
+    blobs.mkdir(parents=True)
+    for name, size in (("a", 2_000_000_000), ("b", 100_000_000), ("c.incomplete", 7_000_000_000)):
+        with open(blobs / name, "wb") as file:
+            file.truncate(size)
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["rgemma_tiny_en", "3,482,304", "embedded"]
-    assert any("2,682,862,080" in line and line.startswith("rgemma_2b_en") for line in lines)
+    found = {line.split()[0]: line for line in lines if line}
+    assert re.search(r"3,482,304 +- +- +ship with", found["rgemma_tiny_en"])
+    assert re.search(r"2,682,862,080 +5\.4 GB +no +hf://.*token", found["rgemma_2b_en"])
+    assert re.search(r"8,579,977,216 +19\.3 GB +2\.1 GB +hf://.*token", found["rgemma_9b_en"])
+    assert re.search(r" - +- +none were published", found["griffin_7b"])
+    assert "HF_TOKEN" in lines[-1]

@@ -6,8 +6,10 @@ import pathlib
 import pytest
 
 import keras_rgemma
+from keras_rgemma.checkpoints.hub import CONFIG, TOKENIZER
+from keras_rgemma.checkpoints.hub import WEIGHTS as ALL
 from keras_rgemma.config import RGemmaConfig
-from keras_rgemma.model.presets import has_tokenizer, presets, resolve, resolve_tokenizer
+from keras_rgemma.model.presets import has_tokenizer, presets, resolve
 
 PUBLISHED = {
     "rgemma_2b_en": "hf://google/recurrentgemma-2b",
@@ -81,15 +83,23 @@ def test_the_registry_cannot_be_changed_through_a_class(cls):
     assert cls.presets["rgemma_tiny_en"]["description"] != "mine"
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_about_how_many_bytes_are_fetched(name):
+    """In bfloat16; the 9B files hold the embedding twice."""
+    config = config_of(name)
+    twice = config.vocabulary_size * config.hidden_dim if "9b" in name else 0
+    expected = 2 * (config.parameter_count + twice)
+    assert 0 <= presets()[name]["download_bytes"] - expected < 5e6  # the tokenizer
+
+
 @pytest.mark.parametrize("cls", CLASSES[:2])
-@pytest.mark.parametrize("name", ["griffin_7b", "hawk_7b", *PUBLISHED])
-def test_weights_that_cannot_be_read_are_refused_before_anything_is_built(cls, name, monkeypatch):
+@pytest.mark.parametrize("name", ["griffin_7b", "hawk_7b"])
+def test_weights_that_do_not_exist_are_refused_before_anything_is_built(cls, name, monkeypatch):
     monkeypatch.setattr(keras_rgemma.RGemmaBackbone, "__init__", None)
-    reason = "" if name in PUBLISHED else "no public weights.*"
-    with pytest.raises(ValueError, match=rf"{name}.*{reason}load_weights=False"):
+    with pytest.raises(ValueError, match=rf"{name}.*no public weights.*load_weights=False"):
         cls.from_preset(name)
     # The way out that the message names: the architecture alone.
-    assert resolve(name, load_weights=False) == presets()[name]["path"]
+    assert resolve(name, CONFIG) == presets()[name]["path"]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -107,13 +117,16 @@ def test_an_unknown_name_is_told_the_closest(cls, typo, name):
         cls.from_preset(typo)
 
 
-def test_folders_and_handles_are_left_to_keras_hub(tmp_path):
-    assert resolve(str(tmp_path), load_weights=True) == str(tmp_path)
-    assert resolve(tmp_path, load_weights=True) == str(tmp_path)
-    for handle in ("hf://someone/fine-tune", "kaggle://someone/model/keras/variant"):
-        assert resolve(handle, load_weights=True) == handle
+def test_what_is_there_is_taken_as_it_is(tmp_path):
+    assert resolve(str(tmp_path), ALL) == str(tmp_path)
+    assert resolve(tmp_path, ALL) == str(tmp_path)
+    handle = "kaggle://someone/model/keras/variant"  # whose files KerasHub fetches
+    assert resolve(handle, ALL) == handle
+    assert resolve(handle, ALL, revision=3) == f"{handle}/3"
     with pytest.raises(ValueError, match=r"config\.json"):
         keras_rgemma.RGemmaCausalLM.from_preset(str(tmp_path))
+    with pytest.raises(ValueError, match=r"`revision`.*'main'"):
+        resolve(tmp_path, ALL, revision="main")
 
 
 @pytest.mark.parametrize("empty", ["", " "])
@@ -129,17 +142,12 @@ def test_what_is_no_name_at_all(preset):
 
 
 def test_tokenizers_of_presets():
-    tiny, large = presets()["rgemma_tiny_en"]["path"], presets()["rgemma_9b_en"]["path"]
+    tiny, large = presets()["rgemma_tiny_en"]["path"], presets()["griffin_7b"]["path"]
     assert has_tokenizer(tiny)
-    assert resolve_tokenizer("rgemma_tiny_en", "RGemmaTokenizer") == tiny
+    assert resolve("rgemma_tiny_en", TOKENIZER) == tiny
     assert not has_tokenizer(large)
     for cls in CLASSES[2:]:
-        with pytest.raises(ValueError, match=f"rgemma_9b_en.*without a tokenizer.*{cls.__name__}"):
-            cls.from_preset("rgemma_9b_en")
+        with pytest.raises(ValueError, match=r"griffin_7b.*without a tokenizer.*'rgemma_tiny_en'"):
+            cls.from_preset("griffin_7b")
     tokenizer = keras_rgemma.RGemmaTokenizer.from_preset("rgemma_tiny_en")
     assert tokenizer.vocabulary_size() == config_of("rgemma_tiny_en").vocabulary_size
-    preprocessor = keras_rgemma.RGemmaCausalLMPreprocessor.from_preset(
-        "rgemma_tiny_en", sequence_length=9
-    )
-    assert preprocessor.sequence_length == 9
-    assert preprocessor.tokenizer.end_token2_id == 5

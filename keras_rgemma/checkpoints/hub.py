@@ -1,0 +1,237 @@
+"""Handles of the hubs into local folders, with each hub's own client and cache."""
+
+import hashlib
+import pathlib
+
+from keras_rgemma.checkpoints import huggingface
+
+# How much of a repository is wanted.
+TOKENIZER, CONFIG, WEIGHTS = "tokenizer", "config", "weights"
+# The names of files, where a repository holds more than one form of its weights.
+_SMALL_FILES = ("*.json", "*.model", "assets/*")
+_WEIGHT_FILES = ("*.safetensors", "*.weights.h5")
+_BLOCK = 1 << 24  # bytes hashed in one go
+
+
+def fetch(handle, revision=None, part=WEIGHTS):
+    """The local folder of a repository, fetched into the cache of its hub if it is not there.
+
+    Args:
+        handle: str, `hf://OWNER/NAME`, `modelscope://OWNER/NAME` or
+            `kaggle://OWNER/MODEL/FRAMEWORK/VARIANT`, with `/VERSION` or without.
+        revision: str, a branch, a tag or a commit; on Kaggle the number of a version. None for the
+            newest.
+        part: `TOKENIZER`, `CONFIG` or `WEIGHTS`. What is not needed for it is left out where the
+            hub allows that.
+
+    Returns:
+        str; a handle, where it is for KerasHub to fetch.
+
+    Raises:
+        PermissionError: the repository is gated or private.
+        FileNotFoundError: no such repository or revision.
+        ConnectionError: the hub cannot be reached, or the connection was lost.
+        ValueError: the handle is malformed, the model is another, or what came is not what was
+            sent; the file is deleted then.
+        ImportError: the client of the hub is not installed.
+    """
+    scheme, _, name = handle.partition("://")
+    if scheme == "kaggle":
+        return _from_kaggle(handle, name, revision, part)
+    if scheme not in _SNAPSHOTS:
+        if revision is not None:
+            raise ValueError(
+                f"`revision` is for handles of {[*_SNAPSHOTS, 'kaggle']}. Received: {revision!r} "
+                f"with {handle!r}."
+            )
+        return handle
+    snapshot = _SNAPSHOTS[scheme]
+    folder = snapshot(handle, name, revision, _SMALL_FILES)
+    config = pathlib.Path(folder) / huggingface.CONFIG
+    if part == TOKENIZER or (part == CONFIG and config.is_file()):
+        return folder
+    if not config.is_file():  # one of DeepMind's formats, whose weights tell the architecture
+        return snapshot(handle, name, revision, None)
+    theirs = huggingface.read_json(config)
+    if huggingface.is_config(theirs):
+        huggingface.config_from(theirs)  # before gigabytes of another model are fetched
+    return snapshot(handle, name, revision, (*_SMALL_FILES, *_WEIGHT_FILES))
+
+
+def _from_hugging_face(handle, name, revision, patterns):
+    try:
+        from huggingface_hub import constants, errors, snapshot_download
+    except ImportError as error:
+        raise _client_missing(handle, "huggingface_hub") from error
+    at = f"{constants.ENDPOINT}/{name}"
+    try:
+        blobs = _blobs_folder(name)
+        before = _names_in(blobs)
+        folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
+    except errors.HFValidationError as error:
+        raise ValueError(f"{handle!r} is not of the form 'hf://OWNER/NAME'. {error}") from error
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"{handle!r} is gated. Accept its licence at {at}, then log in with "
+            "`huggingface_hub.login()`, or set HF_TOKEN to a token of that account."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no {handle!r} at {at}, or it is private. Check the name; for a private "
+            "repository log in with `huggingface_hub.login()`, or set HF_TOKEN."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise _no_revision(handle, revision, f"{at}/tree/main") from error
+    except Exception as error:  # of the HTTP library, which is another in each major version
+        if _is_local(error):
+            raise
+        raise _lost(handle, error) from error
+    _check_new_files(handle, pathlib.Path(folder), blobs, before)
+    return folder
+
+
+def _blobs_folder(name):
+    """Where the cache keeps the files of a repository, each named after its hash."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    repository = repo_folder_name(repo_id=name, repo_type="model")
+    return pathlib.Path(constants.HF_HUB_CACHE) / repository / "blobs"
+
+
+def cached_bytes(handle):
+    """How many bytes of a repository the cache of Hugging Face holds.
+
+    Args:
+        handle: str, `hf://OWNER/NAME`.
+
+    Returns:
+        int.
+    """
+    blobs = _blobs_folder(handle.removeprefix("hf://"))
+    return sum((blobs / name).stat().st_size for name in _names_in(blobs))
+
+
+def _names_in(folder):
+    if not folder.is_dir():
+        return set()
+    return {path.name for path in folder.iterdir() if path.suffix != ".incomplete"}
+
+
+def _check_new_files(handle, folder, blobs, before):
+    """Compares what was just fetched with the hashes that it is named after; sizes were checked."""
+    for link in sorted(folder.rglob("*")):
+        blob = link.resolve()
+        # Without symbolic links a file lies in the folder itself, under its own name.
+        if blob.name in before or not link.is_symlink() or blob.parent != blobs.resolve():
+            continue
+        if _hash_like(blob) != blob.name:
+            link.unlink()
+            blob.unlink()
+            raise ValueError(
+                f"{link.name!r} of {handle!r} was damaged on its way: its hash is not the one that "
+                "the hub names. It was deleted. Run this again to fetch it anew."
+            )
+
+
+def _hash_like(blob):
+    """The hash of a file of the kind that its name is: SHA-256, or Git's of a blob."""
+    digest = hashlib.sha256()
+    if len(blob.name) == 40:
+        digest = hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
+    with blob.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _from_model_scope(handle, name, revision, patterns):
+    try:
+        from modelscope.hub.snapshot_download import snapshot_download
+    except ImportError as error:
+        raise _client_missing(handle, "modelscope") from error
+    try:
+        return snapshot_download(name, revision=revision, allow_patterns=patterns)
+    except Exception as error:  # it checks hashes itself, and names faults with many classes
+        if _is_local(error):
+            raise
+        status = _status(error)
+        if status in (401, 403):
+            raise PermissionError(
+                f"{handle!r} is private or gated. Log in with `modelscope login`. {error}"
+            ) from error
+        if status == 404:
+            raise _no_revision(handle, revision, f"https://modelscope.cn/models/{name}") from error
+        raise _lost(handle, error) from error
+
+
+_SNAPSHOTS = {"hf": _from_hugging_face, "modelscope": _from_model_scope}
+
+
+def _from_kaggle(handle, name, revision, part):
+    import kagglehub
+    from kagglehub import exceptions
+    from kagglehub.handle import parse_model_handle
+
+    form = "'kaggle://OWNER/MODEL/FRAMEWORK/VARIANT', with '/VERSION' or without"
+    try:
+        parsed = parse_model_handle(name)
+        if revision is not None:
+            parsed = parsed.with_version(int(revision))
+    except ValueError as error:
+        given = handle if revision is None else f"{handle}/{revision}"
+        raise ValueError(f"{given!r} is not of the form {form}.") from error
+    if parsed.framework.lower() == "keras":  # a preset, of which KerasHub fetches what it needs
+        return f"kaggle://{parsed}"
+    at = parsed.with_version(0).to_url()  # which is that of the newest
+    try:
+        if part == TOKENIZER:
+            file = kagglehub.model_download(str(parsed), huggingface.TOKENIZER)
+            return str(pathlib.Path(file).parent)
+        return kagglehub.model_download(str(parsed))
+    except exceptions.DataCorruptionError as error:  # deletes the file
+        raise ValueError(
+            f"A file of {handle!r} was damaged on its way: its hash is not the one that the hub "
+            f"names. It was deleted. Run this again to fetch it anew. {error}"
+        ) from error
+    except Exception as error:  # of the HTTP library, and of kagglehub's own
+        if _is_local(error):
+            raise
+        status = _status(error)
+        if status in (401, 403) or isinstance(error, exceptions.UnauthenticatedError):
+            raise PermissionError(
+                f"{handle!r} needs your consent. Accept its licence at {at}, then log in with "
+                "`kagglehub.login()`, or set KAGGLE_USERNAME and KAGGLE_KEY."
+            ) from error
+        if status == 404:
+            raise _no_revision(handle, revision, at) from error
+        raise _lost(handle, error) from error
+
+
+def _status(error):
+    """The HTTP status that an error came with, or None."""
+    response = getattr(error, "response", None)
+    return getattr(response, "status_code", getattr(error, "status_code", None))
+
+
+def _client_missing(handle, package):
+    return ImportError(
+        f"{handle!r} is fetched with {package}. Install it with `pip install {package}`."
+    )
+
+
+def _no_revision(handle, revision, at):
+    what = f"revision '{revision}' of {handle!r}" if revision else f"{handle!r}"
+    return FileNotFoundError(f"There is no {what}. See what there is at {at}.")
+
+
+def _is_local(error):
+    """Whether it is an error of this machine, such as a full disk."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _lost(handle, error):
+    return ConnectionError(
+        f"{handle!r} could not be fetched: {type(error).__name__}: {error} Check the connection "
+        "and run this again; what has come whole is kept."
+    )

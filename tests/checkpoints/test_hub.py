@@ -1,0 +1,243 @@
+"""The real clients of the hubs fetch and load models; what goes wrong is told with the way out."""
+
+import sys
+
+import kagglesdk.kaggle_env
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+import tiny
+from checkpoints import loopback
+from keras_rgemma import RGemmaBackbone, RGemmaCausalLM, RGemmaCausalLMPreprocessor, RGemmaTokenizer
+
+HF = "hf://someone/model"
+FLAX, TORCH, KERAS = (f"kaggle://someone/model/{x}/2b" for x in ("flax", "pyTorch", "keras"))
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny.randomize(tiny.causal_lm(sliding_window_size=2048))
+
+
+@pytest.fixture(scope="module")
+def folders(lm, tmp_path_factory):
+    """The files of the model in each form, as a hub holds them: dict of name to bytes."""
+    from keras_rgemma.checkpoints import huggingface, saving
+
+    root = tmp_path_factory.mktemp("forms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface, "SHARD_BYTES", 30_000)
+        for form in saving.TARGETS:
+            saving.export(lm.backbone, lm.preprocessor.tokenizer, root / form, form)
+    lm.save_to_preset(root / "keras")
+    return {form: files_of(root / form) for form in (*saving.TARGETS, "keras")}
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def hub(folders, tmp_path, monkeypatch):
+    """A hub with the model in the form of transformers, where both clients look, and no cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 60)
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kaggle"))
+    for name in ("HF_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    hub = loopback.Hub(main=folders["transformers"])
+    with loopback.serve(hub) as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        url = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        production = kagglesdk.kaggle_env.KaggleEnv.PROD
+        monkeypatch.setitem(kagglesdk.kaggle_env._env_to_endpoint, production, address)
+        yield hub
+
+
+def check_same(found, lm):
+    for one, other in zip(found.weights, lm.weights, strict=True):
+        np.testing.assert_array_equal(tiny.numpy(one), tiny.numpy(other))
+
+
+def are_weights(name):
+    return name.endswith((".safetensors", ".h5", ".pt")) or "params/" in name
+
+
+def check_whole(cache, hub):
+    """Each file of weights that the clients would hand out is one that the hub has."""
+    contents = {x for files in hub.files.values() for x in files.values()}
+    pointed = [path for path in cache.glob("hf/*/snapshots/*/*") if are_weights(path.name)]
+    for marker in cache.glob("kaggle/models/someone/model/pyTorch/2b/2*.complete"):
+        pointed += marker.with_suffix("").glob("*.pt")
+    assert all(path.read_bytes() in contents for path in pointed)
+    return pointed
+
+
+FORMS = [
+    (HF, "transformers"),
+    (HF, "keras"),
+    (HF, "torch"),
+    (HF, "flax"),
+    (FLAX, "flax"),
+    (TORCH, "torch"),
+    (KERAS, "keras"),
+]
+
+
+@pytest.mark.parametrize("handle, form", FORMS)
+def test_models_load_from_handles(hub, folders, lm, handle, form):
+    hub.files["main"] = folders[form]
+    found = RGemmaCausalLM.from_preset(handle)
+    check_same(found, lm)
+    assert found.preprocessor.tokenizer.proto == lm.preprocessor.tokenizer.proto
+    hub.sent.clear()
+    check_same(RGemmaBackbone.from_preset(handle), lm.backbone)
+    assert not hub.sent  # it is in the cache
+
+
+@pytest.mark.parametrize("handle, form", FORMS)
+def test_tokenizers_load_without_the_weights(hub, folders, lm, handle, form):
+    hub.files["main"] = folders[form]
+    tokenizer = RGemmaTokenizer.from_preset(handle)
+    preprocessor = RGemmaCausalLMPreprocessor.from_preset(handle, sequence_length=8)
+    for found in (tokenizer, preprocessor.tokenizer):
+        assert found.proto == lm.preprocessor.tokenizer.proto
+    assert hub.sent and not any(map(are_weights, hub.sent))
+
+
+@pytest.mark.parametrize("form", ["transformers", "keras"])
+def test_the_architecture_alone_needs_no_weights(hub, folders, lm, form):
+    hub.files["main"] = folders[form]
+    found = RGemmaCausalLM.from_preset(HF, load_weights=False)
+    assert found.backbone.config.parameter_count == lm.backbone.config.parameter_count
+    assert hub.sent and not any(map(are_weights, hub.sent))
+
+
+def test_other_forms_beside_it_and_other_models_are_not_fetched(hub, folders):
+    hub.files["main"] = {**folders["transformers"], "model.gguf": b"x", "pytorch_model.bin": b"x"}
+    RGemmaBackbone.from_preset(HF)
+    assert set(hub.sent) == set(folders["transformers"])
+    hub.files["v1"] = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"x"}
+    with pytest.raises(ValueError, match="llama"):
+        RGemmaBackbone.from_preset(HF, revision="v1")
+    assert "model.safetensors" not in hub.sent
+
+
+def test_a_built_in_name_stands_for_its_handle(hub, lm):
+    hub.name = "google/recurrentgemma-2b"
+    check_same(RGemmaCausalLM.from_preset("rgemma_2b_en"), lm)
+    assert RGemmaTokenizer.from_preset("rgemma_2b_en").vocabulary_size() == 400
+
+
+@pytest.mark.parametrize(
+    "handle, old",
+    [
+        (HF, {"revision": "v1"}),
+        (HF, {"revision": loopback.SHA["v1"]}),
+        (TORCH, {"revision": "1"}),
+        (TORCH, {"revision": 1}),
+        (TORCH + "/1", {}),
+        (KERAS, {"revision": 1}),
+    ],
+)
+def test_revisions(hub, folders, lm, tmp_path, handle, old):
+    form = "transformers" if handle == HF else "torch" if TORCH in handle else "keras"
+    hub.files = {"main": {}, "v1": folders[form]}
+    check_same(RGemmaBackbone.from_preset(handle, **old), lm.backbone)
+    for cls in (RGemmaCausalLM, RGemmaBackbone, RGemmaTokenizer, RGemmaCausalLMPreprocessor):
+        with pytest.raises(ValueError, match=r"`revision`.*'v1'.*rgemma_tiny_en"):
+            cls.from_preset("rgemma_tiny_en", revision="v1")
+
+
+@pytest.mark.parametrize(
+    "handle, form, way_out",
+    [
+        (HF, "transformers", r"licence at http://127.*/someone/model.*login.*HF_TOKEN"),
+        (TORCH, "torch", r"licence at https://.*/someone/model/pyTorch/2b.*login.*KAGGLE_KEY"),
+    ],
+)
+def test_a_gated_repository_without_a_token(
+    hub, folders, lm, tmp_path, monkeypatch, handle, form, way_out
+):
+    hub.files["main"] = folders[form]
+    hub.is_gated = True
+    with pytest.raises(PermissionError, match=f"{handle}.*{way_out}"):
+        RGemmaBackbone.from_preset(handle)
+    monkeypatch.setenv("HF_TOKEN", "hf_any")
+    monkeypatch.setenv("KAGGLE_USERNAME", "any")
+    monkeypatch.setenv("KAGGLE_KEY", "any")
+    check_same(RGemmaBackbone.from_preset(handle), lm.backbone)
+
+
+@pytest.mark.parametrize("handle, revision", [(HF, "v7"), (HF, "3" * 40), (TORCH, "7")])
+def test_a_missing_revision(hub, handle, revision):
+    with pytest.raises(FileNotFoundError, match=f"{revision}' of '{handle}'.*See what there is at"):
+        RGemmaBackbone.from_preset(handle, revision=revision)
+
+
+def test_a_missing_repository(hub):
+    for handle, way_out in (
+        ("hf://someone/typo", "no 'hf://someone/typo'.*private.*HF_TOKEN"),
+        (TORCH.replace("model", "typo"), "no 'kaggle://someone/typo.*See what there is at"),
+    ):
+        with pytest.raises(FileNotFoundError, match=way_out):
+            RGemmaBackbone.from_preset(handle)
+
+
+@pytest.mark.parametrize("handle, form", [(HF, "transformers"), (TORCH, "torch")])
+@pytest.mark.parametrize("fault", ["cut", "damaged"])
+def test_what_is_lost_or_damaged_on_the_way(hub, folders, lm, tmp_path, handle, form, fault):
+    """It is told, nothing broken stays, and another try goes on from there."""
+    hub.files["main"] = folders[form]
+    name = next(name for name in sorted(folders[form]) if are_weights(name))
+    setattr(hub, fault, name)
+    error, message = {
+        "cut": (ConnectionError, "could not be fetched.*run this again"),
+        "damaged": (ValueError, "damaged on its way.*deleted.*Run this again"),
+    }[fault]
+    with pytest.raises(error, match=f"{handle}.*{message}"):
+        RGemmaBackbone.from_preset(handle)
+    assert len(check_whole(tmp_path, hub)) < sum(map(are_weights, folders[form]))
+    setattr(hub, fault, None)
+    check_same(RGemmaBackbone.from_preset(handle), lm.backbone)
+    assert check_whole(tmp_path, hub)
+
+
+def test_without_a_connection_the_cache_serves(hub, lm, monkeypatch):
+    RGemmaTokenizer.from_preset(HF)
+    address = constants.ENDPOINT
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    RGemmaTokenizer.from_preset(HF)
+    with pytest.raises(ConnectionError, match=f"{HF}.*Check the connection"):
+        RGemmaBackbone.from_preset(HF)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    RGemmaBackbone.from_preset(HF)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    check_same(RGemmaBackbone.from_preset(HF), lm.backbone)
+
+
+@pytest.mark.parametrize(
+    "handle, form",
+    [
+        ("hf://model/of/someone", "'hf://OWNER/NAME'"),
+        ("kaggle://someone/model", "'kaggle://OWNER/MODEL/FRAMEWORK/VARIANT'"),
+    ],
+)
+def test_malformed_handles(handle, form):
+    with pytest.raises(ValueError, match=f"{handle}.*of the form {form}"):
+        RGemmaBackbone.from_preset(handle)
+
+
+@pytest.mark.parametrize(
+    "handle, package", [("modelscope://someone/model", "modelscope"), (HF, "huggingface_hub")]
+)
+def test_a_client_that_is_not_installed(monkeypatch, handle, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"{handle}.*pip install {package}"):
+        RGemmaBackbone.from_preset(handle)
