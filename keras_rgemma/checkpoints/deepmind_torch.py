@@ -10,6 +10,7 @@ from keras_rgemma.checkpoints.deepmind import only
 DTYPES = {f"torch.{name}": name for name in ("float64", "float32", "float16")}
 DTYPES["torch.bfloat16"] = ml_dtypes.bfloat16
 FILE = "params.pt"  # ours for it; Kaggle names it after the variant
+_REOPEN_AFTER = 1 << 28  # bytes
 
 
 def find(path):
@@ -73,9 +74,20 @@ class TorchFile:
     def __init__(self, file):
         self.file = pathlib.Path(file)
         self.copies = {}
-        tensors = self._tensors()
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self.dtypes = {name: np.dtype(DTYPES[str(x.dtype)]) for name, x in tensors.items()}
+        self._open, self._read_bytes = self._tensors(), 0
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._open.items()}
+        self.dtypes = {name: np.dtype(DTYPES[str(x.dtype)]) for name, x in self._open.items()}
+        self._check_sizes()
+
+    def _check_sizes(self):
+        """Strides of 0 let a small file stand for tensors of any size."""
+        size = sum(tensor.nbytes for tensor in self._open.values())
+        if size > self.file.stat().st_size:
+            largest = max(self._open, key=lambda name: self._open[name].nbytes)
+            raise ValueError(
+                f"{str(self.file)!r} is smaller than its tensors, which take {size:,} bytes (the "
+                f"largest is {largest!r}, of shape {self.shapes[largest]}): broken or hostile."
+            )
 
     def _tensors(self):
         torch = _torch()
@@ -103,8 +115,12 @@ class TorchFile:
     def read(self, name):
         """A tensor as a NumPy array of its own memory."""
         torch = _torch()
-        # Opened for each tensor, because pages of an open file count as memory of the process.
-        tensor = self._tensors()[name]
+        if self._read_bytes > _REOPEN_AFTER:
+            # Pages of an open file count as memory of the process.
+            self._open, self._read_bytes = None, 0
+            self._open = self._tensors()
+        tensor = self._open[name]
+        self._read_bytes += tensor.nbytes
         if tensor.dtype == torch.bfloat16:  # which NumPy does not know
             return np.array(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
         return np.array(tensor.numpy())

@@ -162,22 +162,16 @@ def config_of(config, dtype):
     }
 
 
-def write(folder, config, tensors, dtype):
-    """Writes `config.json` and the weights, in files of at most 2 GiB each if tensors allow.
+def write(folder, tensors):
+    """Writes weights, in files of at most 2 GiB each if tensors allow.
 
     Args:
-        folder: `pathlib.Path`, empty.
-        config: `RGemmaConfig`.
+        folder: `pathlib.Path`.
         tensors: iterable of pairs of a name and a NumPy array; no more of them are held at a time
             than fit in one file.
-        dtype: str, of the weights.
-
-    Raises:
-        ValueError: see `config_of`.
     """
     import safetensors.numpy
 
-    write_json(folder / CONFIG, config_of(config, dtype))
     files, shard, size, total = [], {}, 0, 0
 
     def flush():

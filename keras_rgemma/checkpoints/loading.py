@@ -151,11 +151,12 @@ def _check_copy(source, copy, name, array):
 
 def _give(variable, array):
     """The first value of a variable, in its dtype and, with a distribution, on its shards."""
-    variable._initializer = lambda shape, dtype: _tensor(array, dtype)
-    variable._deferred_initialize()
-
-
-def _tensor(array, dtype):
     # A copy of its own, in rows: some backends would otherwise share the memory, or the strides.
     array = np.ascontiguousarray(array)
-    return keras.ops.convert_to_tensor(array, dtype=dtype)
+    if keras.config.backend() == "jax" and keras.distribution.distribution() is not None:
+        # From NumPy each shard goes straight to its device; Keras would compile an initializer.
+        variable._initialize(array.astype(variable.dtype))
+        variable._initializer = None
+        return
+    variable._initializer = lambda shape, dtype: keras.ops.convert_to_tensor(array, dtype=dtype)
+    variable._deferred_initialize()

@@ -86,21 +86,34 @@ def export(backbone, tokenizer, path, to, dtype=None, overwrite=False):
         FileExistsError: there is something already.
         ValueError: a quantized model, or an architecture that the format cannot express.
         ImportError: what writes the format is not installed.
+        OSError: the disk is full, or cannot be written to.
     """
     dtype = dtype or backbone.dtype_policy.variable_dtype
     weights = tensors(backbone, TARGETS[to], dtype)
     with new_folder(path, overwrite) as folder:
         if to == "transformers":
-            huggingface.write(folder, backbone.config, weights, dtype)
-        elif to == "flax":
-            deepmind_flax.write(folder, weights)
-        else:
-            deepmind_torch.write(folder, weights)
+            huggingface.write_json(
+                folder / huggingface.CONFIG, huggingface.config_of(backbone.config, dtype)
+            )
+        _write_weights(folder, weights, to)
         if tokenizer is None:
             return
         (folder / huggingface.TOKENIZER).write_bytes(tokenizer.proto)
         if to == "transformers":
             huggingface.write_tokenizer_config(folder, tokenizer)
+
+
+def _write_weights(folder, weights, to):
+    writer = {"transformers": huggingface, "flax": deepmind_flax, "torch": deepmind_torch}[to]
+    try:
+        writer.write(folder, weights)
+    except ImportError:
+        raise
+    except Exception as error:  # each library has classes of its own for a full disk
+        raise OSError(
+            f"The weights could not be written to {str(folder.parent)!r}: {error}. Nothing was "
+            "left there. Check the space on the disk."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """The causal language model: logits, text generation, scoring."""
 
+import pathlib
+
 import keras
 import keras_hub
 import numpy as np
@@ -52,24 +54,13 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
             )
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self._check_vocabularies()
+        check_vocabularies(preprocessor, backbone.vocabulary_size)
         self._scoring_programs = None
         outputs = backbone.token_embedding(backbone(backbone.input), reverse=True)
         super().__init__(inputs=backbone.input, outputs=outputs, **kwargs)
         if not hasattr(self, "sampler"):  # with `compile=False`
             self.sampler = keras_hub.samplers.GreedySampler()
             self.generate_function = None
-
-    def _check_vocabularies(self):
-        tokenizer = getattr(self.preprocessor, "tokenizer", None)
-        # A tokenizer that is being loaded has no vocabulary yet.
-        if getattr(tokenizer, "proto", None) is None:
-            return
-        if tokenizer.vocabulary_size() > self.backbone.vocabulary_size:
-            raise ValueError(
-                f"The tokenizer has {tokenizer.vocabulary_size()} tokens, but the embedding only "
-                f"{self.backbone.vocabulary_size}. Use the tokenizer that belongs to this model."
-            )
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, *, revision=None, **kwargs):
@@ -102,9 +93,11 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
     def _from_checkpoint(cls, checkpoint, load_weights, dtype=None, **kwargs):
         from keras_rgemma.checkpoints.folder import tokenizer_file
 
-        backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype)
         if "preprocessor" not in kwargs and tokenizer_file(checkpoint.path):
             kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.path)
+        # Before gigabytes are read.
+        check_vocabularies(kwargs.get("preprocessor"), checkpoint.config.vocabulary_size)
+        backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype)
         return cls(backbone, **kwargs)
 
     def compile(
@@ -130,6 +123,25 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
             sampler=sampler,
             **kwargs,
         )
+
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Writes a preset folder, as KerasHub does, with LoRA merged into the weights.
+
+        A new folder gets its name when it is complete: a call that is stopped halfway leaves
+        nothing that looks whole. Files in a folder that exists are replaced one by one.
+
+        Args:
+            preset_dir: str or path.
+            max_shard_size: int or float, GiB of a file of weights; None for no bound.
+        """
+        from keras_rgemma.checkpoints.saving import new_folder
+
+        folder = pathlib.Path(preset_dir)
+        if folder.is_dir() and any(folder.iterdir()):
+            super().save_to_preset(folder, max_shard_size)
+            return
+        with new_folder(folder) as partial:
+            super().save_to_preset(partial, max_shard_size)
 
     def export_to_transformers(self, path, dtype=None, overwrite=False):
         """Writes a folder that Hugging Face's transformers loads as it stands.
@@ -257,7 +269,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
                 "A model without a preprocessor takes a dict of `token_ids` and `padding_mask`. "
                 f"Received text: {batch[0]!r}. Attach a preprocessor, or tokenize it first."
             )
-        self._check_vocabularies()
+        check_vocabularies(self.preprocessor, self.backbone.vocabulary_size)
         prompts = self.preprocessor.prompt_token_ids(batch)
         budgets = budget.of([len(prompt) for prompt in prompts])
         new = self.make_generate_function().generate(prompts, budgets, stop_token_ids)
@@ -386,3 +398,16 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
 def _numpy(x):
     """Tensors as NumPy arrays, from wherever they lie."""
     return ops.convert_to_numpy(x) if ops.is_tensor(x) else x
+
+
+def check_vocabularies(preprocessor, vocabulary_size):
+    """Raises ValueError if a tokenizer has more tokens than a model has embeddings."""
+    tokenizer = getattr(preprocessor, "tokenizer", None)
+    # A tokenizer that is being loaded has no vocabulary yet.
+    if getattr(tokenizer, "proto", None) is None:
+        return
+    if tokenizer.vocabulary_size() > vocabulary_size:
+        raise ValueError(
+            f"The tokenizer has {tokenizer.vocabulary_size()} tokens, but the embedding only "
+            f"{vocabulary_size}. Use the tokenizer that belongs to this model."
+        )

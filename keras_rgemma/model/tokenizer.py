@@ -62,7 +62,16 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
         folder = resolve(preset, TOKENIZER, revision)
         proto = tokenizer_file(folder)
-        return cls(proto=proto, **kwargs) if proto else super().from_preset(folder, **kwargs)
+        if not proto:
+            return super().from_preset(folder, **kwargs)
+        try:
+            return cls(proto=proto, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:  # of TensorFlow's or SentencePiece's own classes
+            raise ValueError(
+                f"{proto!r} cannot be read as a SentencePiece model. Fetch it again. {error}"
+            ) from error
 
     @property
     def end_token2_id(self):

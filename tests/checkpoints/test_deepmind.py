@@ -245,6 +245,10 @@ def test_torch_files_that_are_hostile_or_broken(tmp_path, torch_model):
         torch.save(content, file)
         with pytest.raises(ValueError, match=r"2b\.pt.*floating-point tensors"):
             RGemmaBackbone.from_preset(file)
+    huge = {"embedder.input_embedding": torch.zeros(1).expand(10**9, 10**6)}
+    torch.save({**torch_model.state_dict(), **huge}, file)
+    with pytest.raises(ValueError, match=r"2b\.pt.*'embedder\.input_embedding', of shape"):
+        RGemmaBackbone.from_preset(file)
     torch.save(torch_model.state_dict(), file)
     file.write_bytes(file.read_bytes()[:-2000])
     with pytest.raises(ValueError, match=r"2b\.pt"):

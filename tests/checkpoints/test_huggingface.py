@@ -232,6 +232,18 @@ def test_files_that_are_broken(tmp_path):
         RGemmaBackbone.from_preset(str(tmp_path))
 
 
+def test_a_tokenizer_of_another_model_or_a_broken_one(broken, monkeypatch):
+    """It is refused before any weights are read."""
+    monkeypatch.setattr(huggingface.SafetensorsFolder, "read", None)
+    change(broken / "config.json", vocab_size=399)
+    with pytest.raises(ValueError, match=r"400 tokens.*only 399.*belongs to this model"):
+        RGemmaCausalLM.from_preset(str(broken))
+    for contents in (b"", b"no model", tiny.proto()[:1000], tiny.proto(bos=False)):
+        (broken / "tokenizer.model").write_bytes(contents)
+        with pytest.raises(ValueError, match=r"tokenizer\.model|<bos>"):
+            RGemmaCausalLM.from_preset(str(broken))
+
+
 def test_the_table_has_every_weight_and_the_published_counts():
     backbone = tiny.backbone()
     ours = {v.path: tuple(v.shape) for v in backbone.weights if "seed" not in v.path}

@@ -433,3 +433,27 @@ def test_summaries_name_the_parts(lm):
     for name in ("r_gemma_tokenizer", "RGemmaBackbone", "token_embedding", "17,312"):
         assert name in text
     assert lm.count_params() == 17_312
+
+
+def test_lora_is_merged_into_a_preset_and_stays_in_the_model(tmp_path):
+    lm = tiny.causal_lm()
+    lm.backbone.enable_lora(4)
+    lm.backbone.token_embedding.enable_lora(2)
+    tiny.randomize(lm)
+    ids = tiny.arrays()["token_ids"]
+    expected = tiny.numpy(lm.score(ids))
+    lm.save_to_preset(tmp_path / "preset")
+    found = keras_rgemma.RGemmaCausalLM.from_preset(tmp_path / "preset")
+    assert len(found.weights) < len(lm.weights)
+    # Products with merged weights are other sums in float32.
+    np.testing.assert_allclose(tiny.numpy(found.score(ids)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(tiny.numpy(lm.score(ids)), expected)
+
+
+def test_saving_over_a_preset_keeps_other_files(lm, tmp_path):
+    folder = tmp_path / "preset"
+    for _ in range(2):
+        lm.save_to_preset(folder)
+        (folder / "notes.txt").write_text("mine")
+    assert (folder / "notes.txt").exists() and (folder / "task.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["preset"]

@@ -1,0 +1,72 @@
+"""Writing that is stopped, by a signal or a full disk, leaves nothing that looks whole."""
+
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import tiny
+from keras_rgemma import RGemmaCausalLM
+from keras_rgemma.checkpoints import saving
+
+TESTS = pathlib.Path(__file__).parent.parent
+# Writes the same model again and again, in each format in turn.
+WRITER = """
+import itertools, sys
+import tiny
+from keras_rgemma.checkpoints import huggingface, saving
+huggingface.SHARD_BYTES = 5000
+lm = tiny.randomize(tiny.causal_lm(sliding_window_size=2048))
+for i in itertools.count():
+    for to in saving.TARGETS:
+        saving.export(lm.backbone, lm.preprocessor.tokenizer, f"{sys.argv[1]}/{i}-{to}", to)
+    lm.save_to_preset(f"{sys.argv[1]}/{i}-keras")
+"""
+
+
+def check_same(folder, lm):
+    found = RGemmaCausalLM.from_preset(folder)
+    for one, other in zip(found.weights, lm.weights, strict=True):
+        np.testing.assert_array_equal(tiny.numpy(one), tiny.numpy(other))
+    assert found.preprocessor.tokenizer.proto == lm.preprocessor.tokenizer.proto
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_leaves_is_whole_or_hidden(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], env=environment)
+    while not (tmp_path / "0-keras").exists():
+        assert writer.poll() is None
+        time.sleep(0.1)
+    time.sleep(np.random.RandomState().uniform(0, 2))
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    names = [path.name for path in sorted(tmp_path.iterdir(), key=os.path.getmtime)]
+    assert len([name for name in names if name.startswith(".")]) <= 1, names
+    whole = [name for name in names if not name.startswith(".")]
+    first = RGemmaCausalLM.from_preset(tmp_path / whole[0])
+    for name in whole[1:4] + whole[-2:]:  # one of each form, and those that may be broken
+        check_same(tmp_path / name, first)
+
+
+@pytest.fixture
+def small_files():
+    """Files may have 20,000 bytes from here on: the next write fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("to", saving.TARGETS)
+def test_a_disk_that_takes_no_more(tmp_path, small_files, to):
+    backbone = tiny.backbone()
+    with pytest.raises(OSError, match=r"could not be written.*Nothing was left.*disk"):
+        saving.export(backbone, None, tmp_path / "out", to)
+    assert not list(tmp_path.iterdir())
