@@ -66,7 +66,8 @@ def preprocessor(sequence_length=16, **kwargs):
 
 SIZES = {
     "vocabulary_size": 400,
-    "num_layers": 3,
+    "num_layers": 2,
+    "block_types": ("recurrent", "attention"),
     "hidden_dim": 16,
     "intermediate_dim": 40,
     "num_query_heads": 2,
@@ -76,7 +77,7 @@ SIZES = {
 
 
 def backbone(**overrides):
-    """Two recurrent layers and one with attention, every dimension another number."""
+    """A recurrent layer and one with attention, every dimension another number."""
     return keras_rgemma.RGemmaBackbone(**{**SIZES, **overrides})
 
 

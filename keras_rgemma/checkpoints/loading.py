@@ -3,13 +3,15 @@
 import math
 
 import keras
+import ml_dtypes
 import numpy as np
 import tqdm.auto
 from keras.src.backend.common import global_state
 
 from keras_rgemma.checkpoints import names
 
-_CHUNK = 1 << 24  # elements looked at in one go, so that temporaries stay small
+_CHUNK = 1 << 24  # elements compared in one go, so that temporaries stay small
+_COLUMNS = 256  # copied in one go when a matrix is transposed
 _LISTED = 8  # names in one error
 _WORTH_A_BAR = 1 << 27  # bytes
 
@@ -118,21 +120,23 @@ def _list(entries):
 
 
 def check_finite(name, array):
-    """Raises ValueError if a floating-point array holds NaN or infinity."""
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        if not _is_finite(flat[start : start + _CHUNK]):
-            raise ValueError(
-                f"The tensor {name!r} holds NaN or infinity: the checkpoint is broken. Fetch it "
-                "again."
-            )
+    """Raises ValueError if an array of floating-point numbers holds NaN or infinity."""
+    # Read as whole numbers, infinity and NaN are the largest: of the positive ones among signed
+    # integers, of the negative ones among unsigned. So no temporary array is made.
+    infinities = np.array([np.inf, -np.inf], array.dtype)
+    kinds = [f"{sign}{array.dtype.itemsize}" for sign in "iu"]
+    if any(
+        array.view(kind).max(initial=0) >= infinity.view(kind)
+        for kind, infinity in zip(kinds, infinities, strict=True)
+    ):
+        raise ValueError(
+            f"The tensor {name!r} holds NaN or infinity: the checkpoint is broken. Fetch it again."
+        )
 
 
-def _is_finite(array):
-    if array.dtype.name == "bfloat16":
-        # Its own `isfinite` converts number by number; an exponent of ones can be seen in the bits.
-        return int((array.view("uint16") & 0x7FFF).max(initial=0)) < 0x7F80
-    return bool(np.isfinite(array).all())
+def _bits(dtype):
+    """The unsigned integers of the same size, which NumPy copies and compares faster."""
+    return np.dtype(f"u{dtype.itemsize}")
 
 
 def _check_copy(source, copy, name, array):
@@ -151,12 +155,32 @@ def _check_copy(source, copy, name, array):
 
 def _give(variable, array):
     """The first value of a variable, in its dtype and, with a distribution, on its shards."""
-    # A copy of its own, in rows: some backends would otherwise share the memory, or the strides.
-    array = np.ascontiguousarray(array)
+    array = _in_rows(array)
     if keras.config.backend() == "jax" and keras.distribution.distribution() is not None:
         # From NumPy each shard goes straight to its device; Keras would compile an initializer.
         variable._initialize(array.astype(variable.dtype))
         variable._initializer = None
         return
-    variable._initializer = lambda shape, dtype: keras.ops.convert_to_tensor(array, dtype=dtype)
+    variable._initializer = lambda shape, dtype: _tensor(array, dtype)
     variable._deferred_initialize()
+
+
+def _in_rows(array):
+    """The array, or a contiguous copy of it: some backends would take over its strides."""
+    if array.flags.c_contiguous:
+        return array
+    copy = np.empty(array.shape, array.dtype)
+    source, target = (x.view(_bits(array.dtype)) for x in (array, copy))
+    for start in range(0, array.shape[-1], _COLUMNS):  # which stay in the cache while they turn
+        columns = slice(start, start + _COLUMNS)
+        target[..., columns] = source[..., columns]
+    return copy
+
+
+def _tensor(array, dtype):
+    if keras.config.backend() == "torch" and array.dtype == ml_dtypes.bfloat16:
+        # Which PyTorch does not take from NumPy, and Keras takes to float32 for it first.
+        import torch
+
+        array = torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return keras.ops.convert_to_tensor(array, dtype=dtype)

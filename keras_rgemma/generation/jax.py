@@ -1,5 +1,7 @@
 """How a function of arrays becomes one compiled program on JAX."""
 
+import functools
+
 import jax
 import keras
 
@@ -18,7 +20,7 @@ def compile_program(function, model, sampler, jit_compile):
     read = [*model.trainable_variables, *model.non_trainable_variables]
     updated = list(sampler.variables) if sampler else []
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=_compiler_options(model))
     def program(values, seeds, args):
         mapping = [*zip(read, values, strict=True), *zip(updated, seeds, strict=True)]
         with keras.StatelessScope(state_mapping=mapping) as scope:
@@ -32,3 +34,15 @@ def compile_program(function, model, sampler, jit_compile):
         return outputs
 
     return run
+
+
+def _compiler_options(model):
+    """What XLA must not do on a CPU, where it multiplies half precision in float32.
+
+    It would make a float32 copy of every weight before a loop, which takes twice the memory of
+    the weights for as long as the loop runs.
+    """
+    is_half = model.dtype_policy.variable_dtype in ("bfloat16", "float16")
+    if not is_half or jax.default_backend() != "cpu":
+        return None
+    return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}

@@ -8,6 +8,8 @@ import sys
 import keras
 import pytest
 
+from once import once
+
 
 @pytest.mark.slow
 def test_the_command_measures_this_backend():
@@ -29,6 +31,7 @@ def test_the_command_measures_this_backend():
         assert line.startswith(keras.config.backend()) and f"{result['median']:.1f}" in line
 
 
+@once
 @pytest.mark.slow
 def test_a_measurement_that_fails_is_named_and_fails_the_command():
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A server on loopback that speaks the APIs of Hugging Face and Kaggle, as far as clients ask."""
+"""A server on loopback that speaks the APIs of the hubs, as far as their clients ask."""
 
 import base64
 import contextlib
@@ -62,14 +62,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
-        path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path).strip("/")
+        url = urllib.parse.urlparse(self.path)
+        path = urllib.parse.unquote(url.path).strip("/")
         described, files = f"api/models/{self.holds.name}/", f"{self.holds.name}/resolve/"
+        model_scope = f"api/v1/models/{self.holds.name}/"
         if path.startswith(described):
             what, _, revision = path.removeprefix(described).partition("/")
             self._describe(what, self._revision(revision))
         elif path.startswith(files):
             revision, _, name = path.removeprefix(files).partition("/")
             self._send_file(self._revision(revision), name)
+        elif path.startswith(model_scope):
+            query = dict(urllib.parse.parse_qsl(url.query))
+            self._answer_model_scope(path.removeprefix(model_scope), query)
         elif path.startswith("kaggle/"):
             self._send_stored(*path.removeprefix("kaggle/").split("/", 1))
         else:
@@ -92,7 +97,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _is_let_in(self):
-        return not self.holds.is_gated or "Authorization" in self.headers
+        shown = any(name in self.headers for name in ("Authorization", "Cookie"))
+        return shown or not self.holds.is_gated
 
     # === Hugging Face ===
 
@@ -136,6 +142,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         self.wfile.write(contents[start:])
 
+    # === ModelScope ===
+
+    def _answer_model_scope(self, what, query):
+        if what == "revisions":
+            branches = [{"Revision": name} for name in ("master", *self.holds.files)]
+            return self._answer({"Code": 200, "Data": {"RevisionMap": {"Branches": branches}}})
+        revision = query.get("Revision")
+        files = self.holds.files.get("main" if revision == "master" else revision)
+        if not self._is_let_in():
+            return self._refuse(403, "Forbidden")
+        if files is None:
+            return self._refuse(404, "Not found")
+        if what == "repo/files":
+            entries = [_listed(*item) for item in files.items()]
+            return self._answer({"Code": 200, "Data": {"Files": entries}})
+        return self._send(query["FilePath"], files[query["FilePath"]], {})
+
     # === Kaggle ===
 
     def do_POST(self):
@@ -172,3 +195,8 @@ def _tree_entry(name, contents):
         sha256 = hashlib.sha256(contents).hexdigest()
         entry["lfs"] = {"oid": sha256, "size": len(contents), "pointerSize": 100}
     return entry
+
+
+def _listed(name, contents):
+    sha256 = hashlib.sha256(contents).hexdigest()
+    return {"Path": name, "Type": "blob", "Size": len(contents), "Sha256": sha256}

@@ -58,7 +58,7 @@ def test_weights_go_straight_to_their_shards(tmp_path):
         env={
             **os.environ,
             "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
         },
         capture_output=True,
         text=True,

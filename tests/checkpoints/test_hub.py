@@ -3,6 +3,7 @@
 import sys
 
 import kagglesdk.kaggle_env
+import modelscope_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -10,8 +11,9 @@ from huggingface_hub import constants
 import tiny
 from checkpoints import loopback
 from keras_rgemma import RGemmaBackbone, RGemmaCausalLM, RGemmaCausalLMPreprocessor, RGemmaTokenizer
+from once import once
 
-HF = "hf://someone/model"
+HF, MODEL_SCOPE = "hf://someone/model", "modelscope://someone/model"
 FLAX, TORCH, KERAS = (f"kaggle://someone/model/{x}/2b" for x in ("flax", "pyTorch", "keras"))
 
 
@@ -48,11 +50,20 @@ def hub(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 60)
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kaggle"))
-    for name in ("HF_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+    for name in (
+        "HF_TOKEN",
+        "MODELSCOPE_API_TOKEN",
+        "KAGGLE_USERNAME",
+        "KAGGLE_KEY",
+        "KAGGLE_API_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
     hub = loopback.Hub(main=folders["transformers"])
     with loopback.serve(hub) as address:
         monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", address)
+        modelscope_hub.set_default_config(None)  # read again from the environment
         url = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
         production = kagglesdk.kaggle_env.KaggleEnv.PROD
@@ -80,6 +91,7 @@ def check_whole(cache, hub):
 
 
 FORMS = [
+    (MODEL_SCOPE, "transformers"),
     (HF, "transformers"),
     (HF, "keras"),
     (HF, "torch"),
@@ -101,6 +113,7 @@ def test_models_load_from_handles(hub, folders, lm, handle, form):
     assert not hub.sent  # it is in the cache
 
 
+@once
 @pytest.mark.parametrize("handle, form", FORMS)
 def test_tokenizers_load_without_the_weights(hub, folders, lm, handle, form):
     hub.files["main"] = folders[form]
@@ -111,6 +124,7 @@ def test_tokenizers_load_without_the_weights(hub, folders, lm, handle, form):
     assert hub.sent and not any(map(are_weights, hub.sent))
 
 
+@once
 @pytest.mark.parametrize("form", ["transformers", "keras"])
 def test_the_architecture_alone_needs_no_weights(hub, folders, lm, form):
     hub.files["main"] = folders[form]
@@ -119,6 +133,7 @@ def test_the_architecture_alone_needs_no_weights(hub, folders, lm, form):
     assert hub.sent and not any(map(are_weights, hub.sent))
 
 
+@once
 def test_other_forms_beside_it_and_other_models_are_not_fetched(hub, folders):
     hub.files["main"] = {**folders["transformers"], "model.gguf": b"x", "pytorch_model.bin": b"x"}
     RGemmaBackbone.from_preset(HF)
@@ -129,12 +144,14 @@ def test_other_forms_beside_it_and_other_models_are_not_fetched(hub, folders):
     assert "model.safetensors" not in hub.sent
 
 
+@once
 def test_a_built_in_name_stands_for_its_handle(hub, lm):
     hub.name = "google/recurrentgemma-2b"
     check_same(RGemmaCausalLM.from_preset("rgemma_2b_en"), lm)
     assert RGemmaTokenizer.from_preset("rgemma_2b_en").vocabulary_size() == 400
 
 
+@once
 @pytest.mark.parametrize(
     "handle, old",
     [
@@ -155,10 +172,12 @@ def test_revisions(hub, folders, lm, tmp_path, handle, old):
             cls.from_preset("rgemma_tiny_en", revision="v1")
 
 
+@once
 @pytest.mark.parametrize(
     "handle, form, way_out",
     [
         (HF, "transformers", r"licence at http://127.*/someone/model.*login.*HF_TOKEN"),
+        (MODEL_SCOPE, "transformers", "private or gated.*modelscope login"),
         (TORCH, "torch", r"licence at https://.*/someone/model/pyTorch/2b.*login.*KAGGLE_KEY"),
     ],
 )
@@ -170,26 +189,33 @@ def test_a_gated_repository_without_a_token(
     with pytest.raises(PermissionError, match=f"{handle}.*{way_out}"):
         RGemmaBackbone.from_preset(handle)
     monkeypatch.setenv("HF_TOKEN", "hf_any")
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "any")
     monkeypatch.setenv("KAGGLE_USERNAME", "any")
     monkeypatch.setenv("KAGGLE_KEY", "any")
     check_same(RGemmaBackbone.from_preset(handle), lm.backbone)
 
 
-@pytest.mark.parametrize("handle, revision", [(HF, "v7"), (HF, "3" * 40), (TORCH, "7")])
+@once
+@pytest.mark.parametrize(
+    "handle, revision", [(HF, "v7"), (HF, "3" * 40), (MODEL_SCOPE, "v7"), (TORCH, "7")]
+)
 def test_a_missing_revision(hub, handle, revision):
     with pytest.raises(FileNotFoundError, match=f"{revision}' of '{handle}'.*See what there is at"):
         RGemmaBackbone.from_preset(handle, revision=revision)
 
 
+@once
 def test_a_missing_repository(hub):
     for handle, way_out in (
         ("hf://someone/typo", "no 'hf://someone/typo'.*private.*HF_TOKEN"),
+        ("modelscope://someone/typo", "no 'modelscope://someone/typo'.*See what there is at"),
         (TORCH.replace("model", "typo"), "no 'kaggle://someone/typo.*See what there is at"),
     ):
         with pytest.raises(FileNotFoundError, match=way_out):
             RGemmaBackbone.from_preset(handle)
 
 
+@once
 @pytest.mark.parametrize("handle, form", [(HF, "transformers"), (TORCH, "torch")])
 @pytest.mark.parametrize("fault", ["cut", "damaged"])
 def test_what_is_lost_or_damaged_on_the_way(hub, folders, lm, tmp_path, handle, form, fault):
@@ -209,6 +235,7 @@ def test_what_is_lost_or_damaged_on_the_way(hub, folders, lm, tmp_path, handle, 
     assert check_whole(tmp_path, hub)
 
 
+@once
 def test_without_a_connection_the_cache_serves(hub, lm, monkeypatch):
     RGemmaTokenizer.from_preset(HF)
     address = constants.ENDPOINT
@@ -222,6 +249,7 @@ def test_without_a_connection_the_cache_serves(hub, lm, monkeypatch):
     check_same(RGemmaBackbone.from_preset(HF), lm.backbone)
 
 
+@once
 @pytest.mark.parametrize(
     "handle, form",
     [
@@ -234,10 +262,13 @@ def test_malformed_handles(handle, form):
         RGemmaBackbone.from_preset(handle)
 
 
+@once
 @pytest.mark.parametrize(
     "handle, package", [("modelscope://someone/model", "modelscope"), (HF, "huggingface_hub")]
 )
 def test_a_client_that_is_not_installed(monkeypatch, handle, package):
-    monkeypatch.setitem(sys.modules, package, None)
+    for name in [package, *sys.modules]:
+        if name.split(".")[0] == package:
+            monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=f"{handle}.*pip install {package}"):
         RGemmaBackbone.from_preset(handle)

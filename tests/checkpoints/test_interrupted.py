@@ -14,6 +14,7 @@ import pytest
 import tiny
 from keras_rgemma import RGemmaCausalLM
 from keras_rgemma.checkpoints import saving
+from once import once
 
 TESTS = pathlib.Path(__file__).parent.parent
 # Writes the same model again and again, in each format in turn.
@@ -37,6 +38,7 @@ def check_same(folder, lm):
     assert found.preprocessor.tokenizer.proto == lm.preprocessor.tokenizer.proto
 
 
+@once
 @pytest.mark.slow
 def test_what_a_killed_process_leaves_is_whole_or_hidden(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}

@@ -12,7 +12,8 @@ def lively_model(seed=1, **overrides):
 
     sizes = {
         "vocabulary_size": 61,
-        "num_layers": 4,
+        "num_layers": 3,
+        "block_types": ("recurrent", "attention"),
         "hidden_dim": 16,
         "intermediate_dim": 24,
         "num_query_heads": 2,

