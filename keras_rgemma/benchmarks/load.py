@@ -34,6 +34,16 @@ def reset_peak():
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
+def architecture(preset):
+    """The `RGemmaConfig` of a preset."""
+    from keras_rgemma.config import RGemmaConfig
+    from keras_rgemma.model.presets import presets
+
+    path = pathlib.Path(presets()[preset]["path"]) / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+    return RGemmaConfig(**{name: saved[name] for name in RGemmaConfig.__match_args__})
+
+
 def write_random(folder, config):
     """Writes random weights as Hugging Face publishes them, 9B with its copy of the embedding."""
     import ml_dtypes
@@ -60,10 +70,9 @@ def write_random(folder, config):
 
 
 def floor_seconds(folder, config):
-    """Seconds to read every tensor and to transpose or copy it once, with NumPy."""
-    import numpy as np
-
+    """Seconds to read every tensor and to transpose or copy it once."""
     from keras_rgemma.checkpoints import huggingface, names
+    from keras_rgemma.checkpoints.loading import in_rows
     from keras_rgemma.checkpoints.transforms import SAME
 
     source = huggingface.SafetensorsFolder(folder)
@@ -71,10 +80,7 @@ def floor_seconds(folder, config):
     for name, (_, (weight,)) in names.tensors(config, source.format).items():
         array = source.read(name)
         transform = weight.place(source.format).transform
-        if transform is SAME:
-            array.copy()
-        else:
-            np.ascontiguousarray(transform.from_file(array))
+        _ = array.copy() if transform is SAME else in_rows(transform.from_file(array))
     return time.perf_counter() - start
 
 
@@ -110,6 +116,22 @@ def measure(folder):
     return result
 
 
+COLUMNS = "{:<11}{:>8}{:>8}{:>7}{:>10}{:>9}{:>10}{:>9}{:>9}"
+
+
+def row(result):
+    """A line of the table."""
+    return COLUMNS.format(
+        result["backend"],
+        *(f"{result[name]:.1f}" for name in ("seconds", "floor_seconds")),
+        f"{result['seconds'] / result['floor_seconds']:.2f}",
+        *(f"{result[name] / 1e9:.2f}" for name in ("model_bytes", "peak_bytes")),
+        f"{(result['peak_bytes'] - result['model_bytes']) / 1e9:.2f}",
+        f"{result['token_seconds']:.1f}",
+        f"{result['token_peak_bytes'] / 1e9:.2f}",
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,58 +142,30 @@ def main():
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(args.folder)))
+        print(json.dumps({"backend": os.environ["KERAS_BACKEND"], **measure(args.folder)}))
         return
     if not pathlib.Path(args.folder).exists():
-        from keras_rgemma.config import RGemmaConfig
-        from keras_rgemma.model.presets import presets
-
-        saved = json.loads(
-            (pathlib.Path(presets()[args.preset]["path"]) / "config.json").read_text()
-        )
-        fields = {k: v for k, v in saved["config"].items() if k in RGemmaConfig.__match_args__}
-        write_random(args.folder, RGemmaConfig(**fields))
-    results = []
-    columns = "{:<11}{:>10}{:>10}{:>8}{:>10}{:>12}{:>12}{:>10}{:>12}"
+        write_random(args.folder, architecture(args.preset))
     print(
-        columns.format(
-            "backend",
-            "seconds",
-            "floor s",
-            "ratio",
-            "model GB",
-            "peak GB",
-            "above GB",
-            "token s",
-            "its peak GB",
+        COLUMNS.format(
+            *("backend", "load s", "floor s", "ratio", "model GB", "peak GB", "above GB"),
+            *("token s", "peak GB"),
         )
     )
+    command = [sys.executable, "-m", __spec__.name, "--measure", "--folder", args.folder]
+    results = []
     for backend in args.backends:
-        command = [sys.executable, "-m", "keras_rgemma.benchmarks.load", "--measure", "--folder"]
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        done = subprocess.run(
-            [*command, args.folder], env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            print(backend, done.returncode, done.stderr[-2000:])
+            # A process that is killed for its memory says nothing.
+            results.append({"backend": backend, "error": f"ended with code {done.returncode}"})
+            print(f"{backend:<11}{results[-1]['error']} {done.stderr[-1000:]}", flush=True)
             continue
-        r = json.loads(done.stdout.strip().splitlines()[-1])
-        results.append({"backend": backend, **r})
-        print(
-            columns.format(
-                backend,
-                f"{r['seconds']:.1f}",
-                f"{r['floor_seconds']:.1f}",
-                f"{r['seconds'] / r['floor_seconds']:.2f}",
-                f"{r['model_bytes'] / 1e9:.2f}",
-                f"{r['peak_bytes'] / 1e9:.2f}",
-                f"{(r['peak_bytes'] - r['model_bytes']) / 1e9:.2f}",
-                f"{r['token_seconds']:.1f}",
-                f"{r['token_peak_bytes'] / 1e9:.2f}",
-            ),
-            flush=True,
-        )
-    print(json.dumps(results))
+        results.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        print(row(results[-1]), flush=True)
+    print("\n" + json.dumps(results))
+    sys.exit(any("error" in result for result in results))
 
 
 if __name__ == "__main__":

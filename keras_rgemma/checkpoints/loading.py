@@ -155,17 +155,16 @@ def _check_copy(source, copy, name, array):
 
 def _give(variable, array):
     """The first value of a variable, in its dtype and, with a distribution, on its shards."""
-    array = _in_rows(array)
     if keras.config.backend() == "jax" and keras.distribution.distribution() is not None:
         # From NumPy each shard goes straight to its device; Keras would compile an initializer.
-        variable._initialize(array.astype(variable.dtype))
+        variable._initialize(in_rows(array).astype(variable.dtype))
         variable._initializer = None
         return
     variable._initializer = lambda shape, dtype: _tensor(array, dtype)
     variable._deferred_initialize()
 
 
-def _in_rows(array):
+def in_rows(array):
     """The array, or a contiguous copy of it: some backends would take over its strides."""
     if array.flags.c_contiguous:
         return array
@@ -178,7 +177,12 @@ def _in_rows(array):
 
 
 def _tensor(array, dtype):
-    if keras.config.backend() == "torch" and array.dtype == ml_dtypes.bfloat16:
+    backend = keras.config.backend()
+    if backend == "tensorflow" and array.ndim == 2 and not array.flags.c_contiguous:
+        # It turns a matrix in several threads.
+        return keras.ops.transpose(keras.ops.convert_to_tensor(array.T, dtype=dtype))
+    array = in_rows(array)
+    if backend == "torch" and array.dtype == ml_dtypes.bfloat16:
         # Which PyTorch does not take from NumPy, and Keras takes to float32 for it first.
         import torch
 

@@ -5,6 +5,8 @@ import functools
 import jax
 import keras
 
+_LARGE = 1 << 30  # bytes of weights
+
 
 def compile_program(function, model, sampler, jit_compile):
     """Compiles `function`, with all weights as arguments of the program.
@@ -37,12 +39,25 @@ def compile_program(function, model, sampler, jit_compile):
 
 
 def _compiler_options(model):
-    """What XLA must not do on a CPU, where it multiplies half precision in float32.
+    """What XLA must not do with a large model on a CPU, which multiplies halves in float32.
 
-    It would make a float32 copy of every weight before a loop, which takes twice the memory of
-    the weights for as long as the loop runs.
+    It makes a float32 copy of every weight, before a loop or at the start of a program. That is
+    faster than to convert them step by step, but takes twice the memory of the weights and more.
     """
     is_half = model.dtype_policy.variable_dtype in ("bfloat16", "float16")
-    if not is_half or jax.default_backend() != "cpu":
+    size = sum(variable.value.nbytes for variable in model.variables)
+    is_large = is_half and size > _LARGE and jax.default_backend() == "cpu"
+    return _save_memory() if is_large else None
+
+
+@functools.cache
+def _save_memory():
+    options = {
+        "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    }
+    try:
+        jax.jit(lambda x: x, compiler_options=options)(0.0)
+    except Exception:  # a version of XLA without them
         return None
-    return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+    return options
