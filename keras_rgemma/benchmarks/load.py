@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-BACKENDS = ("jax", "tensorflow", "torch")
+from keras_rgemma.benchmarks.__main__ import BACKENDS, versions
 
 
 def resident(field):
@@ -93,9 +93,10 @@ def measure(folder):
     from keras_rgemma.checkpoints.folder import open_checkpoint
 
     __import__(keras.config.backend())
-    config = open_checkpoint(folder).config
-    floor = floor_seconds(folder, config)
     before = resident("VmRSS")
+    config = open_checkpoint(folder).config
+    floor_seconds(folder, config)  # so that both find as much of the files in the page cache
+    floor = floor_seconds(folder, config)
     reset_peak()
     start = time.perf_counter()
     lm = keras_rgemma.RGemmaCausalLM.from_preset(folder, dtype="bfloat16")
@@ -146,6 +147,7 @@ def main():
         return
     if not pathlib.Path(args.folder).exists():
         write_random(args.folder, architecture(args.preset))
+    print(f"cpus {os.cpu_count()}, versions {versions()}\n")
     print(
         COLUMNS.format(
             *("backend", "load s", "floor s", "ratio", "model GB", "peak GB", "above GB"),

@@ -70,7 +70,7 @@ def config_from(shapes):
         queries, keys = (
             math.prod(shape_of(f"{root}.proj_{x}.weight", 2)) // hidden_dim for x in "qk"
         )
-        heads = heads or queries // keys
+        heads = heads or max(1, queries // keys)
         sizes["head_dim"] = queries // heads
         sizes["num_key_value_heads"] = keys // sizes["head_dim"]
     return RGemmaConfig(

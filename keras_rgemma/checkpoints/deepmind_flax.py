@@ -1,5 +1,6 @@
 """DeepMind's Flax tree in an Orbax folder, as Kaggle has it."""
 
+import json
 import os
 import pathlib
 import sys
@@ -72,6 +73,7 @@ class OrbaxFolder:
         self.folder = pathlib.Path(folder).absolute()
         self.copies = {}
         self._checkpointer = _checkpointer()
+        self._hides_gaps = not _says_when_data_is_missing(self.folder)
         try:
             tree = self._checkpointer.metadata(self.folder).item_metadata.tree
         except Exception as error:  # of many classes, which Orbax does not document
@@ -79,6 +81,8 @@ class OrbaxFolder:
         self._paths, self.shapes, self.dtypes = {}, {}, {}
         root = ("params",) if set(tree) == {"params"} else ()
         for path, array in _leaves(tree):
+            if not hasattr(array, "shape"):
+                raise self._broken(f"It holds {type(array).__name__} at {'/'.join(path)!r}.")
             name = "/".join(path[len(root) :])
             self._paths[name] = path
             self.shapes[name] = tuple(array.shape)
@@ -100,11 +104,23 @@ class OrbaxFolder:
             raise self._broken(error, name) from error
         for key in self._paths[name]:
             array = array[key]
+        is_bias = array.ndim < 2 or name.endswith(("/b", "/bias"))
+        if self._hides_gaps and not is_bias and not array.any():
+            raise self._broken("It is zero throughout, as where files are missing.", name)
         return array
 
     def _broken(self, error, name=None):
         what = f"the tensor {name!r} in {str(self.folder)!r}" if name else f"{str(self.folder)!r}"
         return ValueError(f"Orbax cannot read {what}: {error} Fetch the folder again.")
+
+
+def _says_when_data_is_missing(folder):
+    """Whether Orbax wrote every array as a whole; from older folders it reads gaps as zeros."""
+    try:
+        metadata = json.loads((folder / MARKS[0]).read_text(encoding="utf-8"))
+        return bool(metadata["store_array_data_equal_to_fill_value"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _checkpointer():

@@ -119,7 +119,7 @@ class TorchFile:
             # Pages of an open file count as memory of the process.
             self._open, self._read_bytes = None, 0
             self._open = self._tensors()
-        tensor = self._open[name]
+        tensor = self._open[name].detach()
         self._read_bytes += tensor.nbytes
         if tensor.dtype == torch.bfloat16:  # which NumPy does not know
             return np.array(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)

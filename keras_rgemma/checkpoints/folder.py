@@ -5,7 +5,9 @@ import functools
 import pathlib
 from collections.abc import Callable
 
-from keras_rgemma.checkpoints import deepmind, deepmind_flax, deepmind_torch, huggingface, names
+import numpy as np
+
+from keras_rgemma.checkpoints import deepmind, deepmind_flax, deepmind_torch, huggingface
 from keras_rgemma.checkpoints.loading import load
 from keras_rgemma.config import RGemmaConfig
 
@@ -27,9 +29,8 @@ class Checkpoint:
 
     @property
     def dtype(self):
-        """The dtype of its weights, str: that of the embedding, the first in the table."""
-        source = self.open_weights()
-        return source.dtypes[next(iter(names.tensors(self.config, source.format)))].name
+        """The dtype that holds all of its weights, str."""
+        return np.result_type(*self.open_weights().dtypes.values()).name
 
     def backbone(self, cls, load_weights=True, **kwargs):
         """The backbone that it describes, with its weights.

@@ -3,13 +3,14 @@
 import hashlib
 import pathlib
 
-from keras_rgemma.checkpoints import huggingface
+from keras_rgemma.checkpoints import deepmind_flax, huggingface
+from keras_rgemma.config import check_count
 
 # How much of a repository is wanted.
 TOKENIZER, CONFIG, WEIGHTS = "tokenizer", "config", "weights"
 # The names of files, where a repository holds more than one form of its weights.
 _SMALL_FILES = ("*.json", "*.model", "assets/*")
-_WEIGHT_FILES = ("*.safetensors", "*.weights.h5")
+_WEIGHT_FILES = ("model*.safetensors", "model*.weights.h5", "task.weights.h5")
 _BLOCK = 1 << 24  # bytes hashed in one go
 
 
@@ -51,6 +52,8 @@ def fetch(handle, revision=None, part=WEIGHTS):
     if part == TOKENIZER or (part == CONFIG and config.is_file()):
         return folder
     if not config.is_file():  # one of DeepMind's formats, whose weights tell the architecture
+        if scheme == "hf":
+            _check_is_deepminds(handle, name, revision)
         return snapshot(handle, name, revision, None)
     theirs = huggingface.read_json(config)
     if huggingface.is_config(theirs):
@@ -83,11 +86,35 @@ def _from_hugging_face(handle, name, revision, patterns):
     except errors.RevisionNotFoundError as error:
         raise _no_revision(handle, revision, f"{at}/tree/main") from error
     except Exception as error:  # of the HTTP library, which is another in each major version
+        _check_new_files(handle, blobs, before)
         if _is_local(error):
             raise
+        if _status(error) in (401, 403):
+            raise PermissionError(
+                f"{handle!r} is not open to the token in use. It may have expired, or lack the "
+                f"permission to read gated repositories: see {constants.ENDPOINT}/settings/tokens. "
+                f"{error}"
+            ) from error
         raise _lost(handle, error) from error
-    _check_new_files(handle, pathlib.Path(folder), blobs, before)
+    _check_new_files(handle, blobs, before)
     return folder
+
+
+def _check_is_deepminds(handle, name, revision):
+    """Before gigabytes of something else are fetched."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = [
+            file.rsplit("/", 1)[-1] for file in HfApi().list_repo_files(name, revision=revision)
+        ]
+    except Exception:  # without a connection the cache may still serve
+        return
+    if not any(file in deepmind_flax.MARKS or file.endswith(".pt") for file in files):
+        raise ValueError(
+            f"{handle!r} holds neither {huggingface.CONFIG} nor weights in a format of DeepMind's. "
+            f"Its files begin with {files[:8]}."
+        )
 
 
 def _blobs_folder(name):
@@ -118,20 +145,22 @@ def _names_in(folder):
     return {path.name for path in folder.iterdir() if path.suffix != ".incomplete"}
 
 
-def _check_new_files(handle, folder, blobs, before):
-    """Compares what was just fetched with the hashes that it is named after; sizes were checked."""
-    for link in sorted(folder.rglob("*")):
-        blob = link.resolve()
-        # Without symbolic links a file lies in the folder itself, under its own name.
-        if blob.name in before or not link.is_symlink() or blob.parent != blobs.resolve():
-            continue
-        if _hash_like(blob) != blob.name:
-            link.unlink()
-            blob.unlink()
-            raise ValueError(
-                f"{link.name!r} of {handle!r} was damaged on its way: its hash is not the one that "
-                "the hub names. It was deleted. Run this again to fetch it anew."
-            )
+def _check_new_files(handle, blobs, before):
+    """Compares what was just fetched with the hashes that it is named after; sizes were checked.
+
+    Where there are no symbolic links the cache has no such files.
+    """
+    damaged = [name for name in _names_in(blobs) - before if _hash_like(blobs / name) != name]
+    if not damaged:
+        return
+    links = [link for link in blobs.parent.rglob("snapshots/**/*") if link.is_symlink()]
+    links = [link for link in links if link.resolve().name in damaged]
+    for path in (*links, *(blobs / name for name in damaged)):
+        path.unlink()
+    raise ValueError(
+        f"{sorted({link.name for link in links})} of {handle!r} came damaged: the hash is not the "
+        "one that the hub names. It was deleted. Run this again to fetch it anew."
+    )
 
 
 def _hash_like(blob):
@@ -177,7 +206,7 @@ def _from_kaggle(handle, name, revision, part):
     try:
         parsed = parse_model_handle(name)
         if revision is not None:
-            parsed = parsed.with_version(int(revision))
+            parsed = parsed.with_version(check_count("revision", int(revision)))
     except ValueError as error:
         given = handle if revision is None else f"{handle}/{revision}"
         raise ValueError(f"{given!r} is not of the form {form}.") from error
@@ -191,8 +220,8 @@ def _from_kaggle(handle, name, revision, part):
         return kagglehub.model_download(str(parsed))
     except exceptions.DataCorruptionError as error:  # deletes the file
         raise ValueError(
-            f"A file of {handle!r} was damaged on its way: its hash is not the one that the hub "
-            f"names. It was deleted. Run this again to fetch it anew. {error}"
+            f"A file of {handle!r} came damaged: the hash is not the one that the hub names. It "
+            f"was deleted. Run this again to fetch it anew. {error}"
         ) from error
     except Exception as error:  # of the HTTP library, and of kagglehub's own
         if _is_local(error):
@@ -200,8 +229,8 @@ def _from_kaggle(handle, name, revision, part):
         status = _status(error)
         if status in (401, 403) or isinstance(error, exceptions.UnauthenticatedError):
             raise PermissionError(
-                f"{handle!r} needs your consent. Accept its licence at {at}, then log in with "
-                "`kagglehub.login()`, or set KAGGLE_USERNAME and KAGGLE_KEY."
+                f"{handle!r} needs your consent, or does not exist. Accept its licence at {at}, "
+                "then log in with `kagglehub.login()`, or set KAGGLE_USERNAME and KAGGLE_KEY."
             ) from error
         if status == 404:
             raise _no_revision(handle, revision, at) from error
@@ -210,8 +239,12 @@ def _from_kaggle(handle, name, revision, part):
 
 def _status(error):
     """The HTTP status that an error came with, or None."""
-    response = getattr(error, "response", None)
-    return getattr(response, "status_code", getattr(error, "status_code", None))
+    while error is not None:
+        response = getattr(error, "response", None)
+        status = getattr(response, "status_code", getattr(error, "status_code", None))
+        if status is not None:
+            return status
+        error = error.__cause__
 
 
 def _client_missing(handle, package):

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from keras_rgemma.checkpoints.names import LM_HEAD
-from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.config import RGemmaConfig, check_count
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -70,12 +70,12 @@ def config_from(theirs):
             "`attention_bias` in config.json is true, but RGemmaBackbone has no biases on queries, "
             "keys and values, as no published checkpoint has them. This model cannot be loaded."
         )
-    if theirs["intermediate_size"] % 2:
+    if check_count("intermediate_size", theirs["intermediate_size"]) % 2:
         raise ValueError(
             "`intermediate_size` in config.json counts both branches of the MLP, so it must be "
             f"even. Received: {theirs['intermediate_size']}."
         )
-    if theirs["hidden_activation"] not in ACTIVATIONS:
+    if str(theirs["hidden_activation"]) not in ACTIVATIONS:
         raise ValueError(
             f"`hidden_activation` in config.json must be one of {list(ACTIVATIONS)}. Received: "
             f"{theirs['hidden_activation']!r}."
@@ -85,7 +85,7 @@ def config_from(theirs):
         **_rope_from(theirs),
         intermediate_dim=theirs["intermediate_size"] // 2,
         lru_dim=theirs.get("lru_width"),
-        block_types=tuple(block_types),
+        block_types=block_types,
         final_logit_soft_cap=theirs.get("logits_soft_cap") or None,
         scale_embeddings=theirs.get("embeddings_scale_by_sqrt_dim", True),
         activation=ACTIVATIONS[theirs["hidden_activation"]],
@@ -94,7 +94,10 @@ def config_from(theirs):
 
 def _rope_from(theirs):
     """RoPE's settings, which newer versions of transformers keep in a dict of their own."""
-    rope = {**theirs, **(theirs.get("rope_parameters") or {})}
+    nested = theirs.get("rope_parameters") or {}
+    if not isinstance(nested, dict):
+        raise ValueError(f"`rope_parameters` in config.json must be a dict. Received: {nested!r}.")
+    rope = {**theirs, **nested}
     kind = rope.get("rope_type", "default")
     if kind != "default" or theirs.get("rope_scaling"):
         raise ValueError(
@@ -265,14 +268,13 @@ class SafetensorsFolder:
         self._weight_map = read_json(index).get("weight_map")
         if not isinstance(self._weight_map, dict) or not self._weight_map:
             raise ValueError(f"{INDEX} has no `weight_map` of tensors to files.")
-        files = sorted(set(self._weight_map.values()))
-        for file in files:
+        for file in self._weight_map.values():
             if not isinstance(file, str) or pathlib.PurePath(file).name != file or "\\" in file:
                 raise ValueError(
                     f"{INDEX} names the file {file!r}, which is not a plain name in its own "
                     "folder. The checkpoint is broken or hostile; nothing was read from there."
                 )
-        return files
+        return sorted(set(self._weight_map.values()))
 
     def _check_listed(self, name, file):
         if name in self.shapes:

@@ -107,7 +107,7 @@ def _write_weights(folder, weights, to):
     writer = {"transformers": huggingface, "flax": deepmind_flax, "torch": deepmind_torch}[to]
     try:
         writer.write(folder, weights)
-    except ImportError:
+    except (ImportError, MemoryError):
         raise
     except Exception as error:  # each library has classes of its own for a full disk
         raise OSError(
@@ -121,7 +121,7 @@ def new_folder(destination, overwrite=False):
     """A folder to write into that takes its name only when it is complete.
 
     What is killed halfway leaves a hidden `.NAME.*.partial` folder beside it and nothing under the
-    name itself.
+    name itself; while one folder takes the place of another, that one is a hidden `.NAME.*.old`.
 
     Args:
         destination: str or path.
@@ -133,18 +133,56 @@ def new_folder(destination, overwrite=False):
     Raises:
         FileExistsError: something is there already, or came there in the meantime.
     """
-    destination = pathlib.Path(destination).absolute()
+    destination = pathlib.Path(destination).resolve()
     check_free(destination, overwrite)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
-    try:
+    with _partial_folder(destination) as partial:
         yield partial
         check_free(destination, overwrite)
         if overwrite and destination.exists():
             _exchange(partial, destination)
         else:
+            if destination.exists():
+                destination.rmdir()  # empty, which some systems do not rename onto
             partial.rename(destination)
+
+
+@contextlib.contextmanager
+def preset_folder(destination):
+    """A folder to write a Keras preset into, whose files then go where KerasHub would put them.
+
+    A new folder gets its name when it is complete. In one that holds something, files are replaced
+    one by one, weights before configs, and weights of the model before are deleted.
+
+    Args:
+        destination: str or path.
+
+    Yields:
+        A `pathlib.Path`.
+    """
+    destination = pathlib.Path(destination).resolve()
+    if not destination.is_dir() or not any(destination.iterdir()):
+        with new_folder(destination) as partial:
+            yield partial
+        return
+    with _partial_folder(destination) as partial:
+        yield partial
+        for weights in (*destination.glob("model*.weights.h5"), destination / "model.weights.json"):
+            weights.unlink(missing_ok=True)  # KerasHub would prefer a file to new shards
+        files = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda file: file.suffix == ".json"):
+            (destination / file).parent.mkdir(parents=True, exist_ok=True)
+            (partial / file).replace(destination / file)
+        shutil.rmtree(partial)
+
+
+@contextlib.contextmanager
+def _partial_folder(destination):
+    """A hidden folder beside another, deleted after an error."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir()
+    try:
+        yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -166,5 +204,10 @@ def check_free(destination, overwrite):
 def _exchange(partial, destination):
     old = partial.with_suffix(".old")
     destination.rename(old)
-    partial.rename(destination)
+    try:
+        partial.rename(destination)
+    except OSError:  # somebody else's came there
+        if not destination.exists():
+            old.rename(destination)
+        raise
     shutil.rmtree(old)

@@ -29,12 +29,17 @@ def run(args):
     from keras_rgemma import RGemmaCausalLM
     from keras_rgemma.checkpoints.folder import open_checkpoint
     from keras_rgemma.checkpoints.hub import WEIGHTS
-    from keras_rgemma.model.presets import resolve
+    from keras_rgemma.model.presets import resolve, saved_dtype
 
     saving.check_free(args.destination, args.overwrite)
     source = resolve(args.source, WEIGHTS, args.revision)
     checkpoint = open_checkpoint(source)
-    dtype = args.dtype or (checkpoint and checkpoint.dtype)
+    dtype = args.dtype or (checkpoint.dtype if checkpoint else saved_dtype(source))
+    if dtype is not None and dtype not in saving.DTYPES:
+        raise ValueError(
+            f"The weights are {dtype}, which is not written. Pass --dtype, one of "
+            f"{list(saving.DTYPES)}."
+        )
     lm = RGemmaCausalLM.from_preset(source, dtype=dtype)
     if args.to == "keras":
         with saving.new_folder(args.destination, args.overwrite) as folder:

@@ -191,6 +191,22 @@ class RGemmaBackbone(keras_hub.models.Backbone):
             return checkpoint.backbone(cls, load_weights, **kwargs)
         return super().from_preset(folder, load_weights=load_weights, **kwargs)
 
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Writes a preset folder, as KerasHub does, with LoRA merged into the weights.
+
+        A new folder gets its name when it is complete: a call that is stopped halfway leaves
+        nothing that looks whole. Files in a folder that exists are replaced one by one, and
+        weights of the model before are deleted.
+
+        Args:
+            preset_dir: str or path.
+            max_shard_size: int or float, GiB of a file of weights; None for no bound.
+        """
+        from keras_rgemma.checkpoints.saving import preset_folder
+
+        with preset_folder(preset_dir) as folder:
+            super().save_to_preset(folder, max_shard_size)
+
     def export_to_transformers(self, path, dtype=None, overwrite=False):
         """Writes weights and config, as `RGemmaCausalLM.export_to_transformers` does."""
         from keras_rgemma.checkpoints.saving import export

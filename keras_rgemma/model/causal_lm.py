@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
-from keras_rgemma.model.presets import Presets, has_tokenizer, presets, resolve
+from keras_rgemma.model.presets import Presets, has_tokenizer, resolve
 from keras_rgemma.model.samplers import compares_hidden_states, read_sampler, without_softmax
 from keras_rgemma.ops.documents import document_positions
 from keras_rgemma.shapes import check_keywords, check_padding_mask, check_token_ids
@@ -85,7 +85,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         checkpoint = open_checkpoint(folder)
         if checkpoint:
             return cls._from_checkpoint(checkpoint, load_weights, **kwargs)
-        if preset in presets() and not has_tokenizer(folder):
+        if pathlib.Path(folder).is_dir() and not has_tokenizer(folder):
             kwargs.setdefault("preprocessor", None)
         return super().from_preset(folder, load_weights=load_weights, **kwargs)
 
@@ -125,23 +125,11 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         )
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
-        """Writes a preset folder, as KerasHub does, with LoRA merged into the weights.
+        """Writes a preset folder: see `RGemmaBackbone.save_to_preset`."""
+        from keras_rgemma.checkpoints.saving import preset_folder
 
-        A new folder gets its name when it is complete: a call that is stopped halfway leaves
-        nothing that looks whole. Files in a folder that exists are replaced one by one.
-
-        Args:
-            preset_dir: str or path.
-            max_shard_size: int or float, GiB of a file of weights; None for no bound.
-        """
-        from keras_rgemma.checkpoints.saving import new_folder
-
-        folder = pathlib.Path(preset_dir)
-        if folder.is_dir() and any(folder.iterdir()):
+        with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
-            return
-        with new_folder(folder) as partial:
-            super().save_to_preset(partial, max_shard_size)
 
     def export_to_transformers(self, path, dtype=None, overwrite=False):
         """Writes a folder that Hugging Face's transformers loads as it stands.

@@ -5,6 +5,8 @@ import functools
 import json
 import pathlib
 
+import keras
+
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # In a wheel the presets lie inside the package, in a checkout beside it.
 EMBEDDED = "embedded"  # where weights come from that lie in the preset itself
@@ -107,6 +109,20 @@ def _handle(preset, metadata, part):
 def has_tokenizer(folder):
     """Whether a local preset folder holds a tokenizer."""
     return (pathlib.Path(folder) / "tokenizer.json").exists()
+
+
+def saved_dtype(preset):
+    """The dtype of the weights of a Keras preset, str, which KerasHub does not load it in.
+
+    None for a quantized one, and for one that does not say it.
+    """
+    from keras_hub.src.utils.preset_utils import CONFIG_FILE, load_json
+
+    saved = load_json(preset, CONFIG_FILE)["config"].get("dtype")
+    if saved is None:
+        return None
+    policy = keras.dtype_policies.get(saved)
+    return None if policy.quantization_mode else policy.variable_dtype
 
 
 class Presets:

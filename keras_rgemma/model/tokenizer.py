@@ -57,11 +57,16 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         Raises:
             ValueError: a preset without a tokenizer. See `RGemmaBackbone.from_preset`, too.
         """
-        from keras_rgemma.checkpoints.folder import tokenizer_file
+        from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
         from keras_rgemma.checkpoints.hub import TOKENIZER
 
         folder = resolve(preset, TOKENIZER, revision)
         proto = tokenizer_file(folder)
+        if not proto and open_checkpoint(folder):
+            raise ValueError(
+                f"{folder!r} holds no tokenizer.model, the SentencePiece model of its tokenizer. "
+                "Copy that file of the model it comes from into it."
+            )
         if not proto:
             return super().from_preset(folder, **kwargs)
         try:

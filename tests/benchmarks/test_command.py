@@ -52,3 +52,20 @@ def test_a_measurement_that_fails_is_named_and_fails_the_command():
     )
     assert done.returncode == 1
     assert "3b" in done.stdout
+
+
+@once
+@pytest.mark.slow
+def test_loading_is_measured(tmp_path):
+    command = [sys.executable, "-m", "keras_rgemma.benchmarks.load", "--preset", "rgemma_tiny_en"]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path / "random"), "--backends", "torch"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = json.loads(done.stdout.strip().splitlines()[-1])
+    assert result["model_bytes"] == 2 * 3_482_304
+    assert min(result["seconds"], result["floor_seconds"], result["peak_bytes"]) > 0
+    assert 0 <= result["token"] < 4096
+    assert (tmp_path / "random" / "model.safetensors").exists()

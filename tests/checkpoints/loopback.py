@@ -22,6 +22,7 @@ class Hub:
         is_gated: bool, whether a token is asked for.
         damaged: name of a file of which one byte is sent wrong, or None.
         cut: name of a file of which the connection is lost after half, or None.
+        forbidden: name of a file that no token may read, or None.
         sent: list of the names of the files that were asked for.
     """
 
@@ -29,7 +30,7 @@ class Hub:
         self.name = "someone/model"
         self.files = files
         self.is_gated = False
-        self.damaged = self.cut = None
+        self.damaged = self.cut = self.forbidden = None
         self.sent = []
 
 
@@ -117,6 +118,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send_file(self, revision, name):
         if not self._is_let_in():
             return self._refuse(401, "GatedRepo")
+        if name == self.holds.forbidden:
+            return self._refuse(403, "Forbidden")
         contents = self.holds.files.get(revision, {}).get(name)
         if contents is None:
             return self._refuse(404, "EntryNotFound")

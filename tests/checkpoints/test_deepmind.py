@@ -1,6 +1,7 @@
 """DeepMind's Orbax folders and `.pt` files load as presets, to the bit; broken ones are refused."""
 
 import copy
+import json
 import pathlib
 import pickle
 import shutil
@@ -220,6 +221,20 @@ def test_a_tensor_that_is_missing_strange_or_broken_is_named(tmp_path, kaggle):
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"Orbax cannot read.*2b-it.*again"):
         RGemmaBackbone.from_preset(tmp_path / "cut")
+    tree = random_tree()
+    tree["blocks.0"]["mlp_block"]["ffw_down"]["kernel"] *= 0
+    save_orbax(tmp_path / "zero" / "2b", tree, use_ocdbt=True)
+    RGemmaBackbone.from_preset(tmp_path / "zero")
+    # A folder of an older Orbax, from which a gap is read as zeros.
+    metadata = tmp_path / "zero" / "2b" / "_METADATA"
+    contents = json.loads(metadata.read_text())
+    del contents["store_array_data_equal_to_fill_value"]
+    metadata.write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=r"ffw_down/kernel.*zero throughout.*missing"):
+        RGemmaBackbone.from_preset(tmp_path / "zero")
+    save_orbax(tmp_path / "lists" / "2b", {"params": random_tree(), "opt": [1, None]}, True)
+    with pytest.raises(ValueError, match=r"Orbax cannot read.*opt"):
+        RGemmaBackbone.from_preset(tmp_path / "lists")
 
 
 class Code:

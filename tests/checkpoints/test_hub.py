@@ -225,9 +225,9 @@ def test_what_is_lost_or_damaged_on_the_way(hub, folders, lm, tmp_path, handle, 
     setattr(hub, fault, name)
     error, message = {
         "cut": (ConnectionError, "could not be fetched.*run this again"),
-        "damaged": (ValueError, "damaged on its way.*deleted.*Run this again"),
+        "damaged": (ValueError, "damaged.*deleted.*Run this again"),
     }[fault]
-    with pytest.raises(error, match=f"{handle}.*{message}"):
+    with pytest.raises(error, match=f"(?s){handle}.*{message}"):
         RGemmaBackbone.from_preset(handle)
     assert len(check_whole(tmp_path, hub)) < sum(map(are_weights, folders[form]))
     setattr(hub, fault, None)
@@ -272,3 +272,29 @@ def test_a_client_that_is_not_installed(monkeypatch, handle, package):
             monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=f"{handle}.*pip install {package}"):
         RGemmaBackbone.from_preset(handle)
+
+
+@once
+def test_a_token_that_may_not_read_it(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_any")
+    hub.forbidden = "model.safetensors.index.json"
+    with pytest.raises(PermissionError, match=f"(?s){HF}.*token in use.*settings/tokens"):
+        RGemmaBackbone.from_preset(HF)
+
+
+@once
+def test_damaged_files_do_not_stay_when_the_connection_is_lost_too(hub, folders, lm, tmp_path):
+    hub.damaged, hub.cut = sorted(filter(are_weights, folders["transformers"]))[:2]
+    with pytest.raises(ValueError, match="damaged"):
+        RGemmaBackbone.from_preset(HF)
+    hub.damaged = hub.cut = None
+    check_same(RGemmaBackbone.from_preset(HF), lm.backbone)
+    assert check_whole(tmp_path, hub)
+
+
+@once
+def test_a_repository_of_something_else_is_not_fetched(hub):
+    hub.files["main"] = {"README.md": b"x", "model.gguf": b"x" * 100}
+    with pytest.raises(ValueError, match=r"neither config\.json nor.*model\.gguf"):
+        RGemmaBackbone.from_preset(HF)
+    assert "model.gguf" not in hub.sent

@@ -130,6 +130,13 @@ def test_a_loaded_model_trains_with_dropout(saved):
     assert np.abs(first - second).max() > 0.01
 
 
+def test_a_folder_without_a_tokenizer_says_what_is_missing(broken):
+    (broken / "tokenizer.model").unlink()
+    with pytest.raises(ValueError, match=r"no tokenizer\.model.*Copy"):
+        RGemmaTokenizer.from_preset(str(broken))
+    assert RGemmaCausalLM.from_preset(str(broken)).preprocessor is None
+
+
 def test_weights_are_not_read_where_none_are_wanted(broken):
     (broken / "model.safetensors").unlink()
     assert RGemmaBackbone.from_preset(str(broken), load_weights=False).num_layers == 4
@@ -172,6 +179,10 @@ def test_a_repeated_embedding_is_accepted_and_another_is_refused(broken, saved):
         ({"hidden_size": 10**9}, "of another shape"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
         ({"attention_window_size": 0}, "sliding_window_size"),
+        ({"intermediate_size": "40"}, "intermediate_size.*'40'"),
+        ({"hidden_activation": ["silu"]}, "hidden_activation.*silu"),
+        ({"block_types": 3}, "block_types.*3"),
+        ({"rope_parameters": "default"}, "rope_parameters.*'default'"),
     ],
 )
 def test_configs_that_cannot_be_loaded(broken, changes, message):
@@ -216,6 +227,9 @@ def test_files_that_are_broken(tmp_path):
     outside = {**weight_map, "model.final_norm.weight": "../elsewhere.safetensors"}
     change(index, weight_map=outside)
     with pytest.raises(ValueError, match=r"\.\./elsewhere\.safetensors.*not a plain name"):
+        RGemmaBackbone.from_preset(str(tmp_path))
+    change(index, weight_map={**weight_map, "model.final_norm.weight": ["a"]})
+    with pytest.raises(ValueError, match=r"\['a'\].*not a plain name"):
         RGemmaBackbone.from_preset(str(tmp_path))
     change(index, weight_map={**weight_map, "model.nowhere": shard.name})
     with pytest.raises(ValueError, match=r"do not hold.*model\.nowhere"):

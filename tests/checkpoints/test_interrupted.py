@@ -3,7 +3,6 @@
 import os
 import pathlib
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -43,12 +42,14 @@ def check_same(folder, lm):
 def test_what_a_killed_process_leaves_is_whole_or_hidden(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], env=environment)
-    while not (tmp_path / "0-keras").exists():
-        assert writer.poll() is None
-        time.sleep(0.1)
-    time.sleep(np.random.RandomState().uniform(0, 2))
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
+    try:
+        while not (tmp_path / "0-keras").exists():
+            assert writer.poll() is None
+            time.sleep(0.1)
+        time.sleep(np.random.RandomState().uniform(0, 2))
+    finally:
+        writer.kill()
+        writer.wait()
     names = [path.name for path in sorted(tmp_path.iterdir(), key=os.path.getmtime)]
     assert len([name for name in names if name.startswith(".")]) <= 1, names
     whole = [name for name in names if not name.startswith(".")]

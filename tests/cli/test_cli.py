@@ -51,6 +51,10 @@ def test_the_dtype_of_the_source_is_kept_or_the_one_asked_for(preset, tmp_path):
     assert main(["convert", half, again, "--to", "torch"]) == 0
     assert main(["convert", again, wide, "--to", "transformers", "--dtype", "float32"]) == 0
     assert [open_checkpoint(x).dtype for x in (half, again, wide)] == ["bfloat16"] * 2 + ["float32"]
+    keras_preset, last = str(tmp_path / "keras"), str(tmp_path / "last")
+    assert main(["convert", half, keras_preset, "--to", "keras"]) == 0
+    assert main(["convert", keras_preset, last, "--to", "torch"]) == 0
+    assert open_checkpoint(last).dtype == "bfloat16"
 
 
 def test_errors_are_one_line_and_an_exit_code(preset, tmp_path, capsys):

@@ -452,3 +452,15 @@ def test_saving_over_a_preset_keeps_other_files(lm, tmp_path):
         (folder / "notes.txt").write_text("mine")
     assert (folder / "notes.txt").exists() and (folder / "task.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["preset"]
+    lm.save_to_preset(folder, max_shard_size=3e-5)  # whose weights are read, and not the old ones
+    assert not (folder / "model.weights.h5").exists()
+    assert len(list(folder.glob("model_*.weights.h5"))) > 1
+    found = keras_rgemma.RGemmaCausalLM.from_preset(folder)
+    for one, other in zip(found.weights, lm.weights, strict=True):
+        np.testing.assert_array_equal(tiny.numpy(one), tiny.numpy(other))
+
+
+def test_a_preset_of_a_backbone_alone_is_a_model_without_a_preprocessor(lm, tmp_path):
+    lm.backbone.save_to_preset(tmp_path / "preset")
+    assert [path.name for path in tmp_path.iterdir()] == ["preset"]
+    assert keras_rgemma.RGemmaCausalLM.from_preset(tmp_path / "preset").preprocessor is None
