@@ -1,7 +1,7 @@
 """Memory and time of loading a checkpoint at full size, on each backend.
 
     python -m keras_rgemma.benchmarks.load --preset rgemma_2b_en --folder big/2b
-    python -m keras_rgemma.benchmarks.load --preset rgemma_9b_en --folder big/9b
+    python -m keras_rgemma.benchmarks.load --preset rgemma_9b_en --folder big/9b --cold
 
 Random bfloat16 weights are written into the folder in the published layout of Hugging Face, unless
 they are there already. Each backend then loads them in a process of its own, and generates a token.
@@ -69,6 +69,14 @@ def write_random(folder, config):
         huggingface.write(partial, tensors())
 
 
+def forget(folder):
+    """Takes the files of a folder out of the page cache."""
+    for path in pathlib.Path(folder).iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def floor_seconds(folder, config):
     """Seconds to read every tensor and to transpose or copy it once."""
     from keras_rgemma.checkpoints import huggingface, names
@@ -84,7 +92,7 @@ def floor_seconds(folder, config):
     return time.perf_counter() - start
 
 
-def measure(folder):
+def measure(folder, cold):
     """What one backend needs, as a dict."""
     import keras
     import numpy as np
@@ -95,8 +103,12 @@ def measure(folder):
     __import__(keras.config.backend())
     before = resident("VmRSS")
     config = open_checkpoint(folder).config
-    floor_seconds(folder, config)  # so that both find as much of the files in the page cache
+    if not cold:
+        floor_seconds(folder, config)  # so that both find as much of the files in the page cache
+    prepare = forget if cold else lambda folder: None
+    prepare(folder)
     floor = floor_seconds(folder, config)
+    prepare(folder)
     reset_peak()
     start = time.perf_counter()
     lm = keras_rgemma.RGemmaCausalLM.from_preset(folder, dtype="bfloat16")
@@ -140,10 +152,17 @@ def main():
     parser.add_argument("--preset", default="rgemma_2b_en", help="its architecture is taken")
     parser.add_argument("--folder", required=True, help="of the weights; made if it is not there")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="take the files out of the page cache before each reading, as where they do not fit",
+    )
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps({"backend": os.environ["KERAS_BACKEND"], **measure(args.folder)}))
+        print(
+            json.dumps({"backend": os.environ["KERAS_BACKEND"], **measure(args.folder, args.cold)})
+        )
         return
     if not pathlib.Path(args.folder).exists():
         write_random(args.folder, architecture(args.preset))
@@ -155,6 +174,7 @@ def main():
         )
     )
     command = [sys.executable, "-m", __spec__.name, "--measure", "--folder", args.folder]
+    command += ["--cold"] if args.cold else []
     results = []
     for backend in args.backends:
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
