@@ -13,6 +13,7 @@ from keras_rgemma.checkpoints import deepmind_flax, deepmind_torch, huggingface,
 
 # What can be written, and whose names of the table it has.
 TARGETS = {"transformers": "huggingface", "flax": "flax", "torch": "torch"}
+_PARTIAL = ".partial"  # what the name of a folder ends with until it is complete
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -160,6 +161,9 @@ def preset_folder(destination):
         A `pathlib.Path`.
     """
     destination = pathlib.Path(destination).resolve()
+    if destination.suffix == _PARTIAL:  # as a model saves its backbone, into its own
+        yield destination
+        return
     if not destination.is_dir() or not any(destination.iterdir()):
         with new_folder(destination) as partial:
             yield partial
@@ -179,7 +183,7 @@ def preset_folder(destination):
 def _partial_folder(destination):
     """A hidden folder beside another, deleted after an error."""
     destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     partial.mkdir()
     try:
         yield partial
