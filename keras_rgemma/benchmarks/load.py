@@ -20,13 +20,7 @@ import sys
 import time
 
 from keras_rgemma.benchmarks.__main__ import BACKENDS, versions
-
-
-def resident(field):
-    """The memory of this process in bytes: `VmRSS` now, `VmHWM` at its peak. On Linux."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+from keras_rgemma.benchmarks.timing import resident_bytes
 
 
 def reset_peak():
@@ -101,7 +95,7 @@ def measure(folder, cold):
     from keras_rgemma.checkpoints.folder import open_checkpoint
 
     __import__(keras.config.backend())
-    before = resident("VmRSS")
+    before = resident_bytes("VmRSS")
     config = open_checkpoint(folder).config
     if not cold:
         floor_seconds(folder, config)  # so that both find as much of the files in the page cache
@@ -113,7 +107,7 @@ def measure(folder, cold):
     start = time.perf_counter()
     lm = keras_rgemma.RGemmaCausalLM.from_preset(folder, dtype="bfloat16")
     seconds = time.perf_counter() - start
-    peak = resident("VmHWM") - before
+    peak = resident_bytes("VmHWM") - before
     result = {
         "seconds": seconds,
         "floor_seconds": floor,
@@ -125,7 +119,7 @@ def measure(folder, cold):
     out = lm.generate(prompt, max_new_tokens=1, stop_token_ids=None)
     result["token"] = int(np.asarray(out["token_ids"])[0, 4])
     result["token_seconds"] = time.perf_counter() - start
-    result["token_peak_bytes"] = resident("VmHWM") - before
+    result["token_peak_bytes"] = resident_bytes("VmHWM") - before
     return result
 
 

@@ -10,6 +10,8 @@ import time
 
 import numpy as np
 
+_STATUS = pathlib.Path("/proc/self/status")
+
 
 def repeat(function, warmup, repeats):
     """Seconds of each of `repeats` calls, after `warmup` calls that do not count."""
@@ -60,12 +62,16 @@ def accelerator_peak_bytes(backend):
     return library.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
+def resident_bytes(field):
+    """The memory of this process on Linux: `VmRSS` now, `VmHWM` at its peak."""
+    line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
 def resident_peak_bytes():
     """The most memory of the host this process has held."""
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():
+    if _STATUS.exists():
         # `ru_maxrss` starts from what the parent process held.
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        return resident_bytes("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
