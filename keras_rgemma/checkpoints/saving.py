@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import shutil
+import time
 import uuid
 
 import ml_dtypes
@@ -14,6 +15,7 @@ from keras_rgemma.checkpoints import deepmind_flax, deepmind_torch, huggingface,
 # What can be written, and whose names of the table it has.
 TARGETS = {"transformers": "huggingface", "flax": "flax", "torch": "torch"}
 _PARTIAL = ".partial"  # what the name of a folder ends with until it is complete
+_DELETIONS = 100  # of what is still being written to, in so many twentieths of a second
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -188,8 +190,19 @@ def _partial_folder(destination):
     try:
         yield partial
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _delete(partial)
         raise
+
+
+def _delete(folder):
+    """Deletes a folder, even while threads of a writer that failed still write into it."""
+    times_gone = 0
+    for _ in range(_DELETIONS):
+        shutil.rmtree(folder, ignore_errors=True)
+        times_gone = 0 if folder.exists() else times_gone + 1
+        if times_gone == 3:
+            return
+        time.sleep(0.05)
 
 
 def check_free(destination, overwrite):

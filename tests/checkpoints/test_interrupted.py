@@ -1,10 +1,12 @@
 """Writing that is stopped, by a signal or a full disk, leaves nothing that looks whole."""
 
+import contextlib
 import os
 import pathlib
 import resource
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -72,4 +74,18 @@ def test_a_disk_that_takes_no_more(tmp_path, small_files, to):
     backbone = tiny.backbone()
     with pytest.raises(OSError, match=r"could not be written.*Nothing was left.*disk"):
         saving.export(backbone, None, tmp_path / "out", to)
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_that_outlive_the_error_of_a_writer_leave_nothing(tmp_path):
+    def write(folder):
+        for i in range(60):
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # between the folder and the file
+                (folder / str(i)).write_bytes(b"late")
+            time.sleep(0.005)
+
+    with pytest.raises(ZeroDivisionError), saving.new_folder(tmp_path / "out") as folder:
+        threading.Thread(target=write, args=(folder / "d",)).start()
+        raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
