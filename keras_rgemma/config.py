@@ -181,7 +181,9 @@ class RGemmaConfig:
             ATTENTION: d * queries + 2 * d * keys + queries * d + d,
         }
         mlp_and_norms = 2 * (d * m + m) + (m * d + d) + 2 * d
-        layers = sum(temporal[layer_type] + mlp_and_norms for layer_type in self.layer_types)
+        sizes = [temporal[block_type] + mlp_and_norms for block_type in self.block_types]
+        cycles, rest = divmod(self.num_layers, len(sizes))
+        layers = cycles * sum(sizes) + sum(sizes[:rest])
         return self.vocabulary_size * d + layers + d
 
     def to_dict(self):

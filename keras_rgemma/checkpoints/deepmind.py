@@ -20,6 +20,26 @@ def only(folder, found):
     return found[0] if found else None
 
 
+def check_sizes(path, source, most):
+    """Raises ValueError if the tensors of a source take more bytes than files can stand for.
+
+    Args:
+        path: of the files.
+        source: with `shapes` and `dtypes`.
+        most: int, the most bytes that files of their size can stand for.
+    """
+    sizes = {
+        name: math.prod(shape) * source.dtypes[name].itemsize
+        for name, shape in source.shapes.items()
+    }
+    if (size := sum(sizes.values())) > most:
+        largest = max(sizes, key=sizes.get)
+        raise ValueError(
+            f"{str(path)!r} is too small for its tensors, which take {size:,} bytes (the largest "
+            f"is {largest!r}, of shape {source.shapes[largest]}): broken or hostile."
+        )
+
+
 def config_from(shapes):
     """The architecture of weights, as far as their shapes tell it.
 

@@ -8,11 +8,13 @@ import sys
 import keras
 import numpy as np
 
-from keras_rgemma.checkpoints.deepmind import only
+from keras_rgemma.checkpoints.deepmind import check_sizes, only
 
 FOLDER = "params"  # ours for it; Kaggle names it after the variant
 # One of these lies in every Orbax folder, whether it uses OCDBT or a folder for each tensor.
 MARKS = ("_METADATA", "manifest.ocdbt")
+# Files are compressed: weights by less than half, biases that are all zero by much more.
+_COMPRESSION = 64
 
 
 def find(path):
@@ -87,6 +89,8 @@ class OrbaxFolder:
             self._paths[name] = path
             self.shapes[name] = tuple(array.shape)
             self.dtypes[name] = np.dtype(array.dtype)
+        files = (file for file in self.folder.rglob("*") if file.is_file())
+        check_sizes(self.folder, self, _COMPRESSION * sum(file.stat().st_size for file in files))
 
     def read(self, name):
         """A tensor as a NumPy array of its own memory."""

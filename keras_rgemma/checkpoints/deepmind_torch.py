@@ -5,7 +5,7 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
-from keras_rgemma.checkpoints.deepmind import only
+from keras_rgemma.checkpoints.deepmind import check_sizes, only
 
 DTYPES = {f"torch.{name}": name for name in ("float64", "float32", "float16")}
 DTYPES["torch.bfloat16"] = ml_dtypes.bfloat16
@@ -77,17 +77,8 @@ class TorchFile:
         self._open, self._read_bytes = self._tensors(), 0
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._open.items()}
         self.dtypes = {name: np.dtype(DTYPES[str(x.dtype)]) for name, x in self._open.items()}
-        self._check_sizes()
-
-    def _check_sizes(self):
-        """Strides of 0 let a small file stand for tensors of any size."""
-        size = sum(tensor.nbytes for tensor in self._open.values())
-        if size > self.file.stat().st_size:
-            largest = max(self._open, key=lambda name: self._open[name].nbytes)
-            raise ValueError(
-                f"{str(self.file)!r} is smaller than its tensors, which take {size:,} bytes (the "
-                f"largest is {largest!r}, of shape {self.shapes[largest]}): broken or hostile."
-            )
+        # Strides of 0 let a small file stand for tensors of any size.
+        check_sizes(self.file, self, self.file.stat().st_size)
 
     def _tensors(self):
         torch = _torch()

@@ -41,7 +41,7 @@ def load(config, source, make):
         )
     tensors = names.tensors(config, source.format)
     check(tensors, source)
-    model = _without_values(make)
+    model = without_values(make)
     variables = {variable.path: variable for variable in model.variables}
     for name in _with_progress(tensors, source):
         _, weights = tensors[name]
@@ -80,7 +80,7 @@ def _with_progress(tensors, source):
             bar.update(size)
 
 
-def _without_values(make):
+def without_values(make):
     """What `make` returns, with variables that wait for their first value."""
     waiting = "uninitialized_variables"
     others = list(global_state.get_global_attribute(waiting) or [])
@@ -129,9 +129,14 @@ def check_finite(name, array):
         array.view(kind).max(initial=0) >= infinity.view(kind)
         for kind, infinity in zip(kinds, infinities, strict=True)
     ):
-        raise ValueError(
-            f"The tensor {name!r} holds NaN or infinity: the checkpoint is broken. Fetch it again."
-        )
+        raise not_finite(name)
+
+
+def not_finite(name):
+    """The error for a tensor that holds NaN or infinity."""
+    return ValueError(
+        f"The tensor {name!r} holds NaN or infinity: the checkpoint is broken. Fetch it again."
+    )
 
 
 def _bits(dtype):

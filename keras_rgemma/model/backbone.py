@@ -182,6 +182,7 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         backbone = keras_rgemma.RGemmaBackbone.from_preset("rgemma_tiny_en")
         ```
         """
+        from keras_rgemma.checkpoints import keras_preset
         from keras_rgemma.checkpoints.folder import open_checkpoint
         from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 
@@ -189,7 +190,14 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         checkpoint = open_checkpoint(folder)
         if checkpoint:
             return checkpoint.backbone(cls, load_weights, **kwargs)
-        return super().from_preset(folder, load_weights=load_weights, **kwargs)
+        return keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
+
+    @classmethod
+    def from_config(cls, config):
+        from keras_rgemma.checkpoints.keras_preset import made
+
+        from_config = super().from_config
+        return made(config, lambda: from_config(config))
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Writes a preset folder, as KerasHub does, with LoRA merged into the weights.

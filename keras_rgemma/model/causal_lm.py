@@ -78,6 +78,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en", dtype="bfloat16")
         ```
         """
+        from keras_rgemma.checkpoints import keras_preset
         from keras_rgemma.checkpoints.folder import open_checkpoint
         from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 
@@ -87,7 +88,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
             return cls._from_checkpoint(checkpoint, load_weights, **kwargs)
         if pathlib.Path(folder).is_dir() and not has_tokenizer(folder):
             kwargs.setdefault("preprocessor", None)
-        return super().from_preset(folder, load_weights=load_weights, **kwargs)
+        return keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
 
     @classmethod
     def _from_checkpoint(cls, checkpoint, load_weights, dtype=None, **kwargs):

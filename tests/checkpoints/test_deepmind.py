@@ -235,6 +235,11 @@ def test_a_tensor_that_is_missing_strange_or_broken_is_named(tmp_path, kaggle):
     save_orbax(tmp_path / "lists" / "2b", {"params": random_tree(), "opt": [1, None]}, True)
     with pytest.raises(ValueError, match=r"Orbax cannot read.*opt"):
         RGemmaBackbone.from_preset(tmp_path / "lists")
+    save_orbax(tmp_path / "huge" / "2b", random_tree(), use_ocdbt=False)
+    (array,) = (tmp_path / "huge" / "2b").glob("*input_embedding/.zarray")
+    array.write_text(json.dumps({**json.loads(array.read_text()), "shape": [10**9, 10**6]}))
+    with pytest.raises(ValueError, match=r"2b' is too small.*'embedder/input_embedding', of shape"):
+        RGemmaBackbone.from_preset(tmp_path / "huge")
 
 
 class Code:
@@ -262,7 +267,7 @@ def test_torch_files_that_are_hostile_or_broken(tmp_path, torch_model):
             RGemmaBackbone.from_preset(file)
     huge = {"embedder.input_embedding": torch.zeros(1).expand(10**9, 10**6)}
     torch.save({**torch_model.state_dict(), **huge}, file)
-    with pytest.raises(ValueError, match=r"2b\.pt.*'embedder\.input_embedding', of shape"):
+    with pytest.raises(ValueError, match=r"2b\.pt' is too small.*'embedder\.input_embedding'"):
         RGemmaBackbone.from_preset(file)
     torch.save(torch_model.state_dict(), file)
     file.write_bytes(file.read_bytes()[:-2000])
