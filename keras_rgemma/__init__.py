@@ -1,5 +1,6 @@
 """RecurrentGemma for Keras 3, on JAX, TensorFlow and PyTorch."""
 
+from keras_rgemma.generation.session import RGemmaState
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
@@ -11,5 +12,6 @@ __all__ = [
     "RGemmaBackbone",
     "RGemmaCausalLM",
     "RGemmaCausalLMPreprocessor",
+    "RGemmaState",
     "RGemmaTokenizer",
 ]

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-import numbers
 import operator
 import struct
 
 RECURRENT = "recurrent"
 ATTENTION = "attention"
 BLOCK_TYPES = (RECURRENT, ATTENTION)
+# Far above what there is: a config with more is broken, and would keep a machine busy for long.
+MOST_PARAMETERS = 10**13
+LARGEST_WINDOW = 2**24
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
 
 
@@ -66,6 +68,7 @@ class RGemmaConfig:
         self._check_ranges()
         self._check_block_types()
         self._check_divisions()
+        self._check_size()
 
     def _check_counts(self):
         required = (
@@ -94,8 +97,7 @@ class RGemmaConfig:
             value = getattr(self, name)
             if name == "final_logit_soft_cap" and value is None:
                 continue
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not number or not holds(value):
+            if not _is_finite_number(value) or not holds(value):
                 raise ValueError(f"`{name}` must be a number {rule}. Received: {value!r}.")
         for name in ("scale_embeddings", "gradient_checkpointing"):
             if not isinstance(getattr(self, name), bool):
@@ -144,6 +146,17 @@ class RGemmaConfig:
                 f"even whole number. Received: {rotated}."
             )
 
+    def _check_size(self):
+        if self.sliding_window_size > LARGEST_WINDOW:
+            raise ValueError(
+                f"`sliding_window_size` must be at most {LARGEST_WINDOW:,}. Received: "
+                f"{self.sliding_window_size:,}."
+            )
+        if self.parameter_count > MOST_PARAMETERS:
+            raise ValueError(
+                f"These sizes ask for more than {MOST_PARAMETERS:.0e} parameters. Received: {self}."
+            )
+
     @property
     def key_size(self):
         """K, the width of one attention head."""
@@ -189,6 +202,13 @@ class RGemmaConfig:
     def to_dict(self):
         """The fields as a plain dict of JSON types."""
         return {**dataclasses.asdict(self), "block_types": list(self.block_types)}
+
+
+def _is_finite_number(value):
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
 
 
 def check_count(name, value):

@@ -124,16 +124,16 @@ def check_same_rows(shape, mask_shape):
         )
 
 
-def check_one_document(padding_mask):
+def check_one_document(padding_mask, may_be_empty=False):
     """Returns the rows' lengths [B], if each row of an int mask [B, T] is one document.
 
     Raises:
-        ValueError: a row holds no token or more than one document.
+        ValueError: a row holds no token (unless it may), or more than one document.
     """
     left = np.pad(padding_mask, ((0, 0), (1, 0)))[:, :-1]
     documents = ((padding_mask > 0) & (padding_mask != left)).sum(axis=1)
     for row, count in enumerate(documents):
-        if count == 0:
+        if count == 0 and not may_be_empty:
             raise ValueError(
                 f"Row {row} holds no token: generation needs at least one to start from, such "
                 "as the start token."

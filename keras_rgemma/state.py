@@ -4,8 +4,10 @@ All leaves have the batch as their first axis, so that a state can be repeated, 
 (beam search) and concatenated with `keras.tree.map_structure` and no code per record.
 """
 
+import json
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from keras_rgemma.config import RECURRENT
@@ -49,30 +51,60 @@ class ModelState(NamedTuple):
     layers: tuple
 
 
+RECORDS = {tuple(sorted(cls._fields)): cls for cls in (RecurrentState, AttentionState)}
+
+
+class Fingerprint(NamedTuple):
+    """Which model a state belongs to.
+
+    Attributes:
+        architecture: str, the JSON of the sizes and switches of its config.
+        weights: str, a hash of a sample of its weights.
+    """
+
+    architecture: str
+    weights: str
+
+    def difference(self, other):
+        """What another one differs in, str; empty if it is the same."""
+        if self.architecture != other.architecture:
+            mine, theirs = json.loads(self.architecture), json.loads(other.architecture)
+            names = [name for name in mine if mine[name] != theirs.get(name)]
+            return ", ".join(f"`{name}` {mine[name]} and {theirs.get(name)}" for name in names)
+        return "" if self.weights == other.weights else "the same sizes, but other weights"
+
+
+def specification(config, dtype):
+    """The `ModelState` of an architecture with a `keras.KerasTensor` in place of each array.
+
+    Args:
+        config: `RGemmaConfig`.
+        dtype: the compute dtype of the model, of what is not pinned to float32.
+    """
+
+    def array(*shape, dtype=dtype):
+        return keras.KerasTensor((None, *shape), dtype)
+
+    width, window = config.recurrence_width, config.sliding_window_size
+    ring = (window, config.num_key_value_heads, config.key_size)
+    layers = [
+        RecurrentState(array(width, dtype="float32"), array(config.conv_width - 1, width))
+        if layer_type == RECURRENT
+        else AttentionState(array(*ring), array(*ring))
+        for layer_type in config.layer_types
+    ]
+    return ModelState(array(dtype="int32"), tuple(layers))
+
+
 def zeros(config, batch_size, dtype):
     """The `ModelState` of rows that have consumed nothing.
 
     Args:
         config: `RGemmaConfig`.
         batch_size: int or scalar tensor, B.
-        dtype: the compute dtype of the model, of what is not pinned to float32.
+        dtype: as of `specification`.
     """
-    layers = []
-    for layer_type in config.layer_types:
-        if layer_type == RECURRENT:
-            width = config.recurrence_width
-            layers.append(
-                RecurrentState(
-                    recurrence=ops.zeros((batch_size, width), "float32"),
-                    conv=ops.zeros((batch_size, config.conv_width - 1, width), dtype),
-                )
-            )
-        else:
-            shape = (
-                batch_size,
-                config.sliding_window_size,
-                config.num_key_value_heads,
-                config.key_size,
-            )
-            layers.append(AttentionState(ops.zeros(shape, dtype), ops.zeros(shape, dtype)))
-    return ModelState(ops.zeros((batch_size,), "int32"), tuple(layers))
+    return keras.tree.map_structure(
+        lambda array: ops.zeros((batch_size, *array.shape[1:]), array.dtype),
+        specification(config, dtype),
+    )

@@ -117,3 +117,16 @@ def randomize(model, seed=2):
         value = numpy(weight)
         weight.assign(value + random.normal(scale=0.1, size=value.shape).astype("float32"))
     return model
+
+
+def wordy(model, seed=7):
+    """Lets a model with a preprocessor write words in no pattern, seldom bytes; returns it."""
+    random = np.random.RandomState(seed)
+    for weight in model.weights:
+        if weight.path.endswith("kernel"):
+            weight.assign(random.normal(0, 2.5 / weight.shape[-2] ** 0.5, weight.shape))
+    embeddings = model.backbone.token_embedding.embeddings
+    pieces = map(model.preprocessor.tokenizer.id_to_token, range(embeddings.shape[0]))
+    is_word = [[not piece.startswith("<0x")] for piece in pieces]
+    embeddings.assign(random.normal(0, 0.5, embeddings.shape) * is_word)
+    return model

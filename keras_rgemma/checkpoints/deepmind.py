@@ -4,6 +4,9 @@ import math
 
 from keras_rgemma.config import ATTENTION, RECURRENT, RGemmaConfig
 
+# Ours, beside weights that this package wrote: what their shapes do not tell.
+CONFIG = "keras_rgemma.json"
+
 
 def only(folder, found):
     """The one checkpoint among what was found in a folder, or None if there is none.

@@ -77,7 +77,16 @@ def open_checkpoint(path):
         source = deepmind_torch.TorchFile(found)
     else:
         return None
-    return Checkpoint(path, deepmind.config_from(source.shapes), lambda: source)
+    written = found.parent / deepmind.CONFIG
+    config = _config_in(written) if written.is_file() else deepmind.config_from(source.shapes)
+    return Checkpoint(path, config, lambda: source)
+
+
+def _config_in(file):
+    try:
+        return RGemmaConfig(**huggingface.read_json(file))
+    except TypeError as error:
+        raise ValueError(f"{str(file)!r} is no architecture of this package: {error}.") from error
 
 
 def tokenizer_file(path):

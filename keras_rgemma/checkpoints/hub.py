@@ -1,6 +1,7 @@
 """Handles of the hubs into local folders, with each hub's own client and cache."""
 
 import hashlib
+import os
 import pathlib
 
 from keras_rgemma.checkpoints import deepmind_flax, huggingface
@@ -11,6 +12,7 @@ TOKENIZER, CONFIG, WEIGHTS = "tokenizer", "config", "weights"
 # The names of files, where a repository holds more than one form of its weights.
 _SMALL_FILES = ("*.json", "*.model", "assets/*")
 _WEIGHT_FILES = ("model*.safetensors", "model*.weights.h5", "task.weights.h5")
+_CHECKED = ".keras_rgemma_checked"
 _BLOCK = 1 << 24  # bytes hashed in one go
 
 
@@ -69,7 +71,6 @@ def _from_hugging_face(handle, name, revision, patterns):
     at = f"{constants.ENDPOINT}/{name}"
     try:
         blobs = _blobs_folder(name)
-        before = _names_in(blobs)
         folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
     except errors.HFValidationError as error:
         raise ValueError(f"{handle!r} is not of the form 'hf://OWNER/NAME'. {error}") from error
@@ -86,7 +87,7 @@ def _from_hugging_face(handle, name, revision, patterns):
     except errors.RevisionNotFoundError as error:
         raise _no_revision(handle, revision, f"{at}/tree/main") from error
     except Exception as error:  # of the HTTP library, which is another in each major version
-        _check_new_files(handle, blobs, before)
+        _check_new_files(handle, blobs)
         if _is_local(error):
             raise
         if _status(error) in (401, 403):
@@ -96,7 +97,7 @@ def _from_hugging_face(handle, name, revision, patterns):
                 f"{error}"
             ) from error
         raise _lost(handle, error) from error
-    _check_new_files(handle, blobs, before)
+    _check_new_files(handle, blobs)
     return folder
 
 
@@ -145,22 +146,27 @@ def _names_in(folder):
     return {path.name for path in folder.iterdir() if path.suffix != ".incomplete"}
 
 
-def _check_new_files(handle, blobs, before):
-    """Compares what was just fetched with the hashes that it is named after; sizes were checked.
+def _check_new_files(handle, blobs):
+    """Compares what was fetched with the hashes that it is named after; sizes were checked.
 
-    Where there are no symbolic links the cache has no such files.
+    Those that were compared before are listed beside them, so that a call that was stopped in
+    between leaves nothing unchecked. Where there are no symbolic links the cache has no such files.
     """
-    damaged = [name for name in _names_in(blobs) - before if _hash_like(blobs / name) != name]
-    if not damaged:
+    listed = blobs.parent / _CHECKED
+    if not os.access(blobs, os.W_OK):  # nothing can have come
         return
+    checked = set(listed.read_text().split()) if listed.is_file() else set()
+    damaged = [name for name in _names_in(blobs) - checked if _hash_like(blobs / name) != name]
     links = [link for link in blobs.parent.rglob("snapshots/**/*") if link.is_symlink()]
     links = [link for link in links if link.resolve().name in damaged]
     for path in (*links, *(blobs / name for name in damaged)):
         path.unlink()
-    raise ValueError(
-        f"{sorted({link.name for link in links})} of {handle!r} came damaged: the hash is not the "
-        "one that the hub names. It was deleted. Run this again to fetch it anew."
-    )
+    listed.write_text("\n".join(sorted(_names_in(blobs))))
+    if damaged:
+        raise ValueError(
+            f"{sorted({link.name for link in links})} of {handle!r} came damaged: the hash is not "
+            "the one that the hub names. It was deleted. Run this again to fetch it anew."
+        )
 
 
 def _hash_like(blob):

@@ -86,7 +86,7 @@ def config_from(theirs):
         intermediate_dim=theirs["intermediate_size"] // 2,
         lru_dim=theirs.get("lru_width"),
         block_types=block_types,
-        final_logit_soft_cap=theirs.get("logits_soft_cap") or None,
+        final_logit_soft_cap=theirs.get("logits_soft_cap", 30.0) or None,
         scale_embeddings=theirs.get("embeddings_scale_by_sqrt_dim", True),
         activation=ACTIVATIONS[theirs["hidden_activation"]],
     )
@@ -260,16 +260,16 @@ class SafetensorsFolder:
 
     def _listed_files(self):
         self._weight_map = None
-        index = self.folder / INDEX
-        if not index.exists():
-            if not (self.folder / WEIGHTS).exists():
-                raise ValueError(f"{str(self.folder)!r} holds neither {WEIGHTS} nor {INDEX}.")
+        if (self.folder / WEIGHTS).exists():  # which transformers prefers, too
             return [WEIGHTS]
-        self._weight_map = read_json(index).get("weight_map")
+        if not (self.folder / INDEX).exists():
+            raise ValueError(f"{str(self.folder)!r} holds neither {WEIGHTS} nor {INDEX}.")
+        self._weight_map = read_json(self.folder / INDEX).get("weight_map")
         if not isinstance(self._weight_map, dict) or not self._weight_map:
             raise ValueError(f"{INDEX} has no `weight_map` of tensors to files.")
         for file in self._weight_map.values():
-            if not isinstance(file, str) or pathlib.PurePath(file).name != file or "\\" in file:
+            is_name = isinstance(file, str) and pathlib.PurePath(file).name == file
+            if not is_name or file in ("", "..") or "\\" in file:
                 raise ValueError(
                     f"{INDEX} names the file {file!r}, which is not a plain name in its own "
                     "folder. The checkpoint is broken or hostile; nothing was read from there."
@@ -329,7 +329,7 @@ def read_json(path):
     """
     try:
         contents = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as JSON: {error}.") from error
     if not isinstance(contents, dict):
         raise ValueError(f"{str(path)!r} must hold a JSON object.")

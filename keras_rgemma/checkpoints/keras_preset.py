@@ -1,16 +1,29 @@
 """Keras presets, which KerasHub reads: what it leaves open while it does."""
 
 import contextvars
+import math
 import pathlib
+from typing import NamedTuple
 
 import keras
 from keras import ops
 
-from keras_rgemma.checkpoints.loading import not_finite, without_values
+from keras_rgemma.checkpoints import huggingface
+from keras_rgemma.checkpoints.loading import CHUNK, not_finite, without_values
 from keras_rgemma.config import RGemmaConfig
 
-# How many bytes of weights KerasHub reads into a backbone as soon as it is made, if it does;
-# infinite where it has yet to fetch them.
+_JSON = ("config.json", "task.json", "preprocessor.json", "tokenizer.json")
+_BLOCK = "residual_block"  # what Keras calls the groups of these layers in a file
+
+
+class _Weights(NamedTuple):
+    """What files of weights hold: bytes, and layers; both infinite if they are not here yet."""
+
+    size: float
+    num_layers: float
+
+
+# What KerasHub reads into a backbone as soon as it is made, if it does.
 _FOLLOWING = contextvars.ContextVar("following", default=None)
 
 
@@ -24,19 +37,76 @@ def load(from_preset, folder, load_weights, **kwargs):
         **kwargs: what `from_preset` takes.
 
     Raises:
-        ValueError: the weights hold NaN, or are smaller than the architecture.
+        ValueError: it is no preset, a file is missing or broken, or the weights hold NaN or are
+            others than the config asks for.
     """
+    is_here = pathlib.Path(folder).exists()
+    if is_here:
+        check_files(folder)
+        if kwargs.get("dtype") is None and _is_mixed(folder):  # which KerasHub stumbles over
+            kwargs["dtype"] = keras.config.dtype_policy()
     if not load_weights:
         return from_preset(folder, load_weights=False, **kwargs)
-    files = pathlib.Path(folder).glob("model*.weights.h5")
-    size = sum(file.stat().st_size for file in files) or float("inf")
-    token = _FOLLOWING.set(size)
+    token = _FOLLOWING.set(_weights_in(folder) if is_here else _Weights(*2 * [float("inf")]))
     try:
         model = from_preset(folder, **kwargs)
+    except OSError as error:
+        if error.errno is not None or not is_here:
+            raise
+        raise _broken(folder, error) from error
     finally:
         _FOLLOWING.reset(token)
     _check_finite(model)
     return model
+
+
+def check_files(folder):
+    """Raises ValueError if a local path is no folder of a preset, or a config in it is broken."""
+    folder = pathlib.Path(folder)
+    if not (folder / _JSON[0]).is_file():
+        raise ValueError(
+            f"{str(folder)!r} holds no checkpoint. It must be the folder of a Keras preset "
+            "(config.json, model.weights.h5) or of Hugging Face (config.json, model.safetensors), "
+            "an Orbax folder, or a `.pt` file of DeepMind."
+        )
+    for name in _JSON:
+        if (folder / name).is_file():
+            contents = huggingface.read_json(folder / name)
+            if not isinstance(contents.get("config"), dict) or "class_name" not in contents:
+                raise ValueError(
+                    f"{str(folder / name)!r} describes no Keras object: it must hold `class_name` "
+                    "and `config`."
+                )
+
+
+def _is_mixed(folder):
+    """Whether a model was saved that computes in another dtype than it keeps its weights in."""
+    saved = huggingface.read_json(pathlib.Path(folder) / _JSON[0])["config"].get("dtype")
+    policy = keras.dtype_policies.get(saved) if saved is not None else None
+    return type(policy) is keras.DTypePolicy and policy.variable_dtype != policy.compute_dtype
+
+
+def _weights_in(folder):
+    import h5py
+
+    files = list(pathlib.Path(folder).glob("model*.weights.h5"))
+    if not files:
+        raise ValueError(
+            f"{str(folder)!r} holds no model.weights.h5. Fetch it again, or pass "
+            "`load_weights=False` for random weights."
+        )
+    blocks = set()
+    for file in files:
+        try:
+            with h5py.File(file) as opened:
+                blocks |= {name for name in opened.get("layers", ()) if name.startswith(_BLOCK)}
+        except OSError as error:
+            raise _broken(file, error) from error
+    return _Weights(sum(file.stat().st_size for file in files), len(blocks))
+
+
+def _broken(path, error):
+    return ValueError(f"The weights in {str(path)!r} cannot be read: {error}. Fetch them again.")
 
 
 def made(config, make):
@@ -47,17 +117,23 @@ def made(config, make):
         make: function that returns it.
 
     Raises:
-        ValueError: the files of weights are smaller than the architecture.
+        ValueError: the weights that follow are others than the architecture asks for.
     """
     following = _FOLLOWING.get()
     if following is None:
         return make()
     fields = RGemmaConfig.__dataclass_fields__
-    count = RGemmaConfig(**{k: v for k, v in config.items() if k in fields}).parameter_count
-    if count > 2 * following:  # of 4 bits, if it is quantized
+    sizes = RGemmaConfig(**{name: value for name, value in config.items() if name in fields})
+    if sizes.parameter_count > 2 * following.size:  # of 4 bits, if it is quantized
         raise ValueError(
-            f"The config asks for {count:,} parameters, but the weights are {following:,} bytes "
-            "long. Check that they belong together and that the file is complete."
+            f"The config asks for {sizes.parameter_count:,} parameters, but the weights are "
+            f"{following.size:,} bytes long. Check that they belong together and that the file is "
+            "complete."
+        )
+    if sizes.num_layers < following.num_layers < float("inf"):
+        raise ValueError(
+            f"The config asks for {sizes.num_layers} layers, but the weights hold "
+            f"{following.num_layers}. Check that they belong together."
         )
     model = without_values(make)
     zeros = keras.initializers.Zeros()
@@ -71,7 +147,10 @@ def made(config, make):
 
 def _check_finite(model):
     for weight in model.weights:
-        if keras.backend.is_float_dtype(weight.dtype):
-            ends = ops.stack([ops.min(weight.value), ops.max(weight.value)])
-            if not ops.all(ops.isfinite(ends)):
-                raise not_finite(weight.path)
+        if not (keras.backend.is_float_dtype(weight.dtype) and weight.shape):
+            continue
+        rows = max(1, CHUNK // math.prod(weight.shape[1:]))
+        for start in range(0, weight.shape[0], rows):
+            # In pieces: XLA's min and max, which need no room, pass over NaN on a CPU.
+            if not ops.all(ops.isfinite(weight.value[start : start + rows])):
+                raise not_finite(weight.path, weight.dtype)

@@ -10,7 +10,7 @@ from keras.src.backend.common import global_state
 
 from keras_rgemma.checkpoints import names
 
-_CHUNK = 1 << 24  # elements compared in one go, so that temporaries stay small
+CHUNK = 1 << 24  # elements compared in one go, so that temporaries stay small
 _COLUMNS = 256  # copied in one go when a matrix is transposed
 _LISTED = 8  # names in one error
 _WORTH_A_BAR = 1 << 27  # bytes
@@ -53,7 +53,10 @@ def load(config, source, make):
         for weight in weights:
             place = weight.place(source.format)
             part = array if place.part is None else array[place.part]
-            _give(variables[weight.path], place.transform.from_file(part))
+            variable = variables[weight.path]
+            if variable.dtype == "float16" != array.dtype.name:
+                check_finite(name, in_half_precision(part))
+            _give(variable, place.transform.from_file(part))
     for variable in model.variables:
         if variable._value is None:  # what no checkpoint holds, such as the seeds of dropout
             variable._deferred_initialize()
@@ -100,9 +103,11 @@ def check(tensors, source):
     """
     missing = sorted(set(tensors) - set(source.shapes))
     unknown = sorted(set(source.shapes) - set(tensors) - set(source.copies))
+    shapes = {name: shape for name, (shape, _) in tensors.items()}
+    shapes |= {copy: shapes[name] for copy, name in source.copies.items()}
     wrong = [
         f"{name} {source.shapes[name]} (expected {shape})"
-        for name, (shape, _) in tensors.items()
+        for name, shape in shapes.items()
         if name in source.shapes and source.shapes[name] != shape
     ]
     found = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
@@ -129,14 +134,22 @@ def check_finite(name, array):
         array.view(kind).max(initial=0) >= infinity.view(kind)
         for kind, infinity in zip(kinds, infinities, strict=True)
     ):
-        raise not_finite(name)
+        raise not_finite(name, array.dtype.name)
 
 
-def not_finite(name):
+def not_finite(name, dtype):
     """The error for a tensor that holds NaN or infinity."""
+    hint = "Or it is too large for float16: use bfloat16." if dtype == "float16" else ""
     return ValueError(
-        f"The tensor {name!r} holds NaN or infinity: the checkpoint is broken. Fetch it again."
+        f"The tensor {name!r} holds NaN or infinity in {dtype}: the checkpoint is broken. Fetch it "
+        f"again. {hint}".strip()
     )
+
+
+def in_half_precision(array):
+    """An array in float16, infinite where it is too large for that."""
+    with np.errstate(over="ignore"):
+        return array.astype("float16")
 
 
 def _bits(dtype):
@@ -146,7 +159,7 @@ def _bits(dtype):
 
 def _check_copy(source, copy, name, array):
     """Compares a tensor with the one it must repeat, some rows at a time."""
-    rows = max(1, _CHUNK // max(1, array[0].size))
+    rows = max(1, CHUNK // max(1, array[0].size))
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
         other = source.read(copy, rows=slice(start, start + len(part)))

@@ -10,13 +10,17 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_rgemma.checkpoints import deepmind_flax, deepmind_torch, huggingface, names
+from keras_rgemma.checkpoints import deepmind, deepmind_flax, deepmind_torch, huggingface, names
 
 # What can be written, and whose names of the table it has.
 TARGETS = {"transformers": "huggingface", "flax": "flax", "torch": "torch"}
 _PARTIAL = ".partial"  # what the name of a folder ends with until it is complete
 _DELETIONS = 100  # of what is still being written to, in so many twentieths of a second
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+class _TooLarge(ValueError):
+    """A weight that a dtype cannot hold."""
 
 
 def tensors(backbone, format, dtype):
@@ -52,12 +56,23 @@ def _tensors(backbone, layers, format, dtype):
     for name, (_, weights) in names.tensors(backbone.config, format).items():
         parts = [
             weight.place(format).transform.to_file(
-                _value(weight.path, variables, layers).astype(dtype)
+                _cast(_value(weight.path, variables, layers), dtype, weight.path)
             )
             for weight in weights
         ]
         is_stacked = weights[0].place(format).part is not None
         yield name, np.stack(parts) if is_stacked else np.ascontiguousarray(parts[0])
+
+
+def _cast(value, dtype, path):
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype)
+    if dtype is np.float16 and np.isinf(cast).any() and np.isfinite(value).all():
+        raise _TooLarge(
+            f"The weight {path!r} holds numbers that are too large for float16. Write it in "
+            "bfloat16 or float32."
+        )
+    return cast
 
 
 def _value(path, variables, layers):
@@ -98,6 +113,8 @@ def export(backbone, tokenizer, path, to, dtype=None, overwrite=False):
             huggingface.write_json(
                 folder / huggingface.CONFIG, huggingface.config_of(backbone.config, dtype)
             )
+        else:
+            huggingface.write_json(folder / deepmind.CONFIG, backbone.config.to_dict())
         _write_weights(folder, weights, to)
         if tokenizer is None:
             return
@@ -110,7 +127,7 @@ def _write_weights(folder, weights, to):
     writer = {"transformers": huggingface, "flax": deepmind_flax, "torch": deepmind_torch}[to]
     try:
         writer.write(folder, weights)
-    except (ImportError, MemoryError):
+    except (ImportError, MemoryError, _TooLarge):
         raise
     except Exception as error:  # each library has classes of its own for a full disk
         raise OSError(
@@ -136,8 +153,8 @@ def new_folder(destination, overwrite=False):
     Raises:
         FileExistsError: something is there already, or came there in the meantime.
     """
-    destination = pathlib.Path(destination).resolve()
     check_free(destination, overwrite)
+    destination = pathlib.Path(destination).resolve()
     with _partial_folder(destination) as partial:
         yield partial
         check_free(destination, overwrite)
@@ -206,15 +223,35 @@ def _delete(folder):
 
 
 def check_free(destination, overwrite):
-    """Raises FileExistsError if nothing may be written there."""
+    """Raises FileExistsError if nothing may be written there, ValueError for no place at all."""
+    if not str(destination).strip():
+        raise ValueError("The destination is empty. Name a folder to write to.")
     destination = pathlib.Path(destination)
     if not destination.exists():
         return
-    if destination.is_dir() and (overwrite or not any(destination.iterdir())):
+    if not destination.is_dir():
+        raise FileExistsError(f"{str(destination)!r} is a file. Nothing was written.")
+    if not any(destination.iterdir()):
         return
-    raise FileExistsError(
-        f"{str(destination)!r} exists and is not an empty folder. Nothing was written. Choose "
-        "another place, delete it, or pass `overwrite=True`."
+    if not overwrite:
+        raise FileExistsError(
+            f"{str(destination)!r} is a folder that holds something. Nothing was written. Choose "
+            "another place, delete it, or ask to overwrite it."
+        )
+    if not _is_checkpoint(destination) or pathlib.Path.cwd().is_relative_to(destination.resolve()):
+        raise FileExistsError(
+            f"{str(destination)!r} is more than a checkpoint, so it is not replaced. Nothing was "
+            "written. Choose another place, or delete it."
+        )
+
+
+def _is_checkpoint(folder):
+    """Whether a folder is one that `export` or `save_to_preset` writes, and nothing more."""
+    known = ("*.json", "*.safetensors", "*.weights.h5", "*.pt", "tokenizer.model", "README.md")
+    folders = {"assets", deepmind_flax.FOLDER}
+    return all(
+        path.name in folders if path.is_dir() else any(map(path.match, known))
+        for path in folder.iterdir()
     )
 
 

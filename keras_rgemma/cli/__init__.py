@@ -8,7 +8,7 @@ COMMANDS = ("convert", "presets")
 
 
 def main(arguments=None):
-    """Runs a subcommand; returns 0, or 1 after an error that is told in one line."""
+    """Runs a subcommand; returns 0, 1 after an error that it tells, or 130 when it is stopped."""
     parser = argparse.ArgumentParser(
         prog="keras-rgemma",
         description="RecurrentGemma for Keras, from the command line.",
@@ -28,7 +28,10 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     try:
         args.run(args)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"keras-rgemma: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("keras-rgemma: stopped", file=sys.stderr)
+        return 130
     return 0

@@ -7,6 +7,8 @@ SOURCE is what `RGemmaCausalLM.from_preset` takes. The folder DESTINATION gets i
 so it is complete or not there. The whole model is in memory for as long as it takes.
 """
 
+import pathlib
+
 from keras_rgemma.checkpoints import saving
 
 
@@ -21,7 +23,9 @@ def add_arguments(parser):
         choices=list(saving.DTYPES),
         help="of the weights that are written; that of the source unless given",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the checkpoint that is there"
+    )
 
 
 def run(args):
@@ -32,6 +36,11 @@ def run(args):
     from keras_rgemma.model.presets import resolve, saved_dtype
 
     saving.check_free(args.destination, args.overwrite)
+    if pathlib.Path(args.destination).resolve() in pathlib.Path(args.source).resolve().parents:
+        raise ValueError(
+            f"The destination {args.destination!r} is a folder around the source {args.source!r}. "
+            "Choose another place."
+        )
     source = resolve(args.source, WEIGHTS, args.revision)
     checkpoint = open_checkpoint(source)
     dtype = args.dtype or (checkpoint.dtype if checkpoint else saved_dtype(source))

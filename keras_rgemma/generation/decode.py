@@ -1,6 +1,11 @@
 """The decode loop: one step, and stock samplers that call it until every row has ended."""
 
+import copy
+
+import keras
 from keras import ops
+
+from keras_rgemma.state import ModelState
 
 
 def sample(
@@ -35,7 +40,9 @@ def sample(
             are.
 
     Returns:
-        int32 [B, C]. What a row holds after its first stop token or its budget has no meaning.
+        A pair of int32 [B, C] (what a row holds after its first stop token or its budget has no
+        meaning), and the `ModelState` after each row's last token, which it has not consumed; ()
+        instead of that with a sampler from which it cannot be had.
     """
     filler = stop_token_ids[0] if stop_token_ids else 0
 
@@ -66,7 +73,8 @@ def sample(
         hidden, known = prompt_hidden
         hidden_states = ops.where(known[:, :, None], hidden, last_hidden[:, None])
     columns = ops.arange(tokens.shape[1], dtype="int32")[None]
-    return sampler(
+    sampler, loops = _recorded(sampler)
+    written = sampler(
         next=next_token,
         prompt=tokens,
         cache=cache,
@@ -76,3 +84,44 @@ def sample(
         hidden_states=hidden_states,
         model=model,
     )
+    # One that compares hidden states runs ahead: its state has consumed the last token, too.
+    return written, () if prompt_hidden else _state_after(written, loops)
+
+
+def _recorded(sampler):
+    """A copy of a sampler, and the list that its loops append their last variables to.
+
+    Samplers return tokens alone, but keep what `next` returned among the variables of their loop.
+    """
+    loops, copied = [], copy.copy(sampler)
+
+    def run_loop(*args, **kwargs):
+        loops.append(sampler.run_loop(*args, **kwargs))
+        return loops[-1]
+
+    copied.run_loop = run_loop
+    return copied, loops
+
+
+def _state_after(written, loops):
+    """The state of the rows that a sampler has written, from the last variables of its loop."""
+    if len(loops) != 1 or not _is_ours(loops[0][1]):
+        return ()
+    prompt, (state, *_), *_ = loops[0]
+    return _of_best_beams(state, prompt, written)
+
+
+def _is_ours(cache):
+    return isinstance(cache, tuple) and len(cache) == 3 and isinstance(cache[0], ModelState)
+
+
+def _of_best_beams(state, prompt, written):
+    """The rows of a state that belong to the beams that were chosen: those with the same tokens."""
+    count = prompt.shape[0] // written.shape[0]
+    if count == 1:
+        return state
+    beams = ops.reshape(prompt, (-1, count, prompt.shape[1]))
+    same = ops.all(beams == written[:, None], axis=-1)
+    chosen = ops.argmax(ops.cast(same, "int32"), axis=-1)
+    rows = ops.cast(chosen, "int32") + count * ops.arange(written.shape[0], dtype="int32")
+    return keras.tree.map_structure(lambda array: ops.take(array, rows, axis=0), state)

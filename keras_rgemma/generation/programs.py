@@ -10,21 +10,42 @@ from keras import ops
 from keras_rgemma.generation.decode import sample
 
 PREFILL_CHUNK = 2048
-SMALLEST_BUCKET = 16
+SMALLEST_PIECE, PIECE_GROWTH = 32, 4
+SMALLEST_BUCKET, BUCKET_GROWTH = 16, 4
 LARGEST_STEP = 256
 
 
-def bucket(length, growth=2):
-    """The smallest of 16, 16 * growth, 16 * growth^2, ... that is at least `length`."""
+def bucket(length):
+    """The size of a buffer for new tokens: the smallest of 16, 64, 256, ... with that much room."""
     size = SMALLEST_BUCKET
     while size < length:
-        size *= growth
+        size *= BUCKET_GROWTH
     return size
+
+
+def piece_sizes(length, chunk_size=PREFILL_CHUNK):
+    """The sizes of the pieces that a prompt runs in: `chunk_size`, then some of 512, 128 and 32.
+
+    A piece that would be half empty gives way to smaller ones, so that pads cost little.
+
+    Args:
+        length: int, the tokens of the prompt.
+        chunk_size: int, the largest piece.
+    """
+    sizes = [chunk_size]
+    smaller = [SMALLEST_PIECE * PIECE_GROWTH**n for n in range(8)]
+    sizes += [size for size in reversed(smaller) if size < chunk_size]
+    while length > 0:
+        while len(sizes) > 1 and 2 * length <= sizes[0]:
+            sizes.pop(0)
+        yield sizes[0]
+        length -= sizes[0]
 
 
 def padded_length(length):
     """The length that a row is padded to for scoring: a power of two, later a multiple of 256."""
-    return min(bucket(length), -(-length // LARGEST_STEP) * LARGEST_STEP)
+    power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+    return min(power, -(-length // LARGEST_STEP) * LARGEST_STEP)
 
 
 class Programs:
@@ -71,10 +92,10 @@ def _settings(model, sampler):
 class GenerationPrograms(Programs):
     """Prefill and decode.
 
-    Shapes come in buckets, so that another prompt length or another limit seldom needs another
-    program: prompts are padded on the right to the next power of two, in pieces of at most
-    `PREFILL_CHUNK` tokens, and new tokens are written at the end of a buffer whose size is a
-    power of four, from whatever column leaves just enough room.
+    Shapes come from few sizes, so that another prompt length or another limit seldom needs another
+    program: prompts run in pieces of `piece_sizes`, padded on the right, and new tokens are written
+    at the end of a buffer whose size is a power of four, from whatever column leaves just enough
+    room.
 
     Args:
         model: a `keras.Model` as `decode.sample` takes, with `initial_state(batch_size)`.
@@ -82,12 +103,14 @@ class GenerationPrograms(Programs):
         runs: the sampler that is called in its place, if another gives the same tokens sooner.
         hidden_dim: int, D, for samplers that compare the hidden states of the prompt with those
             of new tokens; None for the others, which are not given any.
+        is_stepwise: bool, whether the sampler is done with a token as soon as it has chosen it.
     """
 
-    def __init__(self, model, sampler, runs=None, hidden_dim=None):
+    def __init__(self, model, sampler, runs=None, hidden_dim=None, is_stepwise=True):
         super().__init__(model, sampler)
         self.runs = runs or sampler
         self.hidden_dim = hidden_dim
+        self.is_stepwise = is_stepwise
         self._decoders = {}
 
     def _prefill_step(self, token_ids, padding_mask, state):
@@ -112,23 +135,23 @@ class GenerationPrograms(Programs):
             self._decoders[stop_token_ids] = self._compile(decode)
         return self._decoders[stop_token_ids]
 
-    def prefill(self, prompts, state):
-        """Runs prompts once through the model.
+    def prefill(self, rows, state, chunk_size=PREFILL_CHUNK, progress=lambda count: None):
+        """Runs tokens through the model.
 
         Args:
-            prompts: list of B int arrays, of any lengths, 0 included.
+            rows: list of B int arrays, of any lengths, 0 included.
             state: `ModelState` of B rows.
+            chunk_size: int, the most tokens of a row in one step.
+            progress: function that is told how many tokens of each row were run.
 
         Returns:
-            The final hidden states, a list of B arrays [T, D] (None unless the sampler needs
-            them), and the new `ModelState`.
+            The final hidden states, a list of B float32 arrays [T, D] (None unless the sampler
+            needs them), and the new `ModelState`.
         """
-        hidden = [[] for _ in prompts]
-        longest = max(len(prompt) for prompt in prompts)
+        hidden = [[] for _ in rows]
         start = 0
-        while start < longest:
-            size = min(bucket(longest - start), PREFILL_CHUNK)
-            pieces = [prompt[start : start + size] for prompt in prompts]
+        for size in piece_sizes(max(len(row) for row in rows), chunk_size):
+            pieces = [row[start : start + size] for row in rows]
             token_ids, mask = pad_right(pieces, size)
             piece_hidden, state = self.compiled(self._prefill_step)(
                 ops.convert_to_tensor(token_ids), ops.convert_to_tensor(mask), state
@@ -138,34 +161,40 @@ class GenerationPrograms(Programs):
                 for row, piece in enumerate(pieces):
                     hidden[row].append(piece_hidden[row, : len(piece)])
             start += size
-        return (hidden if self.hidden_dim else None), state
+            progress(size)
+        if not self.hidden_dim:
+            return None, state
+        nothing = np.zeros((0, self.hidden_dim), "float32")
+        return [np.concatenate([nothing, *pieces]) for pieces in hidden], state
 
-    def generate(self, prompts, budgets, stop_token_ids):
-        """New tokens for each prompt.
+    def decode(self, last_tokens, budgets, stop_token_ids, state, hidden=None):
+        """New tokens for each row.
 
         Args:
-            prompts: list of B int arrays, at least one token each.
-            budgets: list of B ints, how many tokens each row may get.
+            last_tokens: B ints, the token of each row that its state has not consumed.
+            budgets: B ints, how many tokens each row may get.
             stop_token_ids: tuple of ints, may be empty.
+            state: `ModelState` of B rows.
+            hidden: list of B float32 arrays [T, D], the final hidden states of what the state has
+                consumed, if the sampler needs them.
 
         Returns:
-            list of B int32 arrays: the new tokens, the stop token included.
+            A list of B int32 arrays, the new tokens, the stop token included; and the `ModelState`
+            that has consumed all of each row but its last token. None in place of that with a
+            sampler from which it cannot be had.
         """
-        most = max(budgets)
+        most = int(max(budgets))
         if most == 0:
-            return [np.zeros(0, "int32") for _ in prompts]
-        hidden, state = self.prefill(
-            [prompt[:-1] for prompt in prompts], self.model.initial_state(len(prompts))
-        )
+            return [np.zeros(0, "int32") for _ in last_tokens], state
         room = 1 + most
         if self.hidden_dim:
-            room = max(len(prompt) for prompt in prompts) + most
-        size = bucket(room, growth=4)
+            room += max(len(states) for states in hidden)
+        size = bucket(room)
         index = size - most
         # Nothing that could pass for a stop token stands where tokens are still to be written.
-        tokens = np.full((len(prompts), size), -1, "int32")
-        tokens[:, index - 1] = [prompt[-1] for prompt in prompts]
-        written = self._decode_program(stop_token_ids)(
+        tokens = np.full((len(last_tokens), size), -1, "int32")
+        tokens[:, index - 1] = last_tokens
+        written, state = self._decode_program(stop_token_ids)(
             ops.convert_to_tensor(tokens),
             ops.convert_to_tensor(index, "int32"),
             ops.convert_to_tensor(np.array(budgets, "int32")),
@@ -173,22 +202,21 @@ class GenerationPrograms(Programs):
             self._aligned_hidden(hidden, index, size),
         )
         written = ops.convert_to_numpy(written)[:, index:].astype("int32")
-        return [
+        new = [
             until_stop(row[:budget], stop_token_ids)
             for row, budget in zip(written, budgets, strict=True)
         ]
+        return new, state or None
 
     def _aligned_hidden(self, hidden, index, size):
-        """The prompts' hidden states in columns that end at `index - 2`, and where they are."""
+        """The hidden states in columns that end at `index - 2`, and where they are."""
         if not self.hidden_dim:
             return ()
         aligned = np.zeros((len(hidden), size, self.hidden_dim), "float32")
         known = np.zeros((len(hidden), size), bool)
-        for row, pieces in enumerate(hidden):
-            if pieces:
-                states = np.concatenate(pieces)
-                aligned[row, index - 1 - len(states) : index - 1] = states
-                known[row, index - 1 - len(states) : index - 1] = True
+        for row, states in enumerate(hidden):
+            columns = slice(index - 1 - len(states), index - 1)
+            aligned[row, columns], known[row, columns] = states, True
         dtype = self.model.compute_dtype
         return ops.convert_to_tensor(aligned, dtype), ops.convert_to_tensor(known)
 

@@ -111,11 +111,11 @@ def _read_batch(inputs):
         # Left out is the same as None.
         return {k: as_array(v, k) for k, v in inputs.items() if v is not None}, False
     if isinstance(inputs, (str, bytes)):
-        return [_text(inputs)], True
+        return [checked_text(inputs)], True
     if hasattr(inputs, "numpy"):
         inputs = inputs.numpy()
         if isinstance(inputs, bytes):
-            return [_text(inputs)], True
+            return [checked_text(inputs)], True
     if isinstance(inputs, np.ndarray):
         inputs = inputs.tolist() if inputs.ndim else [inputs.item()]
     if not isinstance(inputs, (list, tuple)):
@@ -123,10 +123,16 @@ def _read_batch(inputs):
             "`generate` takes a str, a list of str, a dict of arrays or a tf.data.Dataset. "
             f"Received: {inputs!r} of type {type(inputs).__name__}."
         )
-    return [_text(text) for text in inputs], False
+    return [checked_text(text) for text in inputs], False
 
 
-def _text(value):
+def checked_text(value):
+    """A str that a tokenizer can take, from a str or bytes.
+
+    Raises:
+        ValueError: it is no valid Unicode.
+        TypeError: it is neither.
+    """
     try:
         if isinstance(value, bytes):
             return value.decode("utf-8")
@@ -145,22 +151,44 @@ def _text(value):
     return str(value)
 
 
-def rows_of(token_ids, padding_mask):
+def rows_of(token_ids, padding_mask, may_be_empty=False):
     """The tokens of each row without its pads.
+
+    Args:
+        token_ids: int32 [B, T].
+        padding_mask: int32 [B, T].
+        may_be_empty: bool, whether a row may hold no token, as behind a state.
 
     Raises:
         ValueError: a row holds no token, or several documents.
     """
-    check_one_document(padding_mask)
+    check_one_document(padding_mask, may_be_empty)
     return [ids[mask > 0] for ids, mask in zip(token_ids, padding_mask, strict=True)]
 
 
-def read_stop_token_ids(stop_token_ids, vocabulary_size):
-    """The ids in a sequence of ids that end a text, as a tuple of ints.
+def read_stop_token_ids(stop_token_ids, preprocessor, vocabulary_size):
+    """The ids of tokens that end a text, as a tuple of ints.
+
+    Args:
+        stop_token_ids: "auto", None, or a sequence of ids.
+        preprocessor: whose tokenizer knows those of "auto", or None.
+        vocabulary_size: int.
 
     Raises:
-        ValueError: it is no sequence of whole numbers, or one is outside of the vocabulary.
+        ValueError: it is none of these, one is outside of the vocabulary, or "auto" without a
+            preprocessor.
     """
+    if stop_token_ids is None:
+        return ()
+    if isinstance(stop_token_ids, str) and stop_token_ids == "auto":
+        if preprocessor is None:
+            raise ValueError(
+                "`stop_token_ids='auto'` needs a preprocessor, whose tokenizer knows what ends "
+                "a text. Pass a tuple of token ids, or None to use up the limit."
+            )
+        tokenizer = preprocessor.tokenizer
+        ends = (tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None))
+        return tuple(id for id in ends if id is not None)
     ids = as_array(stop_token_ids, "stop_token_ids")
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise ValueError(
@@ -169,6 +197,30 @@ def read_stop_token_ids(stop_token_ids, vocabulary_size):
         )
     check_token_ids(ids[None], vocabulary_size, "stop_token_ids")
     return tuple(int(id) for id in ids)
+
+
+def read_stop(stop, has_text):
+    """The strings that end a text, as a tuple.
+
+    Args:
+        stop: str, sequence of str, or None.
+        has_text: bool, whether the model has a preprocessor to tell the text of tokens.
+
+    Raises:
+        ValueError: an empty string, something else than strings, or no preprocessor.
+    """
+    strings = [stop] if isinstance(stop, str) else [] if stop is None else list(stop)
+    if not all(isinstance(string, str) and string for string in strings):
+        raise ValueError(
+            "`stop` must be a str or a sequence of str, none of them empty, such as ['\\n\\n']. "
+            f"Received: {stop!r}."
+        )
+    if strings and not has_text:
+        raise ValueError(
+            "`stop` needs a preprocessor, which tells the text of tokens. Received: "
+            f"{stop!r}. Attach one, or pass `stop_token_ids`."
+        )
+    return tuple(strings)
 
 
 def arrays_of(prompts, new, width):

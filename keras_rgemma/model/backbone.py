@@ -152,6 +152,7 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         )
 
         # === Config ===
+        _resolve_policies(self._flatten_layers())
         for name, value in config.to_dict().items():
             setattr(self, name, value)
 
@@ -282,6 +283,17 @@ class RGemmaBackbone(keras_hub.models.Backbone):
 
     def get_config(self):
         return {**super().get_config(), **self.config.to_dict()}
+
+
+def _resolve_policies(layers):
+    """Gives each quantized layer its own policy of a map.
+
+    With the whole map Keras takes it for one that is not quantized when it is saved.
+    """
+    for layer in layers:
+        policy = layer.dtype_policy
+        if isinstance(policy, keras.dtype_policies.DTypePolicyMap) and layer.quantization_mode:
+            layer._dtype_policy = policy[layer.path]
 
 
 def _residual_blocks(config, dtype):

@@ -1,5 +1,6 @@
 """The causal language model: logits, text generation, scoring."""
 
+import dataclasses
 import pathlib
 
 import keras
@@ -7,12 +8,22 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+from keras_rgemma import state as states
+from keras_rgemma.config import RGemmaConfig, check_count
 from keras_rgemma.model.backbone import RGemmaBackbone
+from keras_rgemma.model.fingerprint import fingerprint
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.model.presets import Presets, has_tokenizer, resolve
-from keras_rgemma.model.samplers import compares_hidden_states, read_sampler, without_softmax
-from keras_rgemma.ops.documents import document_positions
+from keras_rgemma.model.samplers import (
+    compares_hidden_states,
+    is_stepwise,
+    read_sampler,
+    without_softmax,
+)
+from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_keywords, check_padding_mask, check_token_ids
+
+_SIZES = {field.name for field in dataclasses.fields(RGemmaConfig)}
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -68,7 +79,8 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
 
         Args:
             preset, load_weights, revision: see `RGemmaBackbone.from_preset`.
-            **kwargs: `dtype`, `preprocessor`, and what `keras.Model` takes.
+            **kwargs: `dtype`, `preprocessor`, what `keras.Model` takes, and what the backbone
+                takes in place of what the preset says.
 
         Raises:
             ValueError: see `RGemmaBackbone.from_preset`, as for the errors of a hub.
@@ -98,7 +110,8 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
             kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.path)
         # Before gigabytes are read.
         check_vocabularies(kwargs.get("preprocessor"), checkpoint.config.vocabulary_size)
-        backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype)
+        sizes = {name: kwargs.pop(name) for name in list(kwargs) if name in _SIZES}
+        backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype, **sizes)
         return cls(backbone, **kwargs)
 
     def compile(
@@ -165,6 +178,14 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         """The `ModelState` of `batch_size` rows that have consumed nothing."""
         return self.backbone.initial_state(batch_size)
 
+    def state_specification(self):
+        """The `ModelState` with a `keras.KerasTensor` in place of each array."""
+        return states.specification(self.backbone.config, self.backbone.compute_dtype)
+
+    def fingerprint(self):
+        """The `keras_rgemma.state.Fingerprint` of this architecture with these weights."""
+        return fingerprint(self.backbone)
+
     def step(self, token_ids, padding_mask, state):
         """Consumes more tokens of each row: see `RGemmaBackbone.step`."""
         return self.backbone.step(token_ids, padding_mask, state)
@@ -172,124 +193,6 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
     def compute_logits(self, hidden):
         """Logits [..., V] of final hidden states [..., D], soft cap included."""
         return self.backbone.token_embedding(hidden, reverse=True)
-
-    # === Generation ===
-
-    def generate(
-        self,
-        inputs,
-        max_length=None,
-        stop_token_ids="auto",
-        strip_prompt=False,
-        *,
-        max_new_tokens=None,
-    ):
-        """Continues prompts, with the sampler given to `compile`.
-
-        With a deterministic sampler a row's answer depends on that row alone: not on the rows
-        beside it, on padding, or on `max_length`.
-
-        Args:
-            inputs: a str; a list, tuple or array of str; a dict of `token_ids` int [B, T] and,
-                if rows are padded, `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of
-                any of these.
-            max_length: int, how many tokens a row may have in all, its prompt included. With
-                neither limit: the width of `token_ids` for a dict, else the preprocessor's
-                `sequence_length` for the total, or for the new tokens of a prompt that is longer
-                than it.
-            stop_token_ids: "auto" for the tokenizer's `<eos>` and `<end_of_turn>`, a sequence of
-                ids, or None to always use up the limit.
-            strip_prompt: bool, whether to return the new text alone.
-            max_new_tokens: int, how many tokens each row may get, instead of `max_length`.
-
-        Returns:
-            A str for a str, a list of str for several, a dict of arrays `token_ids` and
-            `padding_mask` (rows begin at column 0) for a dict.
-
-        Raises:
-            ValueError: no prompts, an empty prompt without a start token, ids outside of the
-                vocabulary, a mask of another shape, a limit that is negative, shorter than a
-                prompt or out of reach, or both limits.
-            TypeError: prompts that are no text.
-
-        Example:
-        ```python
-        lm.generate("In the beginning", max_length=64)
-        lm.generate({"token_ids": np.array([[2, 300, 301]])}, max_new_tokens=8)
-        ```
-        """
-        from keras_rgemma.generation.requests import TokenBudget, concatenated, read_batches
-
-        stop_token_ids = self._stop_token_ids(stop_token_ids)
-        budget = TokenBudget(
-            max_length, max_new_tokens, getattr(self.preprocessor, "sequence_length", None)
-        )
-        batches, is_scalar = read_batches(inputs)
-        outputs = [
-            self._generate_batch(batch, budget, stop_token_ids, strip_prompt) for batch in batches
-        ]
-        if isinstance(outputs[0], dict):
-            return concatenated(outputs)
-        texts = [text for output in outputs for text in output]
-        return texts[0] if is_scalar else texts
-
-    def _generate_batch(self, batch, budget, stop_token_ids, strip_prompt):
-        generate = self._generate_arrays if isinstance(batch, dict) else self._generate_texts
-        return generate(batch, budget, stop_token_ids, strip_prompt)
-
-    def _generate_arrays(self, batch, budget, stop_token_ids, strip_prompt):
-        from keras_rgemma.generation.requests import arrays_of, rows_of
-
-        if "token_ids" not in batch:
-            raise ValueError(
-                "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded. "
-                f"Received the keys {sorted(batch)}."
-            )
-        token_ids = check_token_ids(batch["token_ids"], self.backbone.vocabulary_size)
-        mask = check_padding_mask(batch.get("padding_mask"), token_ids.shape)
-        prompts, width = rows_of(token_ids, mask), token_ids.shape[1]
-        budgets = budget.of([len(prompt) for prompt in prompts], default_length=width)
-        new = self.make_generate_function().generate(prompts, budgets, stop_token_ids)
-        return arrays_of([[] for _ in prompts] if strip_prompt else prompts, new, width)
-
-    def _generate_texts(self, batch, budget, stop_token_ids, strip_prompt):
-        if self.preprocessor is None:
-            raise ValueError(
-                "A model without a preprocessor takes a dict of `token_ids` and `padding_mask`. "
-                f"Received text: {batch[0]!r}. Attach a preprocessor, or tokenize it first."
-            )
-        check_vocabularies(self.preprocessor, self.backbone.vocabulary_size)
-        prompts = self.preprocessor.prompt_token_ids(batch)
-        budgets = budget.of([len(prompt) for prompt in prompts])
-        new = self.make_generate_function().generate(prompts, budgets, stop_token_ids)
-        end_of_turn = getattr(self.preprocessor.tokenizer, "end_token2_id", None)
-        if end_of_turn in stop_token_ids:  # it ends the answer and is no part of its text
-            new = [row[:-1] if len(row) and row[-1] == end_of_turn else row for row in new]
-        prompts = [[] for _ in prompts] if strip_prompt else prompts
-        return self.preprocessor.text_of(
-            [[*prompt, *row] for prompt, row in zip(prompts, new, strict=True)]
-        )
-
-    def _stop_token_ids(self, stop_token_ids):
-        if stop_token_ids is None:
-            return ()
-        if isinstance(stop_token_ids, str):
-            if stop_token_ids != "auto":
-                raise ValueError(
-                    "`stop_token_ids` must be 'auto', None or a sequence of token ids. "
-                    f"Received: {stop_token_ids!r}."
-                )
-            if self.preprocessor is None:
-                raise ValueError(
-                    "`stop_token_ids='auto'` needs a preprocessor, whose tokenizer knows what ends "
-                    "a text. Pass a tuple of token ids, or None to use up the limit."
-                )
-            tokenizer = self.preprocessor.tokenizer
-            ends = (tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None))
-            return tuple(id for id in ends if id is not None)
-        from keras_rgemma.generation.requests import read_stop_token_ids
-
-        return read_stop_token_ids(stop_token_ids, self.backbone.vocabulary_size)
 
     def make_generate_function(self):
         """The compiled programs of `generate`, made anew when weights or settings are others."""
@@ -302,8 +205,215 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
                 sampler,
                 runs=without_softmax(sampler),
                 hidden_dim=self.backbone.hidden_dim if compares_hidden_states(sampler) else None,
+                is_stepwise=is_stepwise(sampler),
             )
         return self.generate_function
+
+    # === Generation ===
+
+    def generate(
+        self,
+        inputs,
+        max_length=None,
+        stop_token_ids="auto",
+        strip_prompt=False,
+        *,
+        max_new_tokens=None,
+        stop=None,
+        num_return_sequences=1,
+        state=None,
+        return_state=False,
+    ):
+        """Continues prompts, with the sampler given to `compile`.
+
+        With a deterministic sampler a row's answer depends on that row alone: not on the rows
+        beside it, on padding, or on `max_length`.
+
+        Args:
+            inputs: a str; a list, tuple or array of str; a dict of `token_ids` int [B, T] and,
+                if rows are padded, `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of
+                any of these.
+            max_length: int, how many tokens a row may have in all, its prompt included; what
+                `state` holds does not count. With neither limit: the width of `token_ids` for a
+                dict, else the preprocessor's `sequence_length` for the total, or for the new tokens
+                of a prompt that is longer than it.
+            stop_token_ids: "auto" for the tokenizer's `<eos>` and `<end_of_turn>`, a sequence of
+                ids, or None to always use up the limit.
+            strip_prompt: bool, whether to return the new text alone.
+            max_new_tokens: int, how many tokens each row may get, instead of `max_length`.
+            stop: str or sequence of str that end a row, too; the text ends before them.
+            num_return_sequences: int, how many continuations each prompt gets, one after the
+                other in what is returned. The prompt is read once.
+            state: `RGemmaState` that the prompts go on from, without a start token; they may be
+                empty. It stays as it is.
+            return_state: bool, whether to return an `RGemmaState` beside the text.
+
+        Returns:
+            A str for a str, a list of str for several, a dict of arrays `token_ids` and
+            `padding_mask` (rows begin at column 0) for a dict. With `return_state` a pair of that
+            and the state after it, a stop string included.
+
+        Raises:
+            ValueError: no prompts, an empty prompt without a start token, ids outside of the
+                vocabulary, a mask of another shape, a limit that is negative, shorter than a
+                prompt or out of reach, or both limits; a state of another model, or of another
+                number of rows.
+            TypeError: prompts that are no text.
+
+        Example:
+        ```python
+        lm.generate("In the beginning", max_length=64)
+        lm.generate({"token_ids": np.array([[2, 300, 301]])}, max_new_tokens=8)
+        text, state = lm.generate("In the beginning", max_new_tokens=8, return_state=True)
+        lm.generate(" And", state=state, stop=".")
+        ```
+        """
+        from keras_rgemma.generation.generate import Request, generate
+
+        request = Request.of(
+            self,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            stop=stop,
+            state=state,
+            copies=check_count("num_return_sequences", num_return_sequences),
+        )
+        return generate(self, inputs, request, strip_prompt, return_state)
+
+    def stream(
+        self,
+        inputs,
+        max_length=None,
+        stop_token_ids="auto",
+        *,
+        max_new_tokens=None,
+        stop=None,
+        state=None,
+    ):
+        """Continues prompts, and gives the new text as it is made.
+
+        The pieces joined are what `generate(..., strip_prompt=True)` returns. No piece ends with
+        half a character, or with what may be the beginning of a stop string.
+
+        Args:
+            inputs: as of `generate`, a single batch.
+            max_length, stop_token_ids, max_new_tokens, stop, state: as of `generate`.
+
+        Returns:
+            An iterator of str for a str, of lists of B str for several prompts, of dicts of
+            arrays for a dict. Its attribute `state` is the `RGemmaState` after what it has given
+            so far; `close()` ends it. Nothing is computed between two pieces.
+
+        Raises:
+            ValueError: a sampler that does not write token by token (beam, contrastive), and as
+                `generate`.
+
+        Example:
+        ```python
+        for piece in lm.stream("In the beginning", max_new_tokens=64):
+            print(piece, end="", flush=True)
+        ```
+        """
+        from keras_rgemma.generation.generate import Request
+        from keras_rgemma.generation.stream import stream
+
+        request = Request.of(
+            self,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            stop=stop,
+            state=state,
+        )
+        return stream(self, inputs, request)
+
+    def prefill(self, inputs, state=None, chunk_size=2048):
+        """Reads text of any length into a state of fixed size.
+
+        Args:
+            inputs: a str; a list of str, a batch; token ids as a list, an array [T] or [B, T] or a
+                dict as of `generate`; or an iterator of the pieces of one text (such as an open
+                file), each a str or the ids of a row. Each str is tokenized for itself, so a word
+                should not be cut between two of them. The start token comes before text, once.
+            state: `RGemmaState` to go on from, which stays as it is; None for the beginning.
+            chunk_size: int, how many tokens of a row are read at a time. The memory that reading
+                needs grows with it, and not with the text.
+
+        Returns:
+            `RGemmaState` of all the text.
+
+        Raises:
+            ValueError: no token at all, ids outside of the vocabulary, a mask of another shape; a
+                state of another model, or of another number of rows.
+
+        Example:
+        ```python
+        state = lm.prefill("In the beginning God created")
+        state = lm.prefill([330, 331], state=state)
+        lm.generate("", state=state, max_new_tokens=8)
+        ```
+        """
+        from keras_rgemma.generation.prefill import prefill
+
+        return prefill(self, inputs, state, check_count("chunk_size", chunk_size))
+
+    def chat(self, **options):
+        """Begins a conversation in the format that instruction-tuned models are trained with.
+
+        Args:
+            **options: see `keras_rgemma.generation.chat.Chat`.
+
+        Returns:
+            `keras_rgemma.generation.chat.Chat`.
+
+        Raises:
+            ValueError: no preprocessor, or a vocabulary without `<start_of_turn>` and
+                `<end_of_turn>`.
+
+        Example:
+        ```python
+        chat = lm.chat()
+        chat.send("What is a lighthouse?")
+        for piece in chat.stream("And a river?"):
+            print(piece, end="", flush=True)
+        ```
+        """
+        from keras_rgemma.generation.chat import Chat
+
+        return Chat(self, **options)
+
+    def load_chat(self, path, **options):
+        """Goes on with a conversation that `Chat.save` wrote, on whatever backend.
+
+        Args:
+            path: str or path.
+            **options: as of `chat`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such file, damaged, or a conversation with another model.
+        """
+        from keras_rgemma.generation.chat import Chat
+
+        return Chat.load(self, path, **options)
+
+    def text_preprocessor(self, text):
+        """The preprocessor, checked to fit the model.
+
+        Args:
+            text: what it is wanted for, named in the error.
+
+        Raises:
+            ValueError: there is none, or its tokenizer belongs to another model.
+        """
+        if self.preprocessor is None:
+            raise ValueError(
+                "A model without a preprocessor takes a dict of `token_ids` and `padding_mask`. "
+                f"Received text: {text!r}. Attach a preprocessor, or tokenize it first."
+            )
+        check_vocabularies(self.preprocessor, self.backbone.vocabulary_size)
+        return self.preprocessor
 
     # === Scoring ===
 
@@ -314,6 +424,8 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         scoring_mode="logits",
         layer_intercept_fn=None,
         target_ids=None,
+        *,
+        state=None,
     ):
         """Logits or losses of given tokens, as `keras_hub.models.GemmaCausalLM.score`.
 
@@ -327,6 +439,8 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
                 run one by one, as gradients with respect to activations need; without it they are
                 one program, which on PyTorch keeps no gradients.
             target_ids: int [B, T], the tokens that the loss is taken against.
+            state: `RGemmaState` that the rows go on from; their tokens then come first, pads last.
+                Activations have one column more in front, of the token that the state carries.
 
         Returns:
             Float [B, T, V] for "logits", float [B, T] for "loss".
@@ -350,12 +464,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         vocabulary_size = self.backbone.vocabulary_size
         ids = check_token_ids(_numpy(token_ids), vocabulary_size)
         mask = check_padding_mask(_numpy(padding_mask), ids.shape)
-        if layer_intercept_fn:
-            logits = self._logits(
-                ops.convert_to_tensor(ids), ops.convert_to_tensor(mask), layer_intercept_fn
-            )
-        else:
-            logits = self._score_in_one_program(ids, mask)
+        logits = self._score(ids, mask, state, layer_intercept_fn)
         if scoring_mode == "logits":
             return logits
         targets = check_token_ids(_numpy(target_ids), vocabulary_size, name="target_ids")
@@ -367,21 +476,36 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
         return loss(ops.convert_to_tensor(targets), logits)
 
-    def _logits(self, token_ids, padding_mask, layer_intercept_fn=None):
-        hidden = self.backbone.call_layers(
-            token_ids, document_positions(padding_mask), layer_intercept_fn=layer_intercept_fn
-        )
-        return self.compute_logits(hidden)
-
-    def _score_in_one_program(self, ids, mask):
+    def _score(self, ids, mask, state, layer_intercept_fn):
+        """Logits [B, T, V], in one program unless activations are to be intercepted."""
+        from keras_rgemma.generation import session
         from keras_rgemma.generation.programs import Programs, padded_length
 
+        consumed, first = (), 0
+        if state is not None:
+            consumed, first = session.consumed_by(self, state), 1
+            ids, mask = session.columns_behind(state, ids, mask)
+        if layer_intercept_fn:
+            rows = map(ops.convert_to_tensor, (ids, mask))
+            return self._logits(*rows, consumed, layer_intercept_fn)[:, first:]
         if self._scoring_programs is None or not self._scoring_programs.are_for(self):
             self._scoring_programs = Programs(self)
         length = ids.shape[1]
         pads = [(0, 0), (0, padded_length(length) - length)]
         rows = (ops.convert_to_tensor(np.pad(x, pads)) for x in (ids, mask))
-        return self._scoring_programs.compiled(self._logits)(*rows)[:, :length]
+        logits = self._scoring_programs.compiled(self._logits)(*rows, consumed)
+        return logits[:, first:length]
+
+    def _logits(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
+        if consumed:
+            positions = continued_positions(padding_mask, consumed.num_tokens)
+            layers = consumed.layers
+        else:
+            positions, layers = document_positions(padding_mask), None
+        hidden = self.backbone.call_layers(
+            token_ids, positions, layers, layer_intercept_fn=layer_intercept_fn
+        )
+        return self.compute_logits(hidden)
 
 
 def _numpy(x):

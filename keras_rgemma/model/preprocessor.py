@@ -63,11 +63,11 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         Raises:
             ValueError: a preset without a tokenizer. See `RGemmaBackbone.from_preset`, too.
         """
-        from keras_rgemma.checkpoints.folder import tokenizer_file
+        from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
         from keras_rgemma.checkpoints.hub import TOKENIZER
 
         folder = resolve(preset, TOKENIZER, revision)
-        if tokenizer_file(folder):
+        if tokenizer_file(folder) or open_checkpoint(folder):
             return cls(cls.tokenizer_cls.from_preset(folder), **kwargs)
         return super().from_preset(folder, **kwargs)
 
@@ -91,11 +91,13 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
             mask = mask != 0
         return super().generate_postprocess({**x, "padding_mask": mask})
 
-    def prompt_token_ids(self, texts):
+    def prompt_token_ids(self, texts, continued=False):
         """The token ids of prompts, with the start token and uncut.
 
         Args:
             texts: list of str.
+            continued: bool, whether they go on with a text, so that no start token is added and
+                they may be empty.
 
         Returns:
             list of int32 arrays, one a prompt.
@@ -105,10 +107,10 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         """
         ids = self.tokenizer.tokenize(texts)
         ids = ids.to_list() if hasattr(ids, "to_list") else ids
-        start = [self.tokenizer.start_token_id] if self.add_start_token else []
+        start = [self.tokenizer.start_token_id] if self.add_start_token and not continued else []
         prompts = [np.array([*start, *row], dtype="int32") for row in ids]
         for row, prompt in enumerate(prompts):
-            if not len(prompt):
+            if not (len(prompt) or continued):
                 raise ValueError(
                     f"Prompt {row} is empty ({texts[row]!r}) and `add_start_token` is False, so "
                     "there is no token to start from. Pass some text, or a preprocessor with "

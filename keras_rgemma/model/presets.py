@@ -79,9 +79,11 @@ def resolve(preset, part, revision=None):
         )
     if preset in known or (preset.strip() and pathlib.Path(preset).exists()):
         return handle
-    near = difflib.get_close_matches(preset, known, n=1, cutoff=0.0)[0]
+    # Any name is near to some preset; a path is not.
+    near = difflib.get_close_matches(preset, known, n=1, cutoff=0.6 if "/" in preset else 0.0)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"Unknown preset {preset!r}. Did you mean {near!r}? The built-in presets are "
+        f"Unknown preset {preset!r}.{hint} The built-in presets are "
         f"{list(known)}; a folder (this one does not exist) or a hub handle such as "
         "'hf://user/model' works, too."
     )
@@ -119,10 +121,8 @@ def saved_dtype(preset):
     from keras_hub.src.utils.preset_utils import CONFIG_FILE, load_json
 
     saved = load_json(preset, CONFIG_FILE)["config"].get("dtype")
-    if saved is None:
-        return None
-    policy = keras.dtype_policies.get(saved)
-    return None if policy.quantization_mode else policy.variable_dtype
+    policy = keras.dtype_policies.get(saved) if saved is not None else None
+    return policy.variable_dtype if type(policy) is keras.DTypePolicy else None
 
 
 class Presets:

@@ -32,6 +32,13 @@ def compares_hidden_states(sampler):
     return isinstance(sampler, keras_hub.samplers.ContrastiveSampler)
 
 
+def is_stepwise(sampler):
+    """Whether a sampler is done with a token as soon as it has chosen it."""
+    return not isinstance(
+        sampler, (keras_hub.samplers.BeamSampler, keras_hub.samplers.ContrastiveSampler)
+    )
+
+
 def read_sampler(sampler, vocabulary_size):
     """The sampler that a name or an instance stands for.
 

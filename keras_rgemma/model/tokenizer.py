@@ -1,5 +1,8 @@
 """SentencePiece tokenizer with Gemma's control tokens."""
 
+import pathlib
+import re
+
 import keras
 import keras_hub
 import sentencepiece
@@ -34,6 +37,7 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
     """
 
     backbone_cls = RGemmaBackbone
+    start_of_turn = "<start_of_turn>"
     end_token2 = "<end_of_turn>"
     presets = Presets()
 
@@ -67,16 +71,7 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
                 f"{folder!r} holds no tokenizer.model, the SentencePiece model of its tokenizer. "
                 "Copy that file of the model it comes from into it."
             )
-        if not proto:
-            return super().from_preset(folder, **kwargs)
-        try:
-            return cls(proto=proto, **kwargs)
-        except ValueError:
-            raise
-        except Exception as error:  # of TensorFlow's or SentencePiece's own classes
-            raise ValueError(
-                f"{proto!r} cannot be read as a SentencePiece model. Fetch it again. {error}"
-            ) from error
+        return cls(proto=proto, **kwargs) if proto else super().from_preset(folder, **kwargs)
 
     @property
     def end_token2_id(self):
@@ -85,8 +80,36 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
             raise AttributeError("end_token2_id")
         return self._end_token2_id
 
+    def literal_token_ids(self, text):
+        """The token ids of text in which no control token is recognised.
+
+        `<end_of_turn>` in it becomes plain characters, which read the same.
+
+        Args:
+            text: str.
+
+        Returns:
+            list of ints.
+        """
+        controls = [*self.special_tokens, self.start_of_turn, self.end_token2]
+        parts = []
+        for part in re.split(f"({'|'.join(map(re.escape, controls))})", text):
+            # Two halves of a control token cannot be taken for it.
+            parts += [part[:1], part[1:]] if part in controls else [part]
+        ids = self.tokenize(parts)
+        ids = ids.to_list() if hasattr(ids, "to_list") else ids
+        return [int(id) for row in ids for id in row]
+
     def set_proto(self, proto):
-        super().set_proto(proto)
+        try:
+            super().set_proto(proto)
+        except ValueError:
+            raise
+        except Exception as error:  # of TensorFlow's or SentencePiece's own classes
+            name = repr(proto) if isinstance(proto, (str, pathlib.PurePath)) else "`proto`"
+            raise ValueError(
+                f"{name} cannot be read as a SentencePiece model. Fetch it again. {error}"
+            ) from error
         self._end_token2_id = (self._token_to_id_map or {}).get(self.end_token2)
 
     def _set_proto_spm(self, proto):

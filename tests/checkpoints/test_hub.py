@@ -293,6 +293,26 @@ def test_damaged_files_do_not_stay_when_the_connection_is_lost_too(hub, folders,
 
 
 @once
+def test_what_a_stopped_call_could_not_check_is_checked_by_the_next(
+    hub, folders, lm, tmp_path, monkeypatch
+):
+    hub.damaged = next(filter(are_weights, sorted(folders["transformers"])))
+
+    def stop(*args):
+        if any(are_weights(path.name) for path in tmp_path.rglob("snapshots/**/*")):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("keras_rgemma.checkpoints.hub._check_new_files", stop)
+        RGemmaBackbone.from_preset(HF)
+    hub.damaged = None
+    with pytest.raises(ValueError, match=r"damaged.*deleted"):
+        RGemmaBackbone.from_preset(HF)
+    check_same(RGemmaBackbone.from_preset(HF), lm.backbone)
+    assert check_whole(tmp_path, hub)
+
+
+@once
 def test_a_repository_of_something_else_is_not_fetched(hub):
     hub.files["main"] = {"README.md": b"x", "model.gguf": b"x" * 100}
     with pytest.raises(ValueError, match=r"neither config\.json nor.*model\.gguf"):

@@ -1,6 +1,7 @@
 """Folders that transformers saved load as presets, to the bit; broken ones are refused by name."""
 
 import json
+import re
 import shutil
 
 import keras
@@ -165,6 +166,20 @@ def test_a_repeated_embedding_is_accepted_and_another_is_refused(broken, saved):
     rewrite(path, lambda x: x[names.LM_HEAD].__setitem__((399, 15), 7.0))
     with pytest.raises(ValueError, match=r"lm_head\.weight.*differs"):
         RGemmaBackbone.from_preset(str(broken))
+    for wrong in (np.zeros((403, 16), "float32"), np.zeros((3, 16), "float32"), np.float32(3)):
+        rewrite(path, lambda x, wrong=wrong: x.update({names.LM_HEAD: np.array(wrong)}))
+        with pytest.raises(ValueError, match=r"of another shape: lm_head\.weight"):
+            RGemmaBackbone.from_preset(str(broken))
+
+
+def test_a_cap_that_is_not_named_is_the_usual_one(broken):
+    change(broken / "config.json", logits_soft_cap="gone")
+    assert RGemmaBackbone.from_preset(str(broken)).final_logit_soft_cap == 30.0
+
+
+def test_one_file_is_read_rather_than_an_index_beside_it(broken, saved):
+    (broken / huggingface.INDEX).write_text('{"weight_map": {"a": "b"}}')
+    check_logits(broken, saved[1])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +191,11 @@ def test_a_repeated_embedding_is_accepted_and_another_is_refused(broken, saved):
         ({"hidden_activation": "tanh"}, "'tanh'"),
         ({"hidden_size": "gone"}, "hidden_size"),
         ({"num_hidden_layers": 10**9}, "1000000000 layers"),
-        ({"hidden_size": 10**9}, "of another shape"),
+        ({"hidden_size": 10**4}, "of another shape"),
+        ({"hidden_size": 10**9}, r"more than 1e\+13 parameters"),
+        ({"num_hidden_layers": 10**400}, r"more than 1e\+13 parameters"),
+        ({"rms_norm_eps": 10**400}, "layer_norm_epsilon"),
+        ({"attention_window_size": 10**13}, "sliding_window_size.*at most"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
         ({"attention_window_size": 0}, "sliding_window_size"),
         ({"intermediate_size": "40"}, "intermediate_size.*'40'"),
@@ -228,9 +247,10 @@ def test_files_that_are_broken(tmp_path):
     change(index, weight_map=outside)
     with pytest.raises(ValueError, match=r"\.\./elsewhere\.safetensors.*not a plain name"):
         RGemmaBackbone.from_preset(str(tmp_path))
-    change(index, weight_map={**weight_map, "model.final_norm.weight": ["a"]})
-    with pytest.raises(ValueError, match=r"\['a'\].*not a plain name"):
-        RGemmaBackbone.from_preset(str(tmp_path))
+    for name in (["a"], "", "..", "a\\b"):
+        change(index, weight_map={**weight_map, "model.final_norm.weight": name})
+        with pytest.raises(ValueError, match=f"{re.escape(repr(name))}.*not a plain name"):
+            RGemmaBackbone.from_preset(str(tmp_path))
     change(index, weight_map={**weight_map, "model.nowhere": shard.name})
     with pytest.raises(ValueError, match=r"do not hold.*model\.nowhere"):
         RGemmaBackbone.from_preset(str(tmp_path))
@@ -241,9 +261,11 @@ def test_files_that_are_broken(tmp_path):
     shard.unlink()
     with pytest.raises(ValueError, match=f"{shard.name}.*missing"):
         RGemmaBackbone.from_preset(str(tmp_path))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json.*JSON"):
-        RGemmaBackbone.from_preset(str(tmp_path))
+    for broken in ("{", "[" * 200_000, "\ud800".encode("utf-8", "surrogatepass"), b"\xff", "[]"):
+        content = broken if isinstance(broken, bytes) else broken.encode()
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"config\.json.*JSON"):
+            RGemmaBackbone.from_preset(str(tmp_path))
 
 
 def test_a_tokenizer_of_another_model_or_a_broken_one(broken, monkeypatch):

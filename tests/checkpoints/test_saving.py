@@ -134,22 +134,43 @@ def test_models_that_cannot_be_written_leave_nothing(tmp_path, lm):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_there_is_kept_unless_it_may_be_replaced(tmp_path, lm):
+def test_what_is_there_is_kept_unless_it_may_be_replaced(tmp_path, lm, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     lm.export_to_transformers(out)  # an empty folder is as good as none
-    (out / "notes.txt").write_text("mine")
+    (out / "more.json").write_text("{}")
     with pytest.raises(FileExistsError, match=r"out'.*Nothing was written"):
         lm.export_to_transformers(out)
-    assert (out / "notes.txt").read_text() == "mine"
     lm.export_to_transformers(out, overwrite=True)
-    assert not (out / "notes.txt").exists() and (out / "config.json").exists()
-    file = tmp_path / "file"
-    file.write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="file'"):
-            lm.export_to_transformers(file, overwrite=overwrite)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+    assert not (out / "more.json").exists() and (out / "config.json").exists()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    for name in ("file", "folder", "out"):
+        with pytest.raises(FileExistsError, match=rf"{name}' is .*Nothing was written"):
+            lm.export_to_transformers(tmp_path / name, overwrite=True)
+    (out / "notes.txt").unlink()
+    monkeypatch.chdir(out)
+    for place in (".", out):
+        with pytest.raises(FileExistsError, match="is more than a checkpoint"):
+            lm.export_to_transformers(place, overwrite=True)
+    with pytest.raises(ValueError, match="destination is empty"):
+        lm.export_to_transformers("", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "out"]
+
+
+def test_numbers_that_are_too_large_for_float16(tmp_path):
+    lm = tiny.causal_lm()
+    kernel = lm.backbone.transformer_layers[0].mlp_block.ffw_down.kernel
+    kernel.assign(tiny.numpy(kernel) + 1e5)
+    with pytest.raises(ValueError, match=r"ffw_down/kernel'.*too large for float16"):
+        lm.export_to_transformers(tmp_path / "half", dtype="float16")
+    assert not list(tmp_path.iterdir())
+    lm.export_to_transformers(tmp_path / "whole")
+    lm.save_to_preset(tmp_path / "keras")
+    for source in ("whole", "keras"):
+        with pytest.raises(ValueError, match=r"in float16.*use bfloat16"):
+            RGemmaBackbone.from_preset(tmp_path / source, dtype="float16")
 
 
 def test_writing_that_fails_halfway_leaves_nothing_and_replaces_nothing(tmp_path, lm, monkeypatch):

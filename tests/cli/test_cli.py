@@ -1,6 +1,7 @@
 """The command `keras-rgemma`: what it writes and prints, and the exit codes that scripts trust."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -69,6 +70,62 @@ def test_errors_are_one_line_and_an_exit_code(preset, tmp_path, capsys):
         main(["convert", "somewhere"])
     assert stopped.value.code == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_around_the_source_is_not_replaced(preset, tmp_path, capsys):
+    around = tmp_path / "around"
+    shutil.copytree(preset[0], around / "params")
+    for destination in (around, tmp_path, ""):
+        arguments = [str(around / "params"), str(destination), "--to", "torch", "--overwrite"]
+        assert main(["convert", *arguments]) == 1
+        assert capsys.readouterr().err.startswith("keras-rgemma: ")
+    check_same(around / "params", preset[1])
+
+
+def test_settings_that_weights_do_not_tell_are_kept(tmp_path):
+    odd = {
+        "activation": "relu",
+        "final_logit_soft_cap": None,
+        "scale_embeddings": False,
+        "layer_norm_epsilon": 1e-3,
+        "rope_max_wavelength": 99,
+        "sliding_window_size": 7,
+    }
+    lm = tiny.randomize(tiny.causal_lm(**odd))
+    lm.save_to_preset(tmp_path / "keras")
+    for source, to in (("keras", "flax"), ("flax", "torch"), ("torch", "keras")):
+        there = tmp_path / f"{to}-again"
+        assert main(["convert", str(tmp_path / source), str(there), "--to", to]) == 0
+        there.rename(tmp_path / to) if to != "keras" else None
+    found = RGemmaCausalLM.from_preset(tmp_path / "keras-again")
+    assert found.backbone.config == lm.backbone.config
+    config = tmp_path / "flax" / "keras_rgemma.json"
+    config.unlink()  # as in what others wrote
+    found = RGemmaCausalLM.from_preset(tmp_path / "flax", **odd)
+    assert found.backbone.config.to_dict() == {**lm.backbone.config.to_dict(), "head_dim": 8}
+    config.write_text('{"hidden_dim": 16, "experts": 3}')
+    with pytest.raises(ValueError, match=r"keras_rgemma\.json' is no architecture.*experts"):
+        RGemmaCausalLM.from_preset(tmp_path / "flax")
+
+
+def test_quantized_presets_stay_quantized(tmp_path, capsys):
+    lm = tiny.causal_lm(sliding_window_size=2048)
+    lm.quantize("int8")
+    lm.save_to_preset(tmp_path / "int8")
+    source, there = str(tmp_path / "int8"), str(tmp_path / "there")
+    assert main(["convert", source, there, "--to", "keras"]) == 0
+    check_same(there, lm)
+    assert main(["convert", source, str(tmp_path / "no"), "--to", "torch"]) == 1
+    assert "quantized to int8" in capsys.readouterr().err
+
+
+def test_a_command_that_is_stopped_says_so(monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_rgemma.cli.presets.run", stop)
+    assert main(["presets"]) == 130
+    assert capsys.readouterr().err == "keras-rgemma: stopped\n"
 
 
 def test_presets_are_listed_with_what_is_in_the_cache(capsys, monkeypatch, tmp_path):

@@ -160,8 +160,10 @@ def test_random_samplers_repeat_with_their_seed(lm, prompts, name):
 def test_prompts_longer_than_a_prefill_piece(lm, prompts, greedy_texts, monkeypatch):
     from keras_rgemma.generation import programs
 
-    monkeypatch.setattr(programs, "PREFILL_CHUNK", 4)
-    monkeypatch.setattr(programs, "SMALLEST_BUCKET", 4)
+    sizes = programs.piece_sizes
+    monkeypatch.setattr(programs, "SMALLEST_PIECE", 2)
+    monkeypatch.setattr(programs, "piece_sizes", lambda length, _: sizes(length, chunk_size=6))
+    assert list(programs.piece_sizes(13, None)) == [6, 6, 2]
     assert new_tokens(lm, prompts) == greedy_texts
 
 

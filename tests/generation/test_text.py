@@ -49,9 +49,9 @@ def test_strip_prompt_leaves_the_new_text(lm, texts):
 
 def test_the_end_of_a_turn_is_left_out_only_where_it_ends_the_text(lm, monkeypatch):
     end = lm.preprocessor.tokenizer.end_token2_id
-    new = [np.array([300, end])]
     monkeypatch.setattr(
-        "keras_rgemma.generation.programs.GenerationPrograms.generate", lambda *_: new
+        "keras_rgemma.generation.programs.GenerationPrograms.decode",
+        lambda *_: ([np.array([300, end])], None),
     )
     text = lm.preprocessor.text_of([[300]])[0]
     assert lm.generate("The", strip_prompt=True) == text
@@ -88,13 +88,13 @@ def count_new(lm, prompt, **limits):
     length = len(lm.preprocessor.prompt_token_ids([prompt])[0])
     made = []
     programs = lm.make_generate_function()
-    generate = programs.generate
-    programs.generate = lambda *args: made.append(generate(*args)) or made[-1]
+    decode = programs.decode
+    programs.decode = lambda *args: made.append(decode(*args)) or made[-1]
     try:
         lm.generate(prompt, stop_token_ids=None, **limits)
     finally:
-        del programs.generate
-    return len(made[0][0]), length
+        del programs.decode
+    return len(made[0][0][0]), length
 
 
 def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(lm):
@@ -118,11 +118,11 @@ def test_the_token_that_ends_an_answer_is_no_part_of_its_text(lm, monkeypatch):
     ends = (tokenizer.end_token_id, tokenizer.end_token2_id)
     seen = []
 
-    def answer(prompts, budgets, stop_token_ids):
+    def answer(last_tokens, budgets, stop_token_ids, state, hidden):
         seen.append(stop_token_ids)
-        return [np.array([*word, end], "int32") for end in ends]
+        return [np.array([*word, end], "int32") for end in ends], state
 
-    monkeypatch.setattr(programs, "generate", answer)
+    monkeypatch.setattr(programs, "decode", answer)
     question = "<start_of_turn>user\nWhat?<end_of_turn>\n<start_of_turn>model\n"
     assert lm.generate([question, question], max_length=200) == [question + " fox"] * 2
     assert lm.generate([question] * 2, max_length=200, strip_prompt=True) == [" fox"] * 2

@@ -1,0 +1,210 @@
+"""A conversation in the format that instruction-tuned models are trained with."""
+
+import copy
+import dataclasses
+
+import numpy as np
+from keras import ops
+
+from keras_rgemma.generation import session
+from keras_rgemma.generation.generate import Batch, Request, start, written
+from keras_rgemma.generation.requests import checked_text
+from keras_rgemma.generation.stream import check_streams
+
+ROLES = ("user", "model")
+
+
+class Chat:
+    """A conversation, of which each turn costs its own tokens alone.
+
+    A turn is `<start_of_turn>ROLE\\nTEXT<end_of_turn>\\n`, TEXT without white space around it. What
+    stands in a message is never taken for a control token.
+
+    `RGemmaCausalLM.chat` and `load_chat` make them.
+
+    Args:
+        task: `RGemmaCausalLM`.
+        history: sequence of dicts of `role`, "user" and "model" in turn, and `content`, str: what
+            was said before.
+        max_new_tokens: int, the most tokens of an answer; None for the `sequence_length` of the
+            preprocessor, less the tokens of the message.
+        stop: str or sequence of str that end an answer, too.
+
+    Attributes:
+        history: list of dicts of `role` and `content`, all that was said.
+        state: `RGemmaState` of it.
+
+    Raises:
+        ValueError: a model without a preprocessor, a vocabulary without the control tokens, or a
+            history that is malformed.
+    """
+
+    def __init__(self, task, history=(), max_new_tokens=None, stop=None):
+        self._task = task
+        self._tokenizer = task.text_preprocessor("a conversation").tokenizer
+        self._control_ids = _control_ids(self._tokenizer)
+        self._options = {"max_new_tokens": max_new_tokens, "stop": stop}
+        Request.of(task, **self._options)  # which complains of what is wrong with them
+        self._answering = None
+        self.history = _checked(history)
+        ids = [self._tokenizer.start_token_id]
+        for place, message in enumerate(self.history):
+            ids += self._turn(message["role"], message["content"], is_first=place == 0)
+            ids += [self._control_ids["<end_of_turn>"]]
+        self._state = task.prefill(np.array(ids, "int32"))
+
+    @property
+    def state(self):
+        """`RGemmaState` of all that was said so far."""
+        self._finish()
+        return self._state
+
+    def send(self, message):
+        """Says something, and returns the answer.
+
+        Args:
+            message: str.
+
+        Returns:
+            str.
+
+        Raises:
+            TypeError: the message is no str.
+        """
+        return "".join(self._answer(message))
+
+    def stream(self, message):
+        """Says something, and gives the answer as it is made.
+
+        When it is not read to its end, the conversation goes on from where it was left.
+
+        Args:
+            message: str.
+
+        Returns:
+            An iterator of str.
+
+        Raises:
+            TypeError: the message is no str.
+            ValueError: a sampler that does not write token by token.
+        """
+        check_streams(self._task)
+        return self._answer(message, at_a_time=1)
+
+    def fork(self):
+        """Another conversation that begins with all that was said in this one."""
+        self._finish()
+        other = copy.copy(self)
+        other.history = [dict(message) for message in self.history]
+        return other
+
+    def save(self, path):
+        """Writes a file that `RGemmaCausalLM.load_chat` reads on any backend.
+
+        Args:
+            path: str or path, by convention with the suffix `.rgstate`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        session.write(path, self.state, {"history": self.history})
+
+    @classmethod
+    def load(cls, task, path, **options):
+        """See `RGemmaCausalLM.load_chat`."""
+        state, extra = session.read(path)
+        if "history" not in extra:
+            raise ValueError(
+                f"{str(path)!r} holds a state without a conversation. Load it with "
+                "`RGemmaState.load`."
+            )
+        session.consumed_by(task, state)
+        chat = cls(task, **options)
+        chat.history, chat._state = _checked(extra["history"]), state
+        return chat
+
+    def _answer(self, message, at_a_time=None):
+        message = checked_text(message)
+        state, closing = self._closed()
+        ids = [
+            *closing,
+            *self._turn("user", message, is_first=not self.history),
+            self._control_ids["<end_of_turn>"],
+            *self._turn("model", "", is_first=False),
+        ]
+        request = Request.of(self._task, state=state, **self._options)
+        batch = Batch([np.array(ids, "int32")], request.budget.of([len(ids)]), is_text=True)
+        tokens = start(self._task, batch, request)
+        reply = {"role": "model", "content": ""}
+        self.history += [{"role": "user", "content": message}, reply]
+        self._answering = tokens
+        return self._pieces(tokens, written(self._task, tokens, request, at_a_time), reply)
+
+    def _pieces(self, tokens, pieces, reply):
+        # Until somebody goes on with the conversation before the answer is complete.
+        while self._answering is tokens:
+            _, said = next(pieces, (None, None))
+            if said is None:
+                return
+            reply["content"] += said[0]
+            if said[0]:
+                yield said[0]
+
+    def _finish(self):
+        """Leaves an answer that is being made as it is."""
+        if self._answering is not None:
+            tokens, self._answering = self._answering, None
+            self._state = session.state_after(self._task, tokens.last_tokens, tokens.state)
+
+    def _closed(self):
+        """The state, and the ids that the last turn lacks to its end."""
+        state, end = self.state, self._control_ids["<end_of_turn>"]
+        last = int(ops.convert_to_numpy(state.last_token_ids)[0])
+        if not self.history or last == end:
+            return state, []
+        if last != self._tokenizer.end_token_id:
+            return state, [end]
+        # It is not consumed yet, so another token can take its place.
+        ends = ops.full_like(state.last_token_ids, end)
+        return dataclasses.replace(state, last_token_ids=ends), []
+
+    def _turn(self, role, content, is_first):
+        """The ids of a turn up to its end."""
+        literal = self._tokenizer.literal_token_ids
+        between = [] if is_first else literal("\n")
+        start_of_turn = self._control_ids["<start_of_turn>"]
+        return [*between, start_of_turn, *literal(f"{role}\n{content.strip()}")]
+
+
+def _control_ids(tokenizer):
+    ids = {}
+    for token in (tokenizer.start_of_turn, tokenizer.end_token2):
+        ids[token] = tokenizer.token_to_id(token)
+        if tokenizer.id_to_token(ids[token]) != token:
+            raise ValueError(
+                f"The vocabulary has no {token!r}, which the format of a conversation needs. Use "
+                "`generate`, or the tokenizer of an instruction-tuned model."
+            )
+    return ids
+
+
+def _checked(history):
+    """A copy of a history.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    messages = []
+    for place, message in enumerate(history):
+        role = ROLES[place % 2]
+        is_message = isinstance(message, dict) and isinstance(message.get("content"), str)
+        if not is_message or message.get("role") != role:
+            raise ValueError(
+                "A history is a list of {'role': 'user', 'content': ...} and {'role': 'model', "
+                "'content': ...} in turn. Received as message "
+                f"{place}: {message!r}."
+            )
+        messages.append({"role": role, "content": message["content"]})
+    if len(messages) % 2:
+        raise ValueError("A history ends with the model's answer. The last message is the user's.")
+    return messages

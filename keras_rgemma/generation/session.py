@@ -1,0 +1,406 @@
+"""The state of a conversation or a document: kept, forked, written to a file and read again."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import uuid
+
+import keras
+import ml_dtypes
+import numpy as np
+from keras import ops
+
+from keras_rgemma import state as states
+from keras_rgemma.shapes import check_one_document
+
+# A file is MAGIC, the SHA-256 of what follows, and a safetensors file with METADATA in its header.
+MAGIC = b"RGSTATE\n"
+VERSION = 1
+_DIGEST_BYTES = 32
+MOST_TOKENS = 2**31 - 2**23  # of one text: positions are int32, and one call writes up to 2^22
+_DTYPES = {"I32": "int32", "F32": "float32", "F16": "float16", "BF16": ml_dtypes.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RGemmaState:
+    """All that a model remembers of B texts. Its size does not grow with them.
+
+    It has consumed every token of a text but the last one, which it carries: what comes next is
+    fed behind that token, exactly once, and nothing has to come for a text to go on. A state never
+    changes: each call that goes on from it returns another one, so it can be used again, by
+    several requests at a time.
+
+    `RGemmaCausalLM.prefill` and `generate(..., return_state=True)` make them. It is a pytree for
+    `keras.tree` and, on JAX, for `jax.tree`. `state[i]` and `state[i:j]` are states of these rows.
+
+    Attributes:
+        last_token_ids: int32 [B], the token of each text that is not consumed yet.
+        consumed: `keras_rgemma.state.ModelState` of the tokens before it.
+        fingerprint: `keras_rgemma.state.Fingerprint` of the model that it belongs to.
+
+    Example:
+    ```python
+    lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en")
+    state = lm.prefill("In the beginning God created")
+    lm.generate(" the", state=state, max_new_tokens=8)
+    lm.generate([" man", " woman"], state=state.repeat(2), max_new_tokens=8)
+    ```
+    """
+
+    last_token_ids: object
+    consumed: states.ModelState
+    fingerprint: states.Fingerprint
+
+    @property
+    def batch_size(self):
+        """B, int."""
+        return int(self.last_token_ids.shape[0])
+
+    def __len__(self):
+        return self.batch_size
+
+    @property
+    def num_tokens(self):
+        """How many tokens each text has, the carried one included; a NumPy int array [B]."""
+        return ops.convert_to_numpy(self.consumed.num_tokens).astype("int64") + 1
+
+    @property
+    def nbytes(self):
+        """The bytes of its arrays, int."""
+        return sum(_nbytes(array) for array in keras.tree.flatten(self.tree_flatten()[0]))
+
+    def __repr__(self):
+        return (
+            f"RGemmaState(batch_size={self.batch_size}, num_tokens={self.num_tokens.tolist()}, "
+            f"nbytes={self.nbytes})"
+        )
+
+    def __getitem__(self, rows):
+        """The state of some rows.
+
+        Args:
+            rows: int, slice, or sequence of ints or booleans.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        index = np.arange(self.batch_size)[rows]  # NumPy knows every kind of index, and its errors
+        return self._map(lambda array: ops.take(array, np.atleast_1d(index), axis=0))
+
+    def repeat(self, repeats):
+        """A state in which each row stands `repeats` times, one after the other.
+
+        Args:
+            repeats: int, at least 1.
+
+        Raises:
+            ValueError: another number.
+        """
+        if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
+            raise ValueError(f"`repeats` must be a positive integer. Received: {repeats!r}.")
+        return self[np.repeat(np.arange(self.batch_size), repeats)]
+
+    @classmethod
+    def concatenate(cls, several):
+        """One state with the rows of several states of the same model.
+
+        Args:
+            several: sequence of `RGemmaState`.
+
+        Raises:
+            ValueError: none, or states of models that differ.
+        """
+        several = list(several)
+        if not several:
+            raise ValueError("`RGemmaState.concatenate` needs at least one state. Received: [].")
+        for other in several[1:]:
+            if reason := several[0].fingerprint.difference(other.fingerprint):
+                raise ValueError(f"These states belong to different models: {reason}.")
+        return keras.tree.map_structure(lambda *arrays: ops.concatenate(arrays, axis=0), *several)
+
+    def _map(self, function):
+        return keras.tree.map_structure(function, self)
+
+    # === A pytree, as Keras and JAX take classes for one ===
+
+    def tree_flatten(self):
+        """Its arrays, and what they belong to."""
+        return (self.last_token_ids, self.consumed), self.fingerprint
+
+    @classmethod
+    def tree_unflatten(cls, fingerprint, children):
+        """The inverse of `tree_flatten`."""
+        return cls(*children, fingerprint)
+
+    torchtree_flatten = tree_flatten
+
+    @classmethod
+    def torchtree_unflatten(cls, children, fingerprint):
+        """The same, as Keras wants it on PyTorch."""
+        return cls(*children, fingerprint)
+
+    # === Files ===
+
+    def save(self, path):
+        """Writes a file that `load` reads on any backend.
+
+        It is complete or not there. The arrays have the dtypes that they have in memory.
+
+        Args:
+            path: str or path, by convention with the suffix `.rgstate`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write(path, self)
+
+    @classmethod
+    def load(cls, path):
+        """Reads a file that `save` wrote, on whatever backend.
+
+        Whether the state fits a model is checked when that model is given it.
+
+        Args:
+            path: str or path.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such file, damaged, or of another version of the format.
+        """
+        return read(path)[0]
+
+
+def _register():
+    from keras.src.tree.tree_api import register_tree_node_class
+
+    register_tree_node_class(RGemmaState)
+    if keras.config.backend() == "jax":  # which has a registry of its own
+        importlib.import_module("keras_rgemma.generation.jax").register_pytree(RGemmaState)
+
+
+_register()
+
+
+def _nbytes(array):
+    return int(np.prod(array.shape)) * np.dtype(_numpy_dtype(array)).itemsize
+
+
+def _numpy_dtype(array):
+    name = keras.backend.standardize_dtype(array.dtype)
+    return ml_dtypes.bfloat16 if name == "bfloat16" else name
+
+
+# === What a model does with a state that it is given ===
+
+
+def consumed_by(task, state):
+    """The `ModelState` of a state, in the dtypes of a model.
+
+    Args:
+        task: a `keras.Model` with `fingerprint()` and `state_specification()`.
+        state: `RGemmaState`.
+
+    Raises:
+        ValueError: it does not fit the model.
+    """
+    if reason := state.fingerprint.difference(task.fingerprint()):
+        raise ValueError(
+            f"This state belongs to another model: {reason}. Load the model that made it, or read "
+            "the text again with `prefill`."
+        )
+    expected = task.state_specification()
+    shapes = [tuple(array.shape[1:]) for array in keras.tree.flatten(state.consumed)]
+    if shapes != [tuple(array.shape[1:]) for array in keras.tree.flatten(expected)]:
+        raise ValueError(f"The arrays of this state have other shapes than this model's: {shapes}.")
+    return keras.tree.map_structure(
+        lambda array, like: ops.cast(array, like.dtype), state.consumed, expected
+    )
+
+
+def check_rows(state, count):
+    """Raises ValueError if a state is not one of `count` rows, TypeError if it is none."""
+    if not isinstance(state, RGemmaState):
+        raise TypeError(f"`state` must be an RGemmaState. Received: {state!r}.")
+    if state.batch_size != count:
+        raise ValueError(
+            f"The state holds {state.batch_size} rows, but {count} were given to go on with. Use "
+            "`state.repeat(n)` for several continuations of each row, or `state[i]` for one row."
+        )
+
+
+def behind(state, rows):
+    """Rows of tokens, each with the token before it that the state carries.
+
+    Args:
+        state: `RGemmaState` of B rows.
+        rows: list of B int arrays.
+
+    Raises:
+        ValueError: a row would have more tokens than can be counted.
+    """
+    check_lengths(state.num_tokens + [len(row) for row in rows])
+    last = ops.convert_to_numpy(state.last_token_ids)
+    return [np.array([first, *ids], "int32") for first, ids in zip(last, rows, strict=True)]
+
+
+def columns_behind(state, token_ids, padding_mask):
+    """Arrays of rows, each with the token before it that the state carries in front.
+
+    Args:
+        state: `RGemmaState` of B rows.
+        token_ids: int32 [B, T].
+        padding_mask: int32 [B, T], tokens first.
+
+    Returns:
+        Two int32 arrays [B, T + 1].
+
+    Raises:
+        ValueError: another number of rows, pads before tokens, or several documents in a row.
+    """
+    check_rows(state, len(token_ids))
+    check_one_document(padding_mask, may_be_empty=True)
+    if (np.diff(padding_mask > 0, axis=1, prepend=True).astype(int) > 0).any():
+        raise ValueError("Behind a state the tokens of a row come first, then its pads.")
+    check_lengths(state.num_tokens + token_ids.shape[1])
+    last = ops.convert_to_numpy(state.last_token_ids)
+    ones = np.ones((len(last), 1), "int32")
+    return np.hstack([last[:, None], token_ids]), np.hstack([ones, padding_mask > 0]).astype(
+        "int32"
+    )
+
+
+def check_lengths(lengths):
+    """Raises ValueError if texts would have more tokens than can be counted."""
+    if max(lengths) > MOST_TOKENS:
+        raise ValueError(f"A text has at most {MOST_TOKENS:,} tokens. This has {max(lengths):,}.")
+
+
+def state_after(task, last_tokens, consumed):
+    """The `RGemmaState` of rows.
+
+    Args:
+        task: as of `consumed_by`.
+        last_tokens: list of B ints, each row's last token.
+        consumed: `ModelState` of the tokens before it.
+    """
+    last = ops.convert_to_tensor(np.array(last_tokens, "int32"))
+    return RGemmaState(last, consumed, task.fingerprint())
+
+
+# === The file ===
+
+
+def write(path, state, extra=None):
+    """Writes a state, and whatever else belongs to it.
+
+    Args:
+        path: str or path.
+        state: `RGemmaState`.
+        extra: dict of JSON types.
+    """
+    import safetensors.numpy
+
+    tensors = {name: _to_numpy(array) for name, array in _named(state).items()}
+    metadata = {
+        "format": "keras-rgemma state",
+        "version": str(VERSION),
+        **state.fingerprint._asdict(),
+        "extra": json.dumps(extra or {}),
+    }
+    payload = safetensors.numpy.save(tensors, metadata=metadata)
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.write_bytes(MAGIC + hashlib.sha256(payload).digest() + payload)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read(path):
+    """The state in a file, and what else was written with it.
+
+    Args:
+        path: str or path.
+
+    Returns:
+        A pair of `RGemmaState` and a dict.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, damaged, or of another version of the format.
+    """
+    content = pathlib.Path(path).read_bytes()
+    start = len(MAGIC) + _DIGEST_BYTES
+    digest, payload = content[len(MAGIC) : start], content[start:]
+    if not content.startswith(MAGIC):
+        raise _refused(path, "it does not begin like one, so it is another kind of file")
+    if hashlib.sha256(payload).digest() != digest:
+        raise _refused(path, "its checksum is another: it is cut or damaged")
+    metadata, tensors = _parsed(payload)
+    if metadata.get("version") != str(VERSION):
+        raise _refused(
+            path,
+            f"its format has version {metadata.get('version')!r}, and this is version {VERSION}: "
+            "use the keras-rgemma that wrote it, or a newer one",
+        )
+    try:
+        return _state(metadata, tensors), json.loads(metadata["extra"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise _refused(path, f"its parts do not make a state ({error})") from error
+
+
+def _named(state):
+    """The arrays of a state by the names that they have in a file."""
+    named = {"last_token_ids": state.last_token_ids, "num_consumed": state.consumed.num_tokens}
+    for i, layer in enumerate(state.consumed.layers):
+        named |= {f"layers.{i}.{field}": array for field, array in layer._asdict().items()}
+    return named
+
+
+def _parsed(payload):
+    """The metadata and the arrays in the bytes of a safetensors file."""
+    import safetensors
+
+    size = int.from_bytes(payload[:8], "little")
+    metadata = json.loads(payload[8 : 8 + size])["__metadata__"]
+    tensors = {
+        name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in safetensors.deserialize(payload)
+    }
+    return metadata, tensors
+
+
+def _state(metadata, tensors):
+    batch_size = len(tensors["last_token_ids"])
+    if any(len(array) != batch_size for array in tensors.values()):
+        raise ValueError("their numbers of rows differ")
+    fields = {}
+    for name, array in tensors.items():
+        if name.startswith("layers."):
+            _, number, field = name.split(".")
+            fields.setdefault(int(number), {})[field] = _to_tensor(array)
+    layers = [states.RECORDS[tuple(sorted(fields[i]))](**fields[i]) for i in range(len(fields))]
+    last, consumed = (_to_tensor(tensors[name]) for name in ("last_token_ids", "num_consumed"))
+    fingerprint = states.Fingerprint(**{k: metadata[k] for k in states.Fingerprint._fields})
+    state = RGemmaState(last, states.ModelState(consumed, tuple(layers)), fingerprint)
+    if unknown := sorted(set(tensors) - set(_named(state))):
+        raise ValueError(f"unknown: {unknown}")
+    return state
+
+
+def _to_numpy(array):
+    """An array in its own dtype; Keras gives bfloat16 as float32 on some backends."""
+    return ops.convert_to_numpy(array).astype(_numpy_dtype(array))
+
+
+def _to_tensor(array):
+    return ops.convert_to_tensor(array, dtype=array.dtype.name)
+
+
+def _refused(path, reason):
+    return ValueError(f"{str(path)!r} is not a state that can be used: {reason}.")

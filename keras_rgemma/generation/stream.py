@@ -1,0 +1,77 @@
+"""Text as it is made."""
+
+from keras_rgemma.generation import session
+from keras_rgemma.generation.generate import read, start, written
+from keras_rgemma.generation.requests import arrays_of
+
+_AT_A_TIME = 1  # tokens
+
+
+def stream(task, inputs, request):
+    """See `RGemmaCausalLM.stream`."""
+    batches, is_scalar = read(task, inputs, request)
+    if len(batches) > 1:
+        raise ValueError(f"`stream` takes one batch of prompts. Received {len(batches)} batches.")
+    (batch,) = batches
+    check_streams(task)
+    tokens = start(task, batch, request)
+    if not batch.is_text:
+        pieces = _arrays(tokens)
+    elif is_scalar:
+        pieces = (said for (said,) in _texts(task, tokens, request))
+    else:
+        pieces = _texts(task, tokens, request)
+    return Stream(task, tokens, pieces)
+
+
+def check_streams(task):
+    """Raises ValueError if the sampler of a model does not write token by token."""
+    if not task.make_generate_function().is_stepwise:
+        raise ValueError(
+            f"{type(task.sampler).__name__} decides on tokens only after it has seen later ones, "
+            "so its text cannot be streamed. Use another sampler, or `generate`."
+        )
+
+
+class Stream:
+    """An iterator of what a model writes, made as it is asked for.
+
+    Nothing is computed between two pieces, so whoever stops asking stops the work.
+
+    Args:
+        task: as of `generate.read`.
+        tokens: `TokenStream`.
+        pieces: generator of the pieces.
+    """
+
+    def __init__(self, task, tokens, pieces):
+        self._task, self._tokens, self._pieces = task, tokens, pieces
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self._pieces)
+
+    def close(self):
+        """Ends the text where it is: there are no more pieces."""
+        self._pieces.close()
+
+    @property
+    def state(self):
+        """`RGemmaState` after all that was written so far."""
+        return session.state_after(self._task, self._tokens.last_tokens, self._tokens.state)
+
+
+def _texts(task, tokens, request):
+    """Lists of B str, without those that are empty throughout."""
+    for _, said in written(task, tokens, request, _AT_A_TIME):
+        if any(said):
+            yield said
+
+
+def _arrays(tokens):
+    """Dicts of `token_ids` and `padding_mask`, each with the new tokens alone."""
+    while not tokens.ended:
+        new = tokens.next(_AT_A_TIME)
+        yield arrays_of([[] for _ in new], new, 0)

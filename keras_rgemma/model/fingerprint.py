@@ -1,0 +1,36 @@
+"""Which model this is: its architecture, and a hash of a sample of its weights."""
+
+import hashlib
+import json
+
+import ml_dtypes
+from keras import ops
+
+from keras_rgemma.state import Fingerprint
+
+# What changes nothing that a model computes.
+_TRAINING = ("dropout", "gradient_checkpointing")
+_SAMPLES = 4  # at most, along each axis of a weight
+
+
+def fingerprint(backbone):
+    """The `Fingerprint` of a backbone, the same on every backend.
+
+    Weights are rounded to bfloat16 before they are hashed: a model in float32 and the same in
+    bfloat16 have one fingerprint.
+
+    Args:
+        backbone: `RGemmaBackbone`.
+    """
+    config = backbone.config.to_dict()
+    sizes = {name: value for name, value in config.items() if name not in _TRAINING}
+    digest = hashlib.sha256()
+    for weight in backbone.weights:
+        digest.update(weight.path.encode())
+        digest.update(_sample(weight.value).tobytes())
+    return Fingerprint(json.dumps(sizes, sort_keys=True), digest.hexdigest())
+
+
+def _sample(value):
+    steps = tuple(slice(None, None, -(-size // _SAMPLES)) for size in value.shape)
+    return ops.convert_to_numpy(ops.cast(value[steps], "float32")).astype(ml_dtypes.bfloat16)

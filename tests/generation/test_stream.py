@@ -1,0 +1,216 @@
+"""Streamed text is the text of `generate`, in pieces of whole characters; stop strings end it."""
+
+import functools
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import tiny
+from generation import plain
+from keras_rgemma.generation.pieces import TextPieces
+from once import once
+
+PROMPTS = ["The quick", "A lighthouse is a tower", ""]
+NEW = 10
+SAMPLERS = {
+    "greedy": keras_hub.samplers.GreedySampler,
+    "top_k": lambda: keras_hub.samplers.TopKSampler(k=9, seed=1),
+    "top_p": lambda: keras_hub.samplers.TopPSampler(p=0.9, seed=1),
+    "random": lambda: keras_hub.samplers.RandomSampler(seed=1),
+}
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny.wordy(tiny.causal_lm(sequence_length=24))
+
+
+def joined(pieces):
+    return ["".join(row) for row in zip(*pieces, strict=True)]
+
+
+# === Streams ===
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_pieces_joined_are_what_generate_returns(lm, name):
+    limits = {"max_new_tokens": NEW, "stop_token_ids": [1, 300, 350]}
+    lm.compile(sampler=SAMPLERS[name]())
+    seeds = [(variable, tiny.numpy(variable)) for variable in lm.sampler.variables]
+    expected = lm.generate(PROMPTS, strip_prompt=True, **limits)
+    for variable, value in seeds:
+        variable.assign(value)
+    pieces = list(lm.stream(PROMPTS, **limits))
+    assert all(isinstance(piece, list) and any(piece) for piece in pieces)
+    assert len(pieces) > 1
+    assert joined(pieces) == expected
+
+
+def test_the_pieces_of_one_prompt_are_strings(lm):
+    lm.compile(sampler="greedy")
+    pieces = list(lm.stream(PROMPTS[1], max_new_tokens=NEW))
+    assert all(isinstance(piece, str) and piece for piece in pieces)
+    assert len(pieces) > 1
+    assert "".join(pieces) == lm.generate(PROMPTS[1], max_new_tokens=NEW, strip_prompt=True)
+
+
+def test_arrays_stream_as_arrays():
+    lm = plain.lively_model()
+    inputs = {"token_ids": np.array([[5, 6, 7], [8, 9, 0]]), "padding_mask": [[1, 1, 1], [1, 1, 0]]}
+    limits = {"max_new_tokens": 6, "stop_token_ids": None}
+    expected = lm.generate(inputs, strip_prompt=True, **limits)
+    pieces = list(lm.stream(inputs, **limits))
+    assert [piece["token_ids"].shape for piece in pieces] == [(2, 1)] * 6
+    found = np.hstack([piece["token_ids"] for piece in pieces])
+    np.testing.assert_array_equal(found, expected["token_ids"][:, :6])
+    assert all(piece["padding_mask"].all() for piece in pieces)
+
+
+def test_closing_ends_the_work_and_leaves_the_state_of_what_was_given(lm):
+    lm.compile(sampler="greedy")
+    limits = {"max_new_tokens": NEW, "stop_token_ids": None}
+    whole = lm.generate(PROMPTS[0], strip_prompt=True, **limits)
+    programs, calls = lm.make_generate_function(), []
+    decode = programs.decode
+    programs.decode = lambda *args: calls.append(1) or decode(*args)
+    stream = lm.stream(PROMPTS[0], **limits)
+    assert not calls
+    given_out = next(stream) + next(stream)
+    made = len(calls)
+    assert made < NEW
+    state = stream.state
+    stream.close()
+    assert list(stream) == []
+    assert len(calls) == made
+    assert whole.startswith(given_out)
+    rest = lm.generate("", max_new_tokens=NEW - made, state=state, stop_token_ids=None)
+    assert given_out + rest == whole
+
+
+def test_samplers_that_look_ahead_say_that_they_cannot_stream(lm):
+    for name, cls in (("beam", "BeamSampler"), ("contrastive", "ContrastiveSampler")):
+        lm.compile(sampler=name)
+        with pytest.raises(ValueError, match=f"{cls}.*cannot be streamed.*`generate`"):
+            lm.stream("The")
+
+
+def test_bad_input_is_refused_when_the_stream_is_made(lm):
+    lm.compile(sampler="greedy")
+    with pytest.raises(ValueError, match="at least one prompt"):
+        lm.stream([])
+    with pytest.raises(ValueError, match="max_length"):
+        lm.stream("A lighthouse is a tower", max_length=2)
+    with pytest.raises(ValueError, match="`stop` must be"):
+        lm.stream("The", stop=[""])
+    for stop in (["a", 3], 7, [None]):
+        with pytest.raises((ValueError, TypeError), match=r"stop|iterable"):
+            lm.generate("The", stop=stop)
+    with pytest.raises(ValueError, match="needs a preprocessor"):
+        plain.lively_model().generate(
+            {"token_ids": [[5]]}, max_new_tokens=1, stop_token_ids=None, stop="a"
+        )
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        lm.generate("The", num_return_sequences=0)
+    assert isinstance(lm.generate("The", max_new_tokens=1), str)
+
+
+# === Stop strings ===
+
+
+@pytest.mark.parametrize("sampler", ["greedy", "beam"])
+def test_stop_strings_end_each_row_where_they_stand(lm, sampler):
+    lm.compile(sampler=sampler)
+    limits = {"max_new_tokens": NEW, "stop_token_ids": None}
+    whole = lm.generate(PROMPTS, strip_prompt=True, **limits)
+    # In the middle of the first row's text, wherever tokens end.
+    places = [i for i in range(3, len(whole[0]) - 3) if whole[0].find(whole[0][i : i + 3]) == i]
+    stop = [whole[0][places[0] : places[0] + 3], "no such text"]
+    expected = [min((text.split(s)[0] for s in stop), key=len) for text in whole]
+    assert 0 < len(expected[0]) < len(whole[0])
+    assert lm.generate(PROMPTS, strip_prompt=True, stop=stop, **limits) == expected
+    full = [prompt + text for prompt, text in zip(PROMPTS, expected, strict=True)]
+    found, state = lm.generate(PROMPTS, stop=stop, return_state=True, **limits)
+    assert found == full
+    assert lm.generate(PROMPTS[0], stop=stop[0], **limits) == full[0]
+    if sampler == "greedy":
+        assert joined(list(lm.stream(PROMPTS, stop=stop, **limits))) == expected
+    # The state has the tokens up to the one that completes the stop string, and no more.
+    ids = lm.generate(
+        {"token_ids": [lm.preprocessor.prompt_token_ids(PROMPTS[:1])[0]]}, stop=stop[:1], **limits
+    )
+    kept = ids["token_ids"][0][ids["padding_mask"][0]]
+    assert state.num_tokens[0] == len(kept)
+    text = lm.preprocessor.text_of([kept, kept[:-1]])
+    assert stop[0] in text[0] and stop[0] not in text[1][len(PROMPTS[0]) :]
+    expected = lm.prefill({"token_ids": kept[None]})
+    for one, other in zip(tiny_arrays(state[0]), tiny_arrays(expected), strict=True):
+        np.testing.assert_allclose(one, other, 0, 1e-5)
+
+
+def tiny_arrays(state):
+    return [tiny.numpy(array) for array in keras.tree.flatten(state)]
+
+
+# === Pieces of text ===
+
+
+preprocessor = functools.cache(tiny.preprocessor)
+
+
+def decode(ids):
+    return preprocessor().text_of([ids])[0]
+
+
+def pieces_of(ids, stop=()):
+    """The pieces of a text, and how many of its tokens were taken."""
+    text, pieces, taken = TextPieces(decode, stop), [], 0
+    while taken < len(ids) and not text.stopped:
+        piece, count = text.extend(ids[taken : taken + 2])
+        pieces.append(piece)
+        taken += count
+    return [*pieces, text.rest()], taken
+
+
+@once
+@given(st.lists(st.integers(0, 399), max_size=30))
+@example([4, 5, 260, 260, 200, 300])
+def test_pieces_of_any_tokens_are_their_text(ids):
+    pieces, taken = pieces_of(ids)
+    assert "".join(pieces) == decode(ids)
+    assert taken == len(ids)
+
+
+@once
+@given(st.text(min_size=1, max_size=20))
+@example("naïve 日本語 🙂🙃 👩‍👩‍👧")
+def test_characters_of_several_tokens_come_whole(text):
+    ids = list(preprocessor().tokenizer(text))
+    pieces, _ = pieces_of(ids)
+    assert "".join(pieces) == text
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+@once
+@given(
+    st.text("ab é🙂", max_size=20),
+    st.lists(st.text("ab é🙂", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+@example("aab", ["ab"])
+@example("aaba", ["aab", "ba"])
+def test_text_ends_before_the_first_stop_string(text, stop):
+    ids = list(preprocessor().tokenizer(text))
+    pieces, taken = pieces_of(ids, stop)
+    assert "".join(pieces) == min((text.split(s)[0] for s in stop), key=len)
+    seen, before = decode(ids[:taken]), decode(ids[: taken - 1]) if taken else ""
+    if any(s in text for s in stop):
+        assert any(s in seen for s in stop)
+        assert not any(s in before for s in stop)
+    # What is out before the end never has to be taken back.
+    so_far = ""
+    for piece in pieces[:-1]:
+        so_far += piece
+        assert not any(s in so_far for s in stop)
