@@ -1,4 +1,4 @@
-"""Tokens a second and peak memory of prefill, decode and training, on each backend.
+"""Tokens a second and peak memory of prefill, decode, streams and training, on each backend.
 
     python -m keras_rgemma.benchmarks
     python -m keras_rgemma.benchmarks --backends jax torch --dtype bfloat16
@@ -21,7 +21,7 @@ import sys
 from keras_rgemma.benchmarks.timing import ceilings
 
 BACKENDS = ("jax", "tensorflow", "torch")
-MEASURES = ("prefill", "decode B1", "decode B8", "train")
+MEASURES = ("prefill", "decode B1", "decode B8", "stream", "train")
 
 
 def versions():
@@ -103,7 +103,11 @@ def main():
                 f"{result[key]:>{w}.1f}" for key, w in (("median", 10), ("low", 9), ("high", 9))
             )
             peak = result["peak_memory_bytes"] / 1e6
-            print(f"{backend:<11}{what:<10}{rates}{share:>9}{peak:>9.0f}", flush=True)
+            line = f"{backend:<11}{what:<10}{rates}{share:>9}{peak:>9.0f}"
+            if what == "stream":
+                first, later = result["first_piece_ms"], result["between_pieces_ms"]
+                line += f"  first piece after {first:.1f} ms, then one every {later:.1f} ms"
+            print(line, flush=True)
     report = {"machine": machine, "versions": versions(), "ceilings": limits, "results": results}
     print("\n" + json.dumps(report))
     sys.exit(any("error" in result for result in results))

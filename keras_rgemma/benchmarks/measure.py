@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 
 import keras
 import numpy as np
@@ -65,6 +66,27 @@ def measure_decode(model, size, warmup, repeats, batch_size):
     return summary(batch_size * count, repeat(run, warmup, repeats))
 
 
+def measure_stream(model, size, warmup, repeats):
+    """Tokens a second of `stream` after a prompt, and when its pieces come."""
+    length, count, _, _ = WORK[size]
+    prompt = {"token_ids": tokens(model, 1, length)}
+    first, between = [], []
+
+    def run():
+        times = [time.perf_counter()]
+        for _ in model.stream(prompt, max_new_tokens=count, stop_token_ids=None):
+            times.append(time.perf_counter())
+        waits = np.diff(times)
+        first.append(waits[0])
+        between.append(np.median(waits[1:]))
+
+    return {
+        **summary(count, repeat(run, warmup, repeats)),
+        "first_piece_ms": 1e3 * float(np.median(first[warmup:])),
+        "between_pieces_ms": 1e3 * float(np.median(between[warmup:])),
+    }
+
+
 def measure_train(model, size, warmup, repeats):
     """Tokens a second of one step of `fit` with Adam."""
     _, _, rows, length = WORK[size]
@@ -81,6 +103,7 @@ MEASURES = {
     "prefill": measure_prefill,
     "decode B1": lambda *args: measure_decode(*args, batch_size=1),
     "decode B8": lambda *args: measure_decode(*args, batch_size=8),
+    "stream": measure_stream,
     "train": measure_train,
 }
 

@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-COMMANDS = ("convert", "presets")
+COMMANDS = ("generate", "chat", "convert", "presets")
 
 
 def main(arguments=None):

@@ -17,6 +17,9 @@ def compile_program(function, model, sampler, jit_compile):
         sampler: None, or `keras_hub.samplers.Sampler` whose variables (seeds) are read and
             updated.
         jit_compile: unused here; programs are always compiled.
+
+    Returns:
+        The program, with an attribute `count`: how many it is, one for each shape.
     """
     del jit_compile
     read = [*model.trainable_variables, *model.non_trainable_variables]
@@ -35,6 +38,7 @@ def compile_program(function, model, sampler, jit_compile):
             variable.assign(seed)
         return outputs
 
+    run.count = program._cache_size
     return run
 
 

@@ -30,6 +30,7 @@ def prefill(task, inputs, state, chunk_size):
         unit=" tokens",
         unit_scale=True,
         delay=_SHOWN_AFTER,
+        mininterval=1.0,
     ) as bar:
 
         def read(rows, most):

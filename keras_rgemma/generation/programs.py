@@ -62,6 +62,7 @@ class Programs:
         self.sampler = sampler
         self._made_for = _settings(model, sampler)
         self._compiled = {}
+        self._made = []
 
     def are_for(self, model, sampler=None):
         """Whether they were made for these very weights and settings."""
@@ -76,11 +77,19 @@ class Programs:
             self._compiled[function] = self._compile(function)
         return self._compiled[function]
 
+    @property
+    def num_compiled(self):
+        """How many programs were compiled, int; one function has one for each shape."""
+        return sum(program.count() for program in self._made)
+
     def _compile(self, function):
         if self.model.run_eagerly and keras.config.backend() != "torch":
             return function
         backend = importlib.import_module(f"keras_rgemma.generation.{keras.config.backend()}")
-        return backend.compile_program(function, self.model, self.sampler, self.model.jit_compile)
+        self._made.append(
+            backend.compile_program(function, self.model, self.sampler, self.model.jit_compile)
+        )
+        return self._made[-1]
 
 
 def _settings(model, sampler):

@@ -11,6 +11,9 @@ def compile_program(function, model, sampler, jit_compile):
         model: unused here.
         sampler: unused here.
         jit_compile: bool, whether XLA compiles the graphs.
+
+    Returns:
+        The program, with an attribute `count`: how many it is, one for each shape.
     """
     del model, sampler
     programs = {}
@@ -24,4 +27,5 @@ def compile_program(function, model, sampler, jit_compile):
             programs[key] = graph.get_concrete_function(*specs)
         return programs[key](*args)
 
+    run.count = lambda: len(programs)
     return run

@@ -1,12 +1,30 @@
 """New tokens behind rows of tokens, all at once or a few at a time."""
 
+from typing import Any, NamedTuple
+
 import keras
 import numpy as np
 from keras import ops
 
 
+class _Rows(NamedTuple):
+    """Where B rows are: each one's last token and how many it may still get.
+
+    `state` is the `ModelState` of all tokens before the last ones, or None where the sampler does
+    not give it; it then follows from `before`, the rows before their `new` tokens.
+    """
+
+    last_tokens: list
+    budgets: list
+    state: Any
+    before: Any = None
+    new: Any = None
+
+
 class TokenStream:
     """Lets a model go on with B rows of tokens.
+
+    A call that is interrupted, as by Ctrl-C, leaves the rows as they were before it.
 
     Args:
         programs: `GenerationPrograms`.
@@ -24,10 +42,11 @@ class TokenStream:
         self._programs = programs
         self._stop_token_ids = stop_token_ids
         self._hidden = hidden and [states for states in hidden for _ in range(copies)]
-        self._budgets = [budget for budget in budgets for _ in range(copies)]
-        self._last_tokens = [int(row[-1]) for row in rows for _ in range(copies)]
-        self._state = state
-        self._before, self._new = None, None
+        self._rows = _Rows(
+            [int(row[-1]) for row in rows for _ in range(copies)],
+            [budget for budget in budgets for _ in range(copies)],
+            state,
+        )
 
     @property
     def is_stepwise(self):
@@ -37,19 +56,19 @@ class TokenStream:
     @property
     def ended(self):
         """Whether every row has its stop token or has used up its budget."""
-        return not any(self._budgets)
+        return not any(self._rows.budgets)
 
     @property
     def last_tokens(self):
         """List of B ints, each row's last token."""
-        return self._last_tokens
+        return self._rows.last_tokens
 
     @property
     def state(self):
         """`ModelState` that has consumed all of each row but its last token."""
-        if self._state is None:
-            self._state = self._after(self._new)
-        return self._state
+        if self._rows.state is None:
+            self._rows = self._rows._replace(state=self._after(self._rows.before, self._rows.new))
+        return self._rows.state
 
     def next(self, size=None):
         """Writes new tokens.
@@ -60,17 +79,17 @@ class TokenStream:
         Returns:
             A list of B int32 arrays, the stop token included, empty for rows that have ended.
         """
-        sizes = self._budgets if size is None else [min(left, size) for left in self._budgets]
-        self._before = self._last_tokens, self.state
-        self._new, self._state = self._programs.decode(
-            self._last_tokens, sizes, self._stop_token_ids, self.state, self._hidden
+        state, rows = self.state, self._rows._replace(before=None, new=None)
+        sizes = rows.budgets if size is None else [min(left, size) for left in rows.budgets]
+        new, state = self._programs.decode(
+            rows.last_tokens, sizes, self._stop_token_ids, state, self._hidden
         )
-        self._last_tokens = _last(self._last_tokens, self._new)
-        self._budgets = [
-            0 if len(new) and new[-1] in self._stop_token_ids else left - len(new)
-            for new, left in zip(self._new, self._budgets, strict=True)
+        budgets = [
+            0 if len(ids) and ids[-1] in self._stop_token_ids else left - len(ids)
+            for ids, left in zip(new, rows.budgets, strict=True)
         ]
-        return self._new
+        self._rows = _Rows(_last(rows, new), budgets, state, rows, new)
+        return new
 
     def cut(self, kept):
         """Ends rows after some of their latest tokens, as if the others had never been.
@@ -78,28 +97,24 @@ class TokenStream:
         Args:
             kept: dict of a row to how many of the tokens that `next` just returned it keeps.
         """
-        self._new = [new[: kept[row]] if row in kept else new for row, new in enumerate(self._new)]
-        shorter = self._after(self._new)
-        is_cut = np.array([row in kept for row in range(len(self._new))])
+        rows, whole = self._rows, self.state
+        new = [ids[: kept.get(row)] for row, ids in enumerate(rows.new)]
+        is_cut = np.array([row in kept for row in range(len(new))])
 
         def choose(cut, whole):
             mask = is_cut.reshape(-1, *[1] * (len(cut.shape) - 1))
             return ops.where(ops.convert_to_tensor(mask), cut, whole)
 
-        self._state = keras.tree.map_structure(choose, shorter, self.state)
-        self._last_tokens = _last(self._before[0], self._new)
-        self._budgets = [
-            0 if cut else left for cut, left in zip(is_cut, self._budgets, strict=True)
-        ]
+        state = keras.tree.map_structure(choose, self._after(rows.before, new), whole)
+        budgets = [0 if row in kept else left for row, left in enumerate(rows.budgets)]
+        self._rows = _Rows(_last(rows.before, new), budgets, state, rows.before, new)
 
-    def _after(self, new):
-        """The state after new tokens, from the one before the latest of them."""
-        last_tokens, state = self._before
-        rows = [[last, *tokens][:-1] for last, tokens in zip(last_tokens, new, strict=True)]
-        return self._programs.prefill(rows, state)[1]
+    def _after(self, rows, new):
+        """The state of rows after new tokens, read once more."""
+        read = [[last, *ids][:-1] for last, ids in zip(rows.last_tokens, new, strict=True)]
+        return self._programs.prefill(read, rows.state)[1]
 
 
-def _last(before, new):
-    return [
-        int(tokens[-1]) if len(tokens) else last for last, tokens in zip(before, new, strict=True)
-    ]
+def _last(rows, new):
+    pairs = zip(rows.last_tokens, new, strict=True)
+    return [int(ids[-1]) if len(ids) else last for last, ids in pairs]

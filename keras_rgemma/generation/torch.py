@@ -11,4 +11,5 @@ def compile_program(function, model, sampler, jit_compile):
         with torch.no_grad():
             return function(*args)
 
+    run.count = lambda: 0
     return run

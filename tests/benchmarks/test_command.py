@@ -8,6 +8,7 @@ import sys
 import keras
 import pytest
 
+from keras_rgemma.benchmarks import compiles
 from once import once
 
 
@@ -15,7 +16,7 @@ from once import once
 def test_the_command_measures_this_backend():
     command = [sys.executable, "-m", "keras_rgemma.benchmarks", "--size", "tiny", "--repeats", "1"]
     done = subprocess.run(
-        [*command, "--backends", keras.config.backend(), "--measures", "decode B1"],
+        [*command, "--backends", keras.config.backend(), "--measures", "stream"],
         env={**os.environ, "XLA_FLAGS": ""},
         capture_output=True,
         text=True,
@@ -24,11 +25,13 @@ def test_the_command_measures_this_backend():
     *table, _, report = done.stdout.strip().splitlines()
     report = json.loads(report)
     assert all(report["ceilings"][name] > 0 for name in ("matmul_gflops", "read_gb_per_s"))
-    assert [result["what"] for result in report["results"]] == ["decode B1"]
+    assert [result["what"] for result in report["results"]] == ["stream"]
     for line, result in zip(table[-1:], report["results"], strict=True):
         assert 0 < result["low"] <= result["median"] <= result["high"]
         assert result["peak_memory_bytes"] > 1e8  # a process with a backend in it
         assert line.startswith(keras.config.backend()) and f"{result['median']:.1f}" in line
+        assert result["first_piece_ms"] > 0 and result["between_pieces_ms"] > 0
+        assert f"one every {result['between_pieces_ms']:.1f} ms" in line
 
 
 @once
@@ -52,6 +55,12 @@ def test_a_measurement_that_fails_is_named_and_fails_the_command():
     )
     assert done.returncode == 1
     assert "3b" in done.stdout
+
+
+@pytest.mark.slow
+def test_few_programs_are_compiled_for_many_lengths():
+    found = compiles.count()
+    assert found == 0 if keras.config.backend() == "torch" else 2 < found <= 12
 
 
 @once

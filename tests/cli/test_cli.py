@@ -1,16 +1,24 @@
 """The command `keras-rgemma`: what it writes and prints, and the exit codes that scripts trust."""
 
+import io
+import os
+import pathlib
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from huggingface_hub import constants
 
+import keras_rgemma
 import tiny
 from keras_rgemma import RGemmaCausalLM
 from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.cli import main
+from once import once
 
 FOREIGN = ("transformers", "flax", "torch")
 
@@ -126,6 +134,64 @@ def test_a_command_that_is_stopped_says_so(monkeypatch, capsys):
     monkeypatch.setattr("keras_rgemma.cli.presets.run", stop)
     assert main(["presets"]) == 130
     assert capsys.readouterr().err == "keras-rgemma: stopped\n"
+
+
+@once
+def test_generate_writes_the_prompt_and_what_follows(preset, capsys, monkeypatch):
+    arguments = ["--preset", str(preset[0]), "--max-new-tokens", "5"]
+    expected = preset[1].generate("The quick", max_new_tokens=5) + "\n"
+    assert main(["generate", "The quick", *arguments]) == 0
+    assert capsys.readouterr().out == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The quick"))
+    assert main(["generate", "-", *arguments]) == 0
+    assert capsys.readouterr().out == expected
+    stop = expected[len("The quick") + 1 : len("The quick") + 3]
+    assert main(["generate", "The quick", *arguments, "--stop", stop]) == 0
+    assert capsys.readouterr().out == "The quick" + expected[9:].split(stop)[0] + "\n"
+    texts = []
+    for sampler in ("beam", "top_p", "top_p"):
+        more = ["--sampler", sampler, "--seed", "3", "--temperature", "2"]
+        assert main(["generate", "The quick", *arguments, *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[1] == texts[2]
+    for wrong in (["--sampler", "typo"], ["--temperature", "0"], ["--max-new-tokens", "-1"]):
+        assert main(["generate", "The quick", *arguments, *wrong]) == 1
+        assert capsys.readouterr().err.startswith("keras-rgemma: `")
+
+
+@once
+@pytest.mark.slow
+def test_chat_goes_on_after_an_answer_that_was_stopped(tmp_path):
+    """A real process: Ctrl-C ends the answer, the next message is answered, the end is an end."""
+    command = [sys.executable, "-m", "keras_rgemma.cli", "chat", "--max-new-tokens", "100000"]
+    # Hot enough to talk on and on.
+    command += ["--sampler", "random", "--temperature", "50", "--seed", "1"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(pathlib.Path(keras_rgemma.__file__).parent.parent)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    saved = tmp_path / "chat.rgstate"
+    process.stdin.write(b"Hi\n")
+    process.stdin.flush()
+    first = process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    process.stdin.write(f"/save {saved}\n/typo\n/quit\n".encode())
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert len(first) == 20 and output.decode(errors="replace").endswith(f"Wrote {saved}.\n")
+    assert b"Unknown command '/typo'" in errors
+    lm = RGemmaCausalLM.from_preset("rgemma_tiny_en")
+    chat = lm.load_chat(saved, max_new_tokens=3)
+    assert [message["content"] for message in chat.history][:1] == ["Hi"]
+    assert (
+        len(chat.history) == 2 and first.decode(errors="ignore")[:8] in chat.history[1]["content"]
+    )
+    assert isinstance(chat.send("Again"), str)
 
 
 def test_presets_are_listed_with_what_is_in_the_cache(capsys, monkeypatch, tmp_path):

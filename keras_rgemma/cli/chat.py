@@ -1,0 +1,71 @@
+"""Talk with an instruction-tuned model.
+
+    keras-rgemma chat --preset rgemma_instruct_2b_en --dtype bfloat16
+    keras-rgemma chat --load evening.rgstate
+
+Ctrl-C ends an answer and keeps the conversation; Ctrl-D leaves. A line that begins with / is a
+command: /save FILE writes the conversation, /quit leaves.
+"""
+
+import contextlib
+import importlib
+import sys
+
+from keras_rgemma.cli.model import add_model_arguments, load_model
+
+
+def add_arguments(parser):
+    """The arguments of this command."""
+    add_model_arguments(parser)
+    parser.add_argument("--load", metavar="FILE", help="go on with a conversation that was saved")
+
+
+def run(args):
+    """Reads messages and writes answers until the input ends."""
+    lm = load_model(args)
+    options = {"max_new_tokens": args.max_new_tokens}
+    chat = lm.load_chat(args.load, **options) if args.load else lm.chat(**options)
+    while (line := _read()) is not None:
+        if not line.strip():
+            continue
+        if not line.startswith("/"):
+            _answer(lm, chat, line)
+        elif line.split() == ["/quit"]:
+            return
+        else:
+            _command(chat, line)
+
+
+def _read():
+    """The next line, or None at the end of the input."""
+    is_person = sys.stdin.isatty()
+    if is_person:
+        with contextlib.suppress(ImportError):  # there is none on Windows
+            importlib.import_module("readline")  # gives `input` a line that can be edited
+    try:
+        return input("> " if is_person else "")
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        print()
+        return ""
+
+
+def _answer(lm, chat, message):
+    with contextlib.suppress(KeyboardInterrupt):
+        streams = lm.make_generate_function().is_stepwise
+        for piece in chat.stream(message) if streams else [chat.send(message)]:
+            print(piece, end="", flush=True)
+    print()
+
+
+def _command(chat, line):
+    name, _, file = line.partition(" ")
+    if name != "/save" or not file.strip():
+        print(f"Unknown command {line!r}. There are: /save FILE, /quit.", file=sys.stderr)
+        return
+    try:
+        chat.save(file.strip())
+        print(f"Wrote {file.strip()}.")
+    except OSError as error:
+        print(f"keras-rgemma: {error}", file=sys.stderr)
