@@ -126,18 +126,16 @@ def _read_batch(task, batch, request):
 
 def start(task, batch, request):
     """The `TokenStream` of a batch, with its prompts read by the model."""
-    programs = task.make_generate_function()
-    rows, consumed = batch.rows, None
-    if request.state is not None:
-        if programs.hidden_dim:
-            raise ValueError(
-                "Contrastive search compares new tokens with the hidden states of the whole text, "
-                "which a state does not hold. Use another sampler, or pass the text."
-            )
-        rows = session.behind(request.state, rows)
-        consumed = session.consumed_by(task, request.state)
-    if consumed is None:
+    programs, rows, state = task.make_generate_function(), batch.rows, request.state
+    if state is None:
         consumed = task.initial_state(len(rows))
+    elif programs.hidden_dim:
+        raise ValueError(
+            "Contrastive search compares new tokens with the hidden states of the whole text, "
+            "which a state does not hold. Use another sampler, or pass the text."
+        )
+    else:
+        rows, consumed = session.behind(state, rows), session.consumed_by(task, state)
     return TokenStream(
         programs, rows, batch.budgets, request.stop_token_ids, consumed, request.copies
     )
@@ -169,11 +167,9 @@ def generate(task, inputs, request, strip_prompt, return_state):
         outputs = concatenated(outputs)
     elif is_scalar and request.copies == 1:
         outputs = outputs[0]
-    return (
-        (outputs, session.state_after(task, tokens.last_tokens, tokens.state))
-        if return_state
-        else outputs
-    )
+    if not return_state:
+        return outputs
+    return outputs, session.state_after(task, tokens.last_tokens, tokens.state)
 
 
 def _all_tokens(task, tokens, request):

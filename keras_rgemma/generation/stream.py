@@ -16,7 +16,7 @@ def stream(task, inputs, request):
     check_streams(task)
     tokens = start(task, batch, request)
     if not batch.is_text:
-        pieces = _arrays(tokens)
+        pieces = _arrays(task, tokens, request)
     elif is_scalar:
         pieces = (said for (said,) in _texts(task, tokens, request))
     else:
@@ -70,8 +70,12 @@ def _texts(task, tokens, request):
             yield said
 
 
-def _arrays(tokens):
+def _arrays(task, tokens, request):
     """Dicts of `token_ids` and `padding_mask`, each with the new tokens alone."""
-    while not tokens.ended:
-        new = tokens.next(_AT_A_TIME)
-        yield arrays_of([[] for _ in new], new, 0)
+    if request.stop:
+        pieces = (new for new, _ in written(task, tokens, request, _AT_A_TIME))
+    else:
+        pieces = iter(lambda: None if tokens.ended else tokens.next(_AT_A_TIME), None)
+    for new in pieces:
+        if any(map(len, new)):
+            yield arrays_of([[] for _ in new], new, 0)

@@ -143,6 +143,11 @@ def test_stop_strings_end_each_row_where_they_stand(lm, sampler):
         {"token_ids": [lm.preprocessor.prompt_token_ids(PROMPTS[:1])[0]]}, stop=stop[:1], **limits
     )
     kept = ids["token_ids"][0][ids["padding_mask"][0]]
+    if sampler == "greedy":
+        prompt = {"token_ids": [lm.preprocessor.prompt_token_ids(PROMPTS[:1])[0]]}
+        pieces = list(lm.stream(prompt, stop=stop[:1], **limits))
+        assert [piece["token_ids"][0, 0] for piece in pieces] == kept[-len(pieces) :].tolist()
+        assert len(prompt["token_ids"][0]) + len(pieces) == len(kept)
     assert state.num_tokens[0] == len(kept)
     text = lm.preprocessor.text_of([kept, kept[:-1]])
     assert stop[0] in text[0] and stop[0] not in text[1][len(PROMPTS[0]) :]
