@@ -19,13 +19,19 @@ def compile_program(function, model, sampler, jit_compile):
     programs = {}
 
     def run(*args):
-        specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, args)
-        key = tuple((tuple(s.shape), s.dtype) for s in tf.nest.flatten(specs))
+        tensors = tf.nest.flatten(args)
+        key = tuple((tuple(x.shape), x.dtype) for x in tensors)
         if key not in programs:
+            structure = tf.nest.map_structure(lambda _: None, args)
+
+            def of_tensors(*tensors):
+                return function(*tf.nest.pack_sequence_as(structure, tensors))
+
             # Concrete: a tf.function of many shapes warns that it retraces, which buckets intend.
-            graph = tf.function(function, jit_compile=bool(jit_compile))
+            graph = tf.function(of_tensors, jit_compile=bool(jit_compile))
+            specs = map(tf.TensorSpec.from_tensor, tensors)
             programs[key] = graph.get_concrete_function(*specs)
-        return programs[key](*args)
+        return programs[key](*tensors)
 
     run.count = lambda: len(programs)
     return run
