@@ -67,10 +67,10 @@ class Fingerprint(NamedTuple):
 
     def difference(self, other):
         """What another one differs in, str; empty if it is the same."""
-        if self.architecture != other.architecture:
-            mine, theirs = json.loads(self.architecture), json.loads(other.architecture)
-            names = [name for name in mine if mine[name] != theirs.get(name)]
-            return ", ".join(f"`{name}` {mine[name]} and {theirs.get(name)}" for name in names)
+        mine, theirs = json.loads(self.architecture), json.loads(other.architecture)
+        names = [x for x in sorted({*mine, *theirs}) if mine.get(x) != theirs.get(x)]
+        if names:
+            return ", ".join(f"`{x}` {mine.get(x)} and {theirs.get(x)}" for x in names)
         return "" if self.weights == other.weights else "the same sizes, but other weights"
 
 

@@ -52,10 +52,14 @@ def _read():
 
 
 def _answer(lm, chat, message):
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         streams = lm.make_generate_function().is_stepwise
         for piece in chat.stream(message) if streams else [chat.send(message)]:
             print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(end=" ...")
+    except ValueError as error:  # of a message that is no text
+        print(f"keras-rgemma: {error}", file=sys.stderr)
     print()
 
 
@@ -67,5 +71,5 @@ def _command(chat, line):
     try:
         chat.save(file.strip())
         print(f"Wrote {file.strip()}.")
-    except OSError as error:
-        print(f"keras-rgemma: {error}", file=sys.stderr)
+    except (OSError, KeyboardInterrupt) as error:
+        print(f"keras-rgemma: nothing was written: {error or 'stopped'}", file=sys.stderr)

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.generation import session
-from keras_rgemma.generation.generate import Batch, Request, start, written
+from keras_rgemma.generation.generate import Batch, Request, check_continues, start, written
 from keras_rgemma.generation.requests import checked_text
 from keras_rgemma.generation.stream import check_streams
 
@@ -27,37 +27,41 @@ class Chat:
         history: sequence of dicts of `role`, "user" and "model" in turn, and `content`, str: what
             was said before.
         max_new_tokens: int, the most tokens of an answer; None for the `sequence_length` of the
-            preprocessor, less the tokens of the message.
-        stop: str or sequence of str that end an answer, too.
-
-    Attributes:
-        history: list of dicts of `role` and `content`, all that was said.
-        state: `RGemmaState` of it.
+            preprocessor.
+        stop: str or sequence of str that end an answer, too. They are no part of the history, but
+            stay in the state.
 
     Raises:
-        ValueError: a model without a preprocessor, a vocabulary without the control tokens, or a
-            history that is malformed.
+        ValueError: a model without a preprocessor, a vocabulary without the control tokens, a
+            history that is malformed, or contrastive search, which cannot go on from a state.
     """
 
     def __init__(self, task, history=(), max_new_tokens=None, stop=None):
         self._task = task
         self._tokenizer = task.text_preprocessor("a conversation").tokenizer
         self._control_ids = _control_ids(self._tokenizer)
+        if max_new_tokens is None:
+            max_new_tokens = task.preprocessor.sequence_length
         self._options = {"max_new_tokens": max_new_tokens, "stop": stop}
         Request.of(task, **self._options)  # which complains of what is wrong with them
+        check_continues(task)
         self._answering = None
-        self.history = _checked(history)
+        self._history = _checked(history)
         ids = [self._tokenizer.start_token_id]
-        for place, message in enumerate(self.history):
+        for place, message in enumerate(self._history):
             ids += self._turn(message["role"], message["content"], is_first=place == 0)
             ids += [self._control_ids["<end_of_turn>"]]
         self._state = task.prefill(np.array(ids, "int32"))
 
     @property
+    def history(self):
+        """A list of dicts of `role` and `content`, all that was said so far; a copy."""
+        return [dict(message) for message in self._history]
+
+    @property
     def state(self):
-        """`RGemmaState` of all that was said so far."""
-        self._finish()
-        return self._state
+        """`RGemmaState` of all tokens so far."""
+        return self._state if self._answering is None else self._answering.session()
 
     def send(self, message):
         """Says something, and returns the answer.
@@ -93,9 +97,8 @@ class Chat:
 
     def fork(self):
         """Another conversation that begins with all that was said in this one."""
-        self._finish()
         other = copy.copy(self)
-        other.history = [dict(message) for message in self.history]
+        other._state, other._answering, other._history = self.state, None, self.history
         return other
 
     def save(self, path):
@@ -120,24 +123,25 @@ class Chat:
             )
         session.consumed_by(task, state)
         chat = cls(task, **options)
-        chat.history, chat._state = _checked(extra["history"]), state
+        chat._history, chat._state = _checked(extra["history"]), state
         return chat
 
     def _answer(self, message, at_a_time=None):
-        message = checked_text(message)
+        message = checked_text(message, "A message")
+        self._finish()
         state, closing = self._closed()
         ids = [
             *closing,
-            *self._turn("user", message, is_first=not self.history),
+            *self._turn("user", message, is_first=not self._history),
             self._control_ids["<end_of_turn>"],
             *self._turn("model", "", is_first=False),
         ]
         request = Request.of(self._task, state=state, **self._options)
         batch = Batch([np.array(ids, "int32")], request.budget.of([len(ids)]), is_text=True)
-        tokens = start(self._task, batch, request)
+        tokens = start(self._task, batch, request, keeps_state=True)
         reply = {"role": "model", "content": ""}
-        self.history += [{"role": "user", "content": message}, reply]
         self._answering = tokens
+        self._history += [{"role": "user", "content": message}, reply]
         return self._pieces(tokens, written(self._task, tokens, request, at_a_time), reply)
 
     def _pieces(self, tokens, pieces, reply):
@@ -145,22 +149,23 @@ class Chat:
         while self._answering is tokens:
             _, said = next(pieces, (None, None))
             if said is None:
+                self._finish()
                 return
             reply["content"] += said[0]
             if said[0]:
                 yield said[0]
 
     def _finish(self):
-        """Leaves an answer that is being made as it is."""
-        if self._answering is not None:
-            tokens, self._answering = self._answering, None
-            self._state = session.state_after(self._task, tokens.last_tokens, tokens.state)
+        """Leaves the answer that is being made as it is."""
+        # In this order: an interruption between the two loses nothing.
+        self._state = self.state
+        self._answering = None
 
     def _closed(self):
         """The state, and the ids that the last turn lacks to its end."""
         state, end = self.state, self._control_ids["<end_of_turn>"]
         last = int(ops.convert_to_numpy(state.last_token_ids)[0])
-        if not self.history or last == end:
+        if not self._history or last == end:
             return state, []
         if last != self._tokenizer.end_token_id:
             return state, [end]
@@ -201,8 +206,8 @@ def _checked(history):
         if not is_message or message.get("role") != role:
             raise ValueError(
                 "A history is a list of {'role': 'user', 'content': ...} and {'role': 'model', "
-                "'content': ...} in turn. Received as message "
-                f"{place}: {message!r}."
+                "'content': ...} in turn (what others call 'assistant' is 'model'). Received as "
+                f"message {place}: {message!r}."
             )
         messages.append({"role": role, "content": message["content"]})
     if len(messages) % 2:

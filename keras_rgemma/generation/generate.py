@@ -108,10 +108,24 @@ def read(task, inputs, request):
 
 
 def _read_batch(task, batch, request):
-    continued = request.state is not None
+    rows, width = rows_in(task, batch, request.state is not None)
+    budgets = request.budget.of([len(row) for row in rows], default_length=width)
+    return Batch(rows, budgets, is_text=width is None, width=width or 0)
+
+
+def rows_in(task, batch, continued):
+    """The tokens of the rows of a batch.
+
+    Args:
+        task: as of `read`.
+        batch: list of str, or dict of arrays.
+        continued: bool, whether the rows go on from a state.
+
+    Returns:
+        A list of B int arrays; and the columns of the array they came in, None for text.
+    """
     if not isinstance(batch, dict):
-        rows = task.text_preprocessor(batch[0]).prompt_token_ids(batch, continued)
-        return Batch(rows, request.budget.of([len(row) for row in rows]), True)
+        return task.text_preprocessor(batch[0]).prompt_token_ids(batch, continued), None
     if "token_ids" not in batch:
         raise ValueError(
             "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded. "
@@ -119,26 +133,43 @@ def _read_batch(task, batch, request):
         )
     token_ids = check_token_ids(batch["token_ids"], task.backbone.vocabulary_size)
     mask = check_padding_mask(batch.get("padding_mask"), token_ids.shape)
-    rows, width = rows_of(token_ids, mask, may_be_empty=continued), token_ids.shape[1]
-    budgets = request.budget.of([len(row) for row in rows], default_length=width)
-    return Batch(rows, budgets, False, width)
+    return rows_of(token_ids, mask, may_be_empty=continued), token_ids.shape[1]
 
 
-def start(task, batch, request):
-    """The `TokenStream` of a batch, with its prompts read by the model."""
+def start(task, batch, request, keeps_state):
+    """The `TokenStream` of a batch, with its prompts read by the model.
+
+    Args:
+        task: as of `read`.
+        batch: `Batch`.
+        request: `Request`.
+        keeps_state: bool, whether its `session` is wanted.
+    """
+    fingerprint = task.fingerprint() if keeps_state else None
     programs, rows, state = task.make_generate_function(), batch.rows, request.state
     if state is None:
         consumed = task.initial_state(len(rows))
-    elif programs.hidden_dim:
-        raise ValueError(
-            "Contrastive search compares new tokens with the hidden states of the whole text, "
-            "which a state does not hold. Use another sampler, or pass the text."
-        )
     else:
+        check_continues(task)
         rows, consumed = session.behind(state, rows), session.consumed_by(task, state)
     return TokenStream(
-        programs, rows, batch.budgets, request.stop_token_ids, consumed, request.copies
+        programs,
+        rows,
+        batch.budgets,
+        request.stop_token_ids,
+        consumed,
+        request.copies,
+        fingerprint,
     )
+
+
+def check_continues(task):
+    """Raises ValueError if the sampler of a model cannot go on from a state."""
+    if task.make_generate_function().hidden_dim:
+        raise ValueError(
+            "Contrastive search compares new tokens with the hidden states of the whole text, "
+            "which a state does not hold. Use another sampler, or `generate` from the text."
+        )
 
 
 def generate(task, inputs, request, strip_prompt, return_state):
@@ -151,7 +182,7 @@ def generate(task, inputs, request, strip_prompt, return_state):
         )
     outputs = []
     for batch in batches:
-        tokens = start(task, batch, request)
+        tokens = start(task, batch, request, keeps_state=return_state)
         new, surplus = _all_tokens(task, tokens, request)
         prompts = [[] if strip_prompt else row for row in batch.rows for _ in range(request.copies)]
         if batch.is_text:
@@ -169,7 +200,7 @@ def generate(task, inputs, request, strip_prompt, return_state):
         outputs = outputs[0]
     if not return_state:
         return outputs
-    return outputs, session.state_after(task, tokens.last_tokens, tokens.state)
+    return outputs, tokens.session()
 
 
 def _all_tokens(task, tokens, request):

@@ -4,8 +4,8 @@ import numpy as np
 import tqdm.auto
 
 from keras_rgemma.generation import session
-from keras_rgemma.generation.requests import read_batches, rows_of
-from keras_rgemma.shapes import check_padding_mask, check_token_ids
+from keras_rgemma.generation.generate import rows_in
+from keras_rgemma.generation.requests import read_batches
 
 _SHOWN_AFTER = 2  # seconds
 
@@ -22,7 +22,7 @@ def prefill(task, inputs, state, chunk_size):
         session.check_rows(state, len(rows))
         consumed, rows = session.consumed_by(task, state), session.behind(state, rows)
         lengths = state.num_tokens - 1
-    programs = task.make_generate_function()
+    programs, fingerprint = task.make_generate_function(), task.fingerprint()
     is_known = not hasattr(inputs, "__next__")
     with tqdm.auto.tqdm(
         total=max(map(len, rows)) if is_known else None,
@@ -52,7 +52,7 @@ def prefill(task, inputs, state, chunk_size):
         rows = _joined(waiting)
         session.check_lengths(lengths + [len(row) for row in rows])
         rows = read(rows, max(map(len, rows)))
-    return session.state_after(task, [row[0] for row in rows], consumed)
+    return session.state_of(fingerprint, [row[0] for row in rows], consumed)
 
 
 def _joined(waiting):
@@ -64,6 +64,8 @@ def _pieces(task, inputs, continued):
     if hasattr(inputs, "__next__"):
         for piece in inputs:
             is_text = isinstance(piece, (str, bytes))
+            if not is_text and np.size(piece) == 0:
+                continue
             rows = _rows(task, piece if is_text else np.atleast_1d(np.asarray(piece)), continued)
             if len(rows) != 1:
                 raise ValueError(
@@ -82,12 +84,7 @@ def _rows(task, inputs, continued):
     batches, _ = read_batches(inputs)
     if len(batches) > 1:
         raise ValueError(f"`prefill` takes one batch. Received {len(batches)}.")
-    (batch,) = batches
-    if not isinstance(batch, dict):
-        return task.text_preprocessor(batch[0]).prompt_token_ids(batch, continued)
-    token_ids = check_token_ids(batch["token_ids"], task.backbone.vocabulary_size)
-    mask = check_padding_mask(batch.get("padding_mask"), token_ids.shape)
-    return rows_of(token_ids, mask, may_be_empty=continued)
+    return rows_in(task, batches[0], continued)[0]
 
 
 def _as_ids(inputs):

@@ -61,12 +61,15 @@ class Programs:
         self.model = model
         self.sampler = sampler
         self._made_for = _settings(model, sampler)
+        self._sampler_config = sampler and sampler.get_config()
         self._compiled = {}
         self._made = []
 
     def are_for(self, model, sampler=None):
         """Whether they were made for these very weights and settings."""
         settings = _settings(model, sampler)
+        if sampler and sampler.get_config() != self._sampler_config:
+            return False
         return len(settings) == len(self._made_for) and all(
             map(operator.is_, settings, self._made_for)
         )
@@ -144,34 +147,37 @@ class GenerationPrograms(Programs):
             self._decoders[stop_token_ids] = self._compile(decode)
         return self._decoders[stop_token_ids]
 
-    def prefill(self, rows, state, chunk_size=PREFILL_CHUNK, progress=lambda count: None):
+    def prefill(self, rows, state, chunk_size=PREFILL_CHUNK, progress=None):
         """Runs tokens through the model.
 
         Args:
             rows: list of B int arrays, of any lengths, 0 included.
             state: `ModelState` of B rows.
             chunk_size: int, the most tokens of a row in one step.
-            progress: function that is told how many tokens of each row were run.
+            progress: function that is told how many tokens of the longest row were run; hidden
+                states are not kept then.
 
         Returns:
             The final hidden states, a list of B float32 arrays [T, D] (None unless the sampler
             needs them), and the new `ModelState`.
         """
         hidden = [[] for _ in rows]
-        start = 0
-        for size in piece_sizes(max(len(row) for row in rows), chunk_size):
+        keeps_hidden = self.hidden_dim and progress is None
+        start, longest = 0, max(len(row) for row in rows)
+        for size in piece_sizes(longest, chunk_size):
             pieces = [row[start : start + size] for row in rows]
             token_ids, mask = pad_right(pieces, size)
             piece_hidden, state = self.compiled(self._prefill_step)(
                 ops.convert_to_tensor(token_ids), ops.convert_to_tensor(mask), state
             )
-            if self.hidden_dim:
+            if keeps_hidden:
                 piece_hidden = ops.convert_to_numpy(ops.cast(piece_hidden, "float32"))
                 for row, piece in enumerate(pieces):
                     hidden[row].append(piece_hidden[row, : len(piece)])
+            if progress:
+                progress(min(size, longest - start))
             start += size
-            progress(size)
-        if not self.hidden_dim:
+        if not keeps_hidden:
             return None, state
         nothing = np.zeros((0, self.hidden_dim), "float32")
         return [np.concatenate([nothing, *pieces]) for pieces in hidden], state

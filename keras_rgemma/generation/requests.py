@@ -120,14 +120,18 @@ def _read_batch(inputs):
         inputs = inputs.tolist() if inputs.ndim else [inputs.item()]
     if not isinstance(inputs, (list, tuple)):
         raise TypeError(
-            "`generate` takes a str, a list of str, a dict of arrays or a tf.data.Dataset. "
+            "Prompts are a str, a list of str, a dict of arrays or a tf.data.Dataset. "
             f"Received: {inputs!r} of type {type(inputs).__name__}."
         )
     return [checked_text(text) for text in inputs], False
 
 
-def checked_text(value):
+def checked_text(value, what="A prompt"):
     """A str that a tokenizer can take, from a str or bytes.
+
+    Args:
+        value: str or bytes.
+        what: str, what errors call it.
 
     Raises:
         ValueError: it is no valid Unicode.
@@ -140,13 +144,13 @@ def checked_text(value):
             value.encode("utf-8")
     except UnicodeError as error:
         raise ValueError(
-            f"A prompt must be valid Unicode. Received: {value!r} ({error}). Replace what is not, "
+            f"{what} must be valid Unicode. Received: {value!r} ({error}). Replace what is not, "
             "for bytes with `.decode('utf-8', 'replace')`."
         ) from error
     if not isinstance(value, str):
         raise TypeError(
-            f"A prompt must be a str. Received: {value!r} of type {type(value).__name__}. Token "
-            "ids go in a dict: {'token_ids': ..., 'padding_mask': ...}."
+            f"{what} must be a str. Received: {value!r} of type {type(value).__name__}. Token ids "
+            "go in a dict: {'token_ids': ..., 'padding_mask': ...}."
         )
     return str(value)
 

@@ -88,6 +88,8 @@ class RGemmaState:
             IndexError: there is no such row.
         """
         index = np.arange(self.batch_size)[rows]  # NumPy knows every kind of index, and its errors
+        if index.ndim > 1:
+            raise IndexError(f"Rows are an int, a slice or a sequence. Received: {rows!r}.")
         return self._map(lambda array: ops.take(array, np.atleast_1d(index), axis=0))
 
     def repeat(self, repeats):
@@ -112,10 +114,13 @@ class RGemmaState:
 
         Raises:
             ValueError: none, or states of models that differ.
+            TypeError: something else than states.
         """
         several = list(several)
         if not several:
             raise ValueError("`RGemmaState.concatenate` needs at least one state. Received: [].")
+        for state in several:
+            check_is_state(state)
         for other in several[1:]:
             if reason := several[0].fingerprint.difference(other.fingerprint):
                 raise ValueError(f"These states belong to different models: {reason}.")
@@ -174,6 +179,7 @@ class RGemmaState:
 
 
 def _register():
+    # There is no public way to tell `keras.tree` of a class.
     from keras.src.tree.tree_api import register_tree_node_class
 
     register_tree_node_class(RGemmaState)
@@ -204,8 +210,10 @@ def consumed_by(task, state):
         state: `RGemmaState`.
 
     Raises:
+        TypeError: it is no state.
         ValueError: it does not fit the model.
     """
+    check_is_state(state)
     if reason := state.fingerprint.difference(task.fingerprint()):
         raise ValueError(
             f"This state belongs to another model: {reason}. Load the model that made it, or read "
@@ -220,10 +228,15 @@ def consumed_by(task, state):
     )
 
 
-def check_rows(state, count):
-    """Raises ValueError if a state is not one of `count` rows, TypeError if it is none."""
+def check_is_state(state):
+    """Raises TypeError for anything but a state."""
     if not isinstance(state, RGemmaState):
         raise TypeError(f"`state` must be an RGemmaState. Received: {state!r}.")
+
+
+def check_rows(state, count):
+    """Raises ValueError if a state is not one of `count` rows, TypeError if it is none."""
+    check_is_state(state)
     if state.batch_size != count:
         raise ValueError(
             f"The state holds {state.batch_size} rows, but {count} were given to go on with. Use "
@@ -242,8 +255,9 @@ def behind(state, rows):
         ValueError: a row would have more tokens than can be counted.
     """
     check_lengths(state.num_tokens + [len(row) for row in rows])
-    last = ops.convert_to_numpy(state.last_token_ids)
-    return [np.array([first, *ids], "int32") for first, ids in zip(last, rows, strict=True)]
+    last = ops.convert_to_numpy(state.last_token_ids)[:, None]
+    pairs = zip(last, rows, strict=True)
+    return [np.concatenate(pair).astype("int32") for pair in pairs]
 
 
 def columns_behind(state, token_ids, padding_mask):
@@ -278,16 +292,16 @@ def check_lengths(lengths):
         raise ValueError(f"A text has at most {MOST_TOKENS:,} tokens. This has {max(lengths):,}.")
 
 
-def state_after(task, last_tokens, consumed):
+def state_of(fingerprint, last_tokens, consumed):
     """The `RGemmaState` of rows.
 
     Args:
-        task: as of `consumed_by`.
+        fingerprint: of the model as it was when it read them.
         last_tokens: list of B ints, each row's last token.
         consumed: `ModelState` of the tokens before it.
     """
     last = ops.convert_to_tensor(np.array(last_tokens, "int32"))
-    return RGemmaState(last, consumed, task.fingerprint())
+    return RGemmaState(last, consumed, fingerprint)
 
 
 # === The file ===
@@ -341,17 +355,21 @@ def read(path):
         raise _refused(path, "it does not begin like one, so it is another kind of file")
     if hashlib.sha256(payload).digest() != digest:
         raise _refused(path, "its checksum is another: it is cut or damaged")
-    metadata, tensors = _parsed(payload)
-    if metadata.get("version") != str(VERSION):
+    try:
+        metadata, tensors = _parsed(payload)
+        version = metadata.get("version")
+        state, extra = None, None
+        if version == str(VERSION):
+            state, extra = _state(metadata, tensors), json.loads(metadata["extra"])
+    except (LookupError, ValueError, TypeError) as error:
+        raise _refused(path, f"its parts do not make a state ({error})") from error
+    if state is None:
         raise _refused(
             path,
-            f"its format has version {metadata.get('version')!r}, and this is version {VERSION}: "
-            "use the keras-rgemma that wrote it, or a newer one",
+            f"its format has version {version!r}, and this is version {VERSION}: use the "
+            "keras-rgemma that wrote it, or a newer one",
         )
-    try:
-        return _state(metadata, tensors), json.loads(metadata["extra"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise _refused(path, f"its parts do not make a state ({error})") from error
+    return state, extra
 
 
 def _named(state):

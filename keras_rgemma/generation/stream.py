@@ -1,6 +1,5 @@
 """Text as it is made."""
 
-from keras_rgemma.generation import session
 from keras_rgemma.generation.generate import read, start, written
 from keras_rgemma.generation.requests import arrays_of
 
@@ -14,14 +13,14 @@ def stream(task, inputs, request):
         raise ValueError(f"`stream` takes one batch of prompts. Received {len(batches)} batches.")
     (batch,) = batches
     check_streams(task)
-    tokens = start(task, batch, request)
+    tokens = start(task, batch, request, keeps_state=True)
     if not batch.is_text:
         pieces = _arrays(task, tokens, request)
     elif is_scalar:
         pieces = (said for (said,) in _texts(task, tokens, request))
     else:
         pieces = _texts(task, tokens, request)
-    return Stream(task, tokens, pieces)
+    return Stream(tokens, pieces)
 
 
 def check_streams(task):
@@ -39,13 +38,12 @@ class Stream:
     Nothing is computed between two pieces, so whoever stops asking stops the work.
 
     Args:
-        task: as of `generate.read`.
         tokens: `TokenStream`.
         pieces: generator of the pieces.
     """
 
-    def __init__(self, task, tokens, pieces):
-        self._task, self._tokens, self._pieces = task, tokens, pieces
+    def __init__(self, tokens, pieces):
+        self._tokens, self._pieces = tokens, pieces
 
     def __iter__(self):
         return self
@@ -59,8 +57,8 @@ class Stream:
 
     @property
     def state(self):
-        """`RGemmaState` after all that was written so far."""
-        return session.state_after(self._task, self._tokens.last_tokens, self._tokens.state)
+        """`RGemmaState` after all tokens so far, those included whose text is held back."""
+        return self._tokens.session()
 
 
 def _texts(task, tokens, request):

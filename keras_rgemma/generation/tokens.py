@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_rgemma.generation import session
+
 
 class _Rows(NamedTuple):
     """Where B rows are: each one's last token and how many it may still get.
@@ -33,9 +35,11 @@ class TokenStream:
         stop_token_ids: tuple of ints that end a row; may be empty.
         state: `ModelState` of what stands before the rows.
         copies: int, how many times each row stands in what comes, one after the other.
+        fingerprint: of the model, if an `RGemmaState` of the rows is wanted.
     """
 
-    def __init__(self, programs, rows, budgets, stop_token_ids, state, copies=1):
+    def __init__(self, programs, rows, budgets, stop_token_ids, state, copies=1, fingerprint=None):
+        self._fingerprint = fingerprint
         hidden, state = programs.prefill([row[:-1] for row in rows], state)
         if copies > 1:
             state = keras.tree.map_structure(lambda x: ops.repeat(x, copies, axis=0), state)
@@ -69,6 +73,10 @@ class TokenStream:
         if self._rows.state is None:
             self._rows = self._rows._replace(state=self._after(self._rows.before, self._rows.new))
         return self._rows.state
+
+    def session(self):
+        """The `RGemmaState` of the rows."""
+        return session.state_of(self._fingerprint, self.last_tokens, self.state)
 
     def next(self, size=None):
         """Writes new tokens.

@@ -358,11 +358,11 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
 
         return prefill(self, inputs, state, check_count("chunk_size", chunk_size))
 
-    def chat(self, **options):
+    def chat(self, history=(), max_new_tokens=None, stop=None):
         """Begins a conversation in the format that instruction-tuned models are trained with.
 
         Args:
-            **options: see `keras_rgemma.generation.chat.Chat`.
+            history, max_new_tokens, stop: see `keras_rgemma.generation.chat.Chat`.
 
         Returns:
             `keras_rgemma.generation.chat.Chat`.
@@ -381,14 +381,14 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         """
         from keras_rgemma.generation.chat import Chat
 
-        return Chat(self, **options)
+        return Chat(self, history, max_new_tokens, stop)
 
-    def load_chat(self, path, **options):
+    def load_chat(self, path, max_new_tokens=None, stop=None):
         """Goes on with a conversation that `Chat.save` wrote, on whatever backend.
 
         Args:
             path: str or path.
-            **options: as of `chat`.
+            max_new_tokens, stop: as of `chat`.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -396,7 +396,7 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         """
         from keras_rgemma.generation.chat import Chat
 
-        return Chat.load(self, path, **options)
+        return Chat.load(self, path, max_new_tokens=max_new_tokens, stop=stop)
 
     def text_preprocessor(self, text):
         """The preprocessor, checked to fit the model.
@@ -447,7 +447,8 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
 
         Raises:
             ValueError: another `scoring_mode`, no targets for "loss", targets or a mask of
-                another shape, ids outside of the vocabulary.
+                another shape, ids outside of the vocabulary, a state of another model or of
+                another number of rows.
 
         Example:
         ```python

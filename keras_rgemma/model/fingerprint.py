@@ -17,7 +17,8 @@ def fingerprint(backbone):
     """The `Fingerprint` of a backbone, the same on every backend.
 
     Weights are rounded to bfloat16 before they are hashed: a model in float32 and the same in
-    bfloat16 have one fingerprint.
+    bfloat16 have one fingerprint. Rounded to float16 first, some come out as others, so that a
+    model in float16 has a fingerprint of its own.
 
     Args:
         backbone: `RGemmaBackbone`.

@@ -139,6 +139,60 @@ def test_an_answer_that_is_left_stays_as_far_as_it_was_given(lm):
     assert again.send("And?") == second
 
 
+def test_looking_at_a_conversation_does_not_end_an_answer(lm, tmp_path):
+    whole = lm.chat(max_new_tokens=12).send("Hi")
+    chat = lm.chat(max_new_tokens=12)
+    stream = chat.stream("Hi")
+    given_out = next(stream)
+    fork = chat.fork()
+    chat.save(tmp_path / "chat")
+    assert chat.state.num_tokens == fork.state.num_tokens
+    chat.history.clear()
+    assert given_out + "".join(stream) == whole
+    assert fork.history[-1]["content"] == given_out
+    assert chat.state.num_tokens > fork.state.num_tokens
+    assert lm.load_chat(tmp_path / "chat", max_new_tokens=4).send("And?") == (
+        lm.chat(history=fork.history, max_new_tokens=4).send("And?")
+    )
+
+
+def test_an_interruption_at_any_moment_keeps_the_conversation(lm, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    programs = lm.make_generate_function()
+    chat = lm.chat(max_new_tokens=6)
+    first = chat.send("Hi")
+    tokens = chat.state.num_tokens
+    for target, name in ((programs, "prefill"), (lm, "fingerprint")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(target, name, interrupt)
+            chat.send("lost")
+        assert chat.history[-1] == {"role": "model", "content": first}
+        assert chat.state.num_tokens == tokens
+    stream = chat.stream("And?")
+    given_out = next(stream)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(programs, "decode", interrupt)
+        next(stream)
+    assert chat.history[-1]["content"] == given_out
+    again = lm.chat(history=chat.history, max_new_tokens=6)
+    assert chat.send("More") == again.send("More")
+
+
+def test_a_state_belongs_to_the_model_that_read_it():
+    lm = tiny.wordy(tiny.causal_lm(sequence_length=64))
+    chat, stream = lm.chat(max_new_tokens=4), lm.stream("Hi", max_new_tokens=4)
+    chat.send("Hi")
+    next(stream)
+    tiny.randomize(lm)
+    for state in (chat.state, stream.state):
+        with pytest.raises(ValueError, match="other weights"):
+            lm.generate("", state=state, max_new_tokens=1)
+    with pytest.raises(ValueError, match="other weights"):
+        chat.send("And?")
+
+
 def test_forks_and_files_go_on_each_for_itself(lm, tmp_path):
     chat = lm.chat(max_new_tokens=6)
     chat.send(MESSAGES[0])

@@ -213,6 +213,14 @@ def test_a_sampler_is_used_as_soon_as_it_is_assigned(lm, prompts, greedy_texts):
         assert new_tokens(other, row, 2) != expected
 
 
+def test_a_setting_of_a_sampler_is_used_as_soon_as_it_is_changed(lm, prompts):
+    other = keras_rgemma.RGemmaCausalLM(lm.backbone)
+    other.compile(sampler=keras_hub.samplers.TopKSampler(k=8, seed=1))
+    new_tokens(other, prompts[:1], 4)
+    other.sampler.k = 1
+    assert new_tokens(other, prompts[:1], 4) == new_tokens(lm, prompts[:1], 4)
+
+
 def test_a_model_that_was_not_compiled_is_greedy(lm, prompts, greedy_texts):
     other = keras_rgemma.RGemmaCausalLM(lm.backbone, compile=False)
     assert new_tokens(other, prompts[1:2], 3) == [greedy_texts[1][:3]]

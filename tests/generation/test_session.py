@@ -21,6 +21,7 @@ import tiny
 from generation import plain
 from keras_rgemma import RGemmaState
 from keras_rgemma.generation import session
+from keras_rgemma.state import Fingerprint
 
 W = plain.WINDOW
 TEXT = np.random.RandomState(5).randint(1, 61, 41)
@@ -94,7 +95,7 @@ def test_a_text_may_end_between_a_state_and_a_prompt(lm, answer):
 
 
 def test_an_iterator_of_pieces_is_one_text(lm, answer):
-    pieces = iter([TEXT[:7].tolist(), [], TEXT[7:8], TEXT[8:]])
+    pieces = iter([[], TEXT[:7].tolist(), [], TEXT[7:8], TEXT[8:]])
     state = lm.prefill(pieces, chunk_size=4)
     assert state.num_tokens.tolist() == [41]
     assert continued(lm, [], state) == answer
@@ -222,7 +223,7 @@ def test_slices_repeats_and_concatenations_are_rows(lm):
     assert_same_state(state[1:].repeat(2), state[[1, 1, 2, 2]])
     assert [row.batch_size for row in state] == [1, 1, 1]
     assert state.nbytes == 3 * state[0].nbytes
-    for wrong in (3, -4, [7]):
+    for wrong in (3, -4, [7], None, True, [[0, 1]]):
         with pytest.raises(IndexError):
             state[wrong]
     for wrong in (0, -1, 1.5, True, None):
@@ -230,6 +231,8 @@ def test_slices_repeats_and_concatenations_are_rows(lm):
             state.repeat(wrong)
     with pytest.raises(ValueError, match="at least one"):
         RGemmaState.concatenate([])
+    with pytest.raises(TypeError, match="must be an RGemmaState"):
+        RGemmaState.concatenate([state, "another"])
 
 
 def test_its_size_does_not_grow_with_the_text(lm):
@@ -301,8 +304,13 @@ def test_what_does_not_fit_is_refused(lm, monkeypatch):
     with pytest.raises(ValueError, match="holds 2 rows, but 1"):
         lm.score(TEXT[None], state=state)
     for wrong in ((state,), "document.rgstate"):
-        with pytest.raises(TypeError, match=r"must be an RGemmaState\. Received: "):
-            lm.generate(inputs, state=wrong, **limits)
+        for call in (
+            lambda state: lm.generate(inputs, state=state, **limits),
+            lambda state: lm.prefill(TEXT, state=state),
+            lambda state: lm.score(TEXT[None], state=state),
+        ):
+            with pytest.raises(TypeError, match=r"must be an RGemmaState\. Received: "):
+                call(wrong)
     with pytest.raises(ValueError, match="then its pads"):
         lm.score(TEXT[None, :3], padding_mask=[[0, 1, 1]], state=state[0])
     with pytest.raises(ValueError, match="chunk_size"):
@@ -313,6 +321,8 @@ def test_what_does_not_fit_is_refused(lm, monkeypatch):
         lm.prefill(iter([]))
     with pytest.raises(ValueError, match="holds no token"):
         lm.prefill([])
+    with pytest.raises(ValueError, match=r"must hold `token_ids`.*\['ids'\]"):
+        lm.prefill({"ids": [[3]]})
     contrastive = keras_rgemma.RGemmaCausalLM(lm.backbone)
     contrastive.compile(sampler="contrastive")
     with pytest.raises(ValueError, match=r"Contrastive search.*state"):
@@ -372,6 +382,15 @@ def test_a_state_of_another_backend_goes_on_with_the_same_tokens(tmp_path):
         lm.generate("In the beginning God created the", max_new_tokens=24, strip_prompt=True),
     ]
     assert texts[0] == texts[1] and len(texts[0]) > 24
+
+
+def test_architectures_are_compared_field_by_field():
+    one = Fingerprint('{"a": 1}', "x")
+    assert one.difference(one) == ""
+    assert one.difference(Fingerprint('{"a": 1}', "y")) == "the same sizes, but other weights"
+    assert one.difference(Fingerprint('{"a": 2}', "x")) == "`a` 1 and 2"
+    for pair in ((one, Fingerprint('{"a": 1, "b": 3}', "x")), (Fingerprint("{}", "x"), one)):
+        assert pair[0].difference(pair[1]) and pair[1].difference(pair[0])
 
 
 @settings(max_examples=60)
