@@ -42,7 +42,7 @@ def load(from_preset, folder, load_weights, **kwargs):
     """
     is_here = pathlib.Path(folder).exists()
     if is_here:
-        check_files(folder)
+        _check_files(folder)
         if kwargs.get("dtype") is None and _is_mixed(folder):  # which KerasHub stumbles over
             kwargs["dtype"] = keras.config.dtype_policy()
     if not load_weights:
@@ -60,7 +60,7 @@ def load(from_preset, folder, load_weights, **kwargs):
     return model
 
 
-def check_files(folder):
+def _check_files(folder):
     """Raises ValueError if a local path is no folder of a preset, or a config in it is broken."""
     folder = pathlib.Path(folder)
     if not (folder / _JSON[0]).is_file():

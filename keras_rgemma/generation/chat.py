@@ -6,10 +6,10 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_rgemma.generation import session
+from keras_rgemma.generation import session, state_file
 from keras_rgemma.generation.generate import Batch, Request, check_continues, start, written
 from keras_rgemma.generation.requests import checked_text
-from keras_rgemma.generation.stream import check_streams
+from keras_rgemma.generation.stream import AT_A_TIME, check_streams
 
 ROLES = ("user", "model")
 
@@ -93,7 +93,7 @@ class Chat:
             ValueError: a sampler that does not write token by token.
         """
         check_streams(self._task)
-        return self._answer(message, at_a_time=1)
+        return self._answer(message, AT_A_TIME)
 
     def fork(self):
         """Another conversation that begins with all that was said in this one."""
@@ -110,12 +110,12 @@ class Chat:
         Raises:
             OSError: it cannot be written.
         """
-        session.write(path, self.state, {"history": self.history})
+        state_file.write(path, self.state, {"history": self.history})
 
     @classmethod
     def load(cls, task, path, **options):
         """See `RGemmaCausalLM.load_chat`."""
-        state, extra = session.read(path)
+        state, extra = state_file.read(path)
         if "history" not in extra:
             raise ValueError(
                 f"{str(path)!r} holds a state without a conversation. Load it with "

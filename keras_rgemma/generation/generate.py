@@ -145,13 +145,14 @@ def start(task, batch, request, keeps_state):
         request: `Request`.
         keeps_state: bool, whether its `session` is wanted.
     """
-    fingerprint = task.fingerprint() if keeps_state else None
     programs, rows, state = task.make_generate_function(), batch.rows, request.state
     if state is None:
+        fingerprint = task.fingerprint() if keeps_state else None
         consumed = task.initial_state(len(rows))
     else:
         check_continues(task)
         rows, consumed = session.behind(state, rows), session.consumed_by(task, state)
+        fingerprint = state.fingerprint  # which was just found to be the model's
     return TokenStream(
         programs,
         rows,

@@ -17,12 +17,14 @@ def prefill(task, inputs, state, chunk_size):
     if rows is None:
         raise ValueError("`prefill` was given an iterator without a piece. Pass some text.")
     if state is None:
+        fingerprint = task.fingerprint()
         consumed, lengths = task.initial_state(len(rows)), np.zeros(len(rows), "int64")
     else:
         session.check_rows(state, len(rows))
         consumed, rows = session.consumed_by(task, state), session.behind(state, rows)
+        fingerprint = state.fingerprint  # which was just found to be the model's
         lengths = state.num_tokens - 1
-    programs, fingerprint = task.make_generate_function(), task.fingerprint()
+    programs = task.make_generate_function()
     is_known = not hasattr(inputs, "__next__")
     with tqdm.auto.tqdm(
         total=max(map(len, rows)) if is_known else None,

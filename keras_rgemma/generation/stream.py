@@ -3,7 +3,7 @@
 from keras_rgemma.generation.generate import read, start, written
 from keras_rgemma.generation.requests import arrays_of
 
-_AT_A_TIME = 1  # tokens
+AT_A_TIME = 1  # tokens
 
 
 def stream(task, inputs, request):
@@ -63,7 +63,7 @@ class Stream:
 
 def _texts(task, tokens, request):
     """Lists of B str, without those that are empty throughout."""
-    for _, said in written(task, tokens, request, _AT_A_TIME):
+    for _, said in written(task, tokens, request, AT_A_TIME):
         if any(said):
             yield said
 
@@ -71,9 +71,9 @@ def _texts(task, tokens, request):
 def _arrays(task, tokens, request):
     """Dicts of `token_ids` and `padding_mask`, each with the new tokens alone."""
     if request.stop:
-        pieces = (new for new, _ in written(task, tokens, request, _AT_A_TIME))
+        pieces = (new for new, _ in written(task, tokens, request, AT_A_TIME))
     else:
-        pieces = iter(lambda: None if tokens.ended else tokens.next(_AT_A_TIME), None)
+        pieces = iter(lambda: None if tokens.ended else tokens.next(AT_A_TIME), None)
     for new in pieces:
         if any(map(len, new)):
             yield arrays_of([[] for _ in new], new, 0)
