@@ -234,7 +234,7 @@ def test_a_history_that_is_given_is_read_as_it_was_said(lm):
         tiny.numpy(chat.state.consumed.layers[0].recurrence),
         tiny.numpy(state.consumed.layers[0].recurrence),
         0,
-        1e-5,
+        1e-4,  # The weights that let it write words multiply errors of rounding, too.
     )
     history[0]["content"] = "changed"
     assert chat.history[0]["content"] == "Hi"

@@ -25,7 +25,7 @@ from keras_rgemma.state import Fingerprint
 
 W = plain.WINDOW
 TEXT = np.random.RandomState(5).randint(1, 61, 41)
-# Float32 sums of other sizes in another order.
+# Float32 sums of other sizes in another order, of a model that does not multiply their errors.
 TOLERANCE = 1e-5
 
 
@@ -133,13 +133,13 @@ def test_text_that_comes_as_lines_of_a_file(tmp_path):
     assert_same_state(lm.prefill(lines[1], state=lm.prefill(lines[0])), state, TOLERANCE)
 
 
-def test_rows_of_several_lengths_have_the_states_that_each_has_alone(lm):
+def test_rows_of_several_lengths_have_the_states_that_each_has_alone(calm):
     rows = [TEXT[:1], TEXT[:W], TEXT[3:30]]
     ids, mask = np.zeros((2, 3, 27), "int32")
     for i, row in enumerate(rows):
         ids[i, -len(row) :], mask[i, -len(row) :] = row, 1
-    together = lm.prefill({"token_ids": ids, "padding_mask": mask})
-    alone = RGemmaState.concatenate([lm.prefill(row) for row in rows])
+    together = calm.prefill({"token_ids": ids, "padding_mask": mask})
+    alone = RGemmaState.concatenate([calm.prefill(row) for row in rows])
     assert together.num_tokens.tolist() == [1, W, 27]
     assert_same_state(together, alone, TOLERANCE)
 
@@ -231,9 +231,9 @@ def test_requests_that_share_a_state_do_not_touch_each_other(lm, answer):
         state.last_token_ids = None
 
 
-def test_slices_repeats_and_concatenations_are_rows(lm):
-    state = lm.prefill({"token_ids": TEXT[:18].reshape(3, 6)})
-    alone = [lm.prefill(TEXT[i : i + 6]) for i in (0, 6, 12)]
+def test_slices_repeats_and_concatenations_are_rows(calm):
+    state = calm.prefill({"token_ids": TEXT[:18].reshape(3, 6)})
+    alone = [calm.prefill(TEXT[i : i + 6]) for i in (0, 6, 12)]
     assert (state.batch_size, len(state)) == (3, 3)
     for i in range(3):
         assert_same_state(state[i], alone[i], TOLERANCE)

@@ -153,7 +153,8 @@ def test_stop_strings_end_each_row_where_they_stand(lm, sampler):
     assert stop[0] in text[0] and stop[0] not in text[1][len(PROMPTS[0]) :]
     expected = lm.prefill({"token_ids": kept[None]})
     for one, other in zip(tiny_arrays(state[0]), tiny_arrays(expected), strict=True):
-        np.testing.assert_allclose(one, other, 0, 1e-5)
+        # The weights that let it write words multiply errors of rounding, too: see plain.py.
+        np.testing.assert_allclose(one, other, 0, 1e-4)
 
 
 def tiny_arrays(state):
