@@ -85,8 +85,7 @@ def _value(path, variables, layers):
         ops.convert_to_numpy(variables[f"{owner}/lora_{kind}_{x}"].value).astype("float32")
         for x in "ab"
     )
-    scale = layers[owner].lora_alpha / layers[owner].lora_rank
-    return value.astype("float32") + scale * (a @ b)
+    return value.astype("float32") + layers[owner].lora_scale * (a @ b)
 
 
 def export(backbone, tokenizer, path, to, dtype=None, overwrite=False):
@@ -164,6 +163,26 @@ def new_folder(destination, overwrite=False):
             if destination.exists():
                 destination.rmdir()  # empty, which some systems do not rename onto
             partial.rename(destination)
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """A file to write that takes its name, from one before it, too, only when it is complete.
+
+    Args:
+        path: str or path.
+
+    Yields:
+        A `pathlib.Path`.
+    """
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

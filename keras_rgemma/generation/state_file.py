@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import pathlib
-import uuid
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +28,8 @@ def write(path, state, extra=None):
     """
     import safetensors.numpy
 
+    from keras_rgemma.checkpoints.saving import new_file
+
     tensors = {name: _to_numpy(array) for name, array in _named(state).items()}
     metadata = {
         "format": "keras-rgemma state",
@@ -38,14 +38,8 @@ def write(path, state, extra=None):
         "extra": json.dumps(extra or {}),
     }
     payload = safetensors.numpy.save(tensors, metadata=metadata)
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with new_file(path) as partial:
         partial.write_bytes(MAGIC + hashlib.sha256(payload).digest() + payload)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read(path):

@@ -3,6 +3,22 @@
 import keras
 from keras import ops
 
+from keras_rgemma.layers.lora import LoRA
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class BlockDiagonal(LoRA, keras.layers.EinsumDense):
+    """An `EinsumDense` layer whose LoRA is a product of its own; all blocks share its B."""
+
+    @property
+    def kernel_shape(self):
+        """Of the kernel before it was quantized."""
+        is_packed = self.quantization_mode == "int4"
+        return tuple(self.original_kernel_shape if is_packed else self._kernel.shape)
+
+    def _product(self, x, kernel):
+        return ops.einsum(self.equation, x, kernel)
+
 
 def block_diagonal_dense(width, num_blocks, name, dtype=None):
     """A linear layer whose matrix is block-diagonal, on head-major inputs.
@@ -17,10 +33,10 @@ def block_diagonal_dense(width, num_blocks, name, dtype=None):
         dtype: of the layer.
 
     Returns:
-        `keras.layers.EinsumDense`, [H, B, T, L / H] to the same shape, biased.
+        `BlockDiagonal`, [H, B, T, L / H] to the same shape, biased.
     """
     size = width // num_blocks
-    return keras.layers.EinsumDense(
+    return BlockDiagonal(
         "hbti,hij->hbtj",
         output_shape=(None, None, size),
         bias_axes="hj",

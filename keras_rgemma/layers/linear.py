@@ -1,10 +1,26 @@
 """The plain linear layers of the blocks."""
 
 import keras
+from keras import ops
+
+from keras_rgemma.layers.lora import LoRA
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class Linear(LoRA, keras.layers.Dense):
+    """A `Dense` layer whose LoRA is a product of its own."""
+
+    @property
+    def kernel_shape(self):
+        """Of the kernel before it was quantized."""
+        return self.input_spec.axes[-1], self.units
+
+    def _product(self, x, kernel):
+        return ops.matmul(x, kernel)
 
 
 def linear(units, fan_in, name, dtype=None, variance=1.0, use_bias=True):
-    """A `Dense` layer whose kernel starts normal with variance `variance / fan_in`.
+    """A `Linear` layer whose kernel starts normal with variance `variance / fan_in`.
 
     Args:
         units: int, the output width.
@@ -14,7 +30,7 @@ def linear(units, fan_in, name, dtype=None, variance=1.0, use_bias=True):
         variance: float, 2 / num_layers for the projections back into the residual stream.
         use_bias: bool.
     """
-    return keras.layers.Dense(
+    return Linear(
         units,
         use_bias=use_bias,
         kernel_initializer=keras.initializers.RandomNormal(stddev=(variance / fan_in) ** 0.5),

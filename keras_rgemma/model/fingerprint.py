@@ -13,7 +13,7 @@ _TRAINING = ("dropout", "gradient_checkpointing")
 _SAMPLES = 4  # at most, along each axis of a weight
 
 
-def fingerprint(backbone):
+def fingerprint(backbone, counts=lambda name: True):
     """The `Fingerprint` of a backbone, the same on every backend.
 
     Weights are rounded to bfloat16 before they are hashed: a model in float32 and the same in
@@ -22,13 +22,15 @@ def fingerprint(backbone):
 
     Args:
         backbone: `RGemmaBackbone`.
+        counts: function of the last part of a weight's path that says whether it is hashed.
     """
     config = backbone.config.to_dict()
     sizes = {name: value for name, value in config.items() if name not in _TRAINING}
     digest = hashlib.sha256()
     for weight in backbone.weights:
-        digest.update(weight.path.encode())
-        digest.update(_sample(weight.value).tobytes())
+        if counts(weight.path.rpartition("/")[2]):
+            digest.update(weight.path.encode())
+            digest.update(_sample(weight.value).tobytes())
     return Fingerprint(json.dumps(sizes, sort_keys=True), digest.hexdigest())
 
 

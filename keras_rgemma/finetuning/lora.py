@@ -1,0 +1,114 @@
+"""LoRA on a backbone: which layers have it, switched on, merged, and taken away."""
+
+import re
+
+from keras_rgemma.config import check_count
+from keras_rgemma.layers.lora import LoRA
+
+# Keras has no products of low rank beside these.
+_WITHOUT = ("gptq", "awq", "float8")
+
+
+def enable(backbone, rank, target_layer_names=None, alpha=None):
+    """See `RGemmaBackbone.enable_lora`."""
+    rank, alpha = check_count("rank", rank), rank if alpha is None else alpha
+    if not (isinstance(alpha, (int, float)) and 0 < alpha < float("inf")):
+        raise ValueError(f"`alpha` must be a positive number. Received: {alpha!r}.")
+    if adapted(backbone):
+        raise ValueError(
+            "LoRA is enabled already. Call `merge_lora()` to keep what it has learned, or "
+            "`disable_lora()` to drop it, before you enable it anew."
+        )
+    adapt(backbone, dict.fromkeys(_targets(backbone, target_layer_names), (rank, alpha)))
+
+
+def adapt(backbone, sizes):
+    """Puts LoRA onto layers, and freezes all else.
+
+    Args:
+        backbone: `RGemmaBackbone` without LoRA.
+        sizes: dict of a layer's path to a pair of its rank and alpha.
+
+    Raises:
+        ValueError: a layer is quantized in a way that leaves no room for it.
+    """
+    layers = linear_layers(backbone)
+    for path in sizes:
+        if (mode := layers[path].quantization_mode) in _WITHOUT:
+            raise ValueError(
+                f"{path!r} is quantized to {mode}, which Keras cannot train LoRA on. Enable LoRA "
+                "on the model as it was, or quantize that to int8 or int4."
+            )
+    backbone.trainable = True
+    _set_trainable(backbone, False)
+    for path, (rank, alpha) in sizes.items():
+        layer = layers[path]
+        layer.trainable = True
+        layer.enable_lora(rank, alpha)
+
+
+def disable(backbone):
+    """See `RGemmaBackbone.disable_lora`."""
+    for layer in _adapted(backbone):
+        layer.disable_lora()
+    _set_trainable(backbone, True)
+
+
+def merge(backbone):
+    """See `RGemmaBackbone.merge_lora`."""
+    for layer in _adapted(backbone):
+        layer.merge_lora()
+    _set_trainable(backbone, True)
+
+
+def linear_layers(backbone):
+    """Dict of path to layer, of all that can have LoRA."""
+    return {x.path: x for x in backbone._flatten_layers() if isinstance(x, LoRA)}
+
+
+def adapted(backbone):
+    """Dict of path to layer, of those with LoRA."""
+    return {path: x for path, x in linear_layers(backbone).items() if x.lora_enabled}
+
+
+def _adapted(backbone):
+    if layers := adapted(backbone):
+        return layers.values()
+    raise ValueError("LoRA is not enabled on this model. Call `enable_lora(rank)` first.")
+
+
+def _set_trainable(backbone, value):
+    for layer in backbone._flatten_layers(include_self=False):
+        layer.trainable = value
+
+
+def _targets(backbone, patterns):
+    """The paths of the layers whose name or path a pattern matches as a whole."""
+    layers = linear_layers(backbone)
+    if patterns is None:
+        return list(layers)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    chosen = set()
+    for pattern in patterns:
+        try:
+            expression = re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                "`target_layer_names` holds names, paths or regular expressions. Received: "
+                f"{pattern!r} ({error})."
+            ) from error
+        found = {
+            path
+            for path, layer in layers.items()
+            if expression.fullmatch(layer.name) or expression.fullmatch(path)
+        }
+        if not found:
+            raise ValueError(
+                f"`target_layer_names`: {pattern!r} matches no linear layer of a block. They are "
+                f"called {backbone.default_lora_layer_names()}, and a path is such as "
+                f"{next(iter(layers))!r}."
+            )
+        chosen |= found
+    if not chosen:
+        raise ValueError("`target_layer_names` is empty. Name a layer, or pass None for all.")
+    return [path for path in layers if path in chosen]

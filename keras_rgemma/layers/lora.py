@@ -1,0 +1,114 @@
+"""LoRA on a linear layer: a product of low rank beside that of its kernel, kept apart in files."""
+
+import numpy as np
+from keras import ops
+
+FACTORS = ("lora_kernel_a", "lora_kernel_b")
+_ALPHA = "lora_alpha"
+
+
+class LoRA:
+    """What the linear layers of the blocks do beyond Keras' own; comes before `Dense` in bases.
+
+    With LoRA (arXiv 2106.09685, section 4.1), `y = x W + (alpha / rank) (x A) B`. Keras adds A B to
+    W before the product instead: that copies W and computes its gradient in every step. Keras also
+    saves the sum alone, and forgets A and B when it loads: training cannot go on from there.
+    """
+
+    def call(self, inputs, training=None):
+        if not self.lora_enabled:
+            return super().call(inputs, training)
+        x = self._product(inputs, self._kernel)
+        low_rank = self._product(inputs, self.lora_kernel_a)
+        x = ops.add(x, ops.matmul(low_rank, self.lora_scale * self.lora_kernel_b))
+        return x if self.bias is None else ops.add(x, self.bias)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        # Keras quantizes no subclass, unless it is told that it is one of its own kind.
+        super().quantize(mode, type_check=False, config=config)
+
+    @property
+    def lora_scale(self):
+        """What the product of A and B is multiplied by, float."""
+        return self.lora_alpha / self.lora_rank
+
+    def enable_lora(self, rank, lora_alpha=None, **kwargs):
+        super().enable_lora(rank, lora_alpha, **kwargs)
+        if self.bias is not None:
+            self.bias.trainable = False  # as the kernel is now
+
+    def disable_lora(self):
+        """Takes A and B away. The layer is what it was before `enable_lora`."""
+        self._tracker.unlock()
+        for name in FACTORS:
+            self._untrack_variable(getattr(self, name))
+            setattr(self, name, None)
+        self._tracker.lock()
+        self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None
+        # On TensorFlow `self.trainable = True` does nothing where it is True already.
+        for variable in self._trainable_variables:
+            variable.trainable = True
+
+    def merge_lora(self):
+        """Adds A B to the kernel, which a quantized layer then rounds anew, and takes them away."""
+        if self.quantization_mode is None:
+            self._add(*(ops.convert_to_numpy(getattr(self, name)) for name in FACTORS))
+        else:
+            kernel, scale, zero = self._get_kernel_with_merged_lora()
+            self._kernel.assign(kernel)
+            self.kernel_scale.assign(scale)
+            if zero is not None:
+                self.kernel_zero.assign(zero)
+        self.disable_lora()
+
+    # === Files ===
+
+    def save_own_variables(self, store):
+        enabled, self.lora_enabled = self.lora_enabled, False
+        try:
+            super().save_own_variables(store)  # of a layer without LoRA, so its kernel alone
+        finally:
+            self.lora_enabled = enabled
+        if enabled:
+            for name in FACTORS:
+                store[name] = getattr(self, name)
+            store[_ALPHA] = np.array(self.lora_alpha, "float32")
+
+    def load_own_variables(self, store):
+        """Loads kernel and bias, and A and B into a layer with LoRA; they are merged into others.
+
+        Raises:
+            ValueError: A and B of another rank than the layer's.
+        """
+        keys = store.keys()
+        stored = {key: store[key] for key in keys}
+        factors = [np.array(stored.pop(name)) for name in FACTORS if name in stored]
+        alpha = float(np.array(stored.pop(_ALPHA))) if factors else None
+        rank = factors[1].shape[0] if factors else None
+        if not self.lora_enabled:
+            super().load_own_variables(stored)
+            if factors:
+                self.enable_lora(rank, alpha)
+                self._assign_factors(factors)
+                self.merge_lora()
+            return
+        if factors and rank != self.lora_rank:
+            raise ValueError(
+                f"The file has LoRA of rank {rank} for {self.path!r}, and the model of rank "
+                f"{self.lora_rank}. Call `enable_lora({rank})`, or load it before `enable_lora`: "
+                "then it is merged."
+            )
+        before = ops.convert_to_numpy(self.lora_kernel_a)
+        super().load_own_variables(stored)
+        if factors:
+            self.lora_alpha = alpha
+        # Keras makes A zero, too, and no gradient would reach either of them again.
+        self._assign_factors(factors or [before, np.zeros(self.lora_kernel_b.shape)])
+
+    def _assign_factors(self, factors):
+        for name, value in zip(FACTORS, factors, strict=True):
+            getattr(self, name).assign(value)
+
+    def _add(self, a, b):
+        kernel = ops.convert_to_numpy(self._kernel.value).astype("float32")
+        self._kernel.assign(kernel + self.lora_scale * (a @ b))
