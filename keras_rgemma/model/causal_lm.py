@@ -172,6 +172,56 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
         tokenizer = getattr(self.preprocessor, "tokenizer", None)
         export(self.backbone, tokenizer, path, "transformers", dtype, overwrite)
 
+    def export_to_peft(self, path, base_model=None, overwrite=False):
+        """Writes what LoRA has learned as an adapter that Hugging Face PEFT loads.
+
+        It fits the original checkpoint, or what `export_to_transformers` wrote before
+        `enable_lora` (afterwards that merges). The gates of the recurrence are parameters there,
+        which PEFT reads as they are written here from version 0.19.1 on.
+
+        Args:
+            path: str or path of a folder, which must not hold anything yet.
+            base_model: str, what the adapter names as its base, such as a repository's name.
+            overwrite: bool, whether to replace what is there.
+
+        Raises:
+            FileExistsError: there is something already.
+            ValueError: LoRA is not enabled.
+
+        Example:
+        ```python
+        lm.export_to_transformers("base")
+        lm.backbone.enable_lora(8)
+        lm.fit(["In the beginning"])
+        lm.export_to_peft("adapter", base_model="base")
+        base = transformers.AutoModelForCausalLM.from_pretrained("base")
+        peft.PeftModel.from_pretrained(base, "adapter")
+        ```
+        """
+        from keras_rgemma.finetuning import peft
+
+        peft.export(self.backbone, path, base_model, overwrite)
+
+    def load_from_peft(self, path):
+        """Loads an adapter that Hugging Face PEFT wrote, and enables LoRA as it needs it.
+
+        Blocks of a gate have matrices B of their own there, and share one here: where they differ,
+        the gate gets a rank H times as large, which is exact.
+
+        Args:
+            path: str or path of a folder with `adapter_config.json`.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: an adapter of another kind than LoRA, what A and B cannot express (DoRA,
+                trained biases, ...), layers or shapes that this model does not have, broken files;
+                LoRA of other ranks or on other layers is enabled (call
+                `backbone.disable_lora()` first).
+        """
+        from keras_rgemma.finetuning import peft
+
+        peft.load(self.backbone, path)
+
     # === What generation needs of a model ===
 
     def initial_state(self, batch_size):
