@@ -20,6 +20,7 @@ from keras_rgemma.model.samplers import (
     read_sampler,
     without_softmax,
 )
+from keras_rgemma.model.training import ChunkedTraining
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_keywords, check_padding_mask, check_token_ids
 
@@ -27,7 +28,7 @@ _SIZES = {field.name for field in dataclasses.fields(RGemmaConfig)}
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaCausalLM(keras_hub.models.CausalLM):
+class RGemmaCausalLM(ChunkedTraining):
     """RecurrentGemma with a language-model head: `generate`, `fit`, `score`.
 
     Args:
@@ -121,8 +122,11 @@ class RGemmaCausalLM(keras_hub.models.CausalLM):
 
         Args:
             optimizer: "auto" for `Adam(2e-5)`, or what `keras.Model.compile` takes.
-            loss: "auto" for sparse categorical cross-entropy from logits.
-            weighted_metrics: "auto" for sparse categorical accuracy.
+            loss: "auto" for sparse categorical cross-entropy. The logits are then computed for
+                some tokens at a time: at V = 256,000 all logits would take more memory than the
+                rest of a step. Any other loss gets all logits, [B, T, V].
+            weighted_metrics: "auto" for sparse categorical accuracy, or None. With others (or with
+                `metrics` or `loss_weights`) the loss is computed from all logits, too.
             sampler: name or instance from `keras_hub.samplers`.
             **kwargs: of `keras.Model.compile`.
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import tiny
 from keras_rgemma import RGemmaCausalLM
+from keras_rgemma.ops import cross_entropy
 
 TEXTS = [*tiny.SENTENCES[:3], "a"]  # the last one is nearly all pads
 BATCH = 2
@@ -161,6 +162,84 @@ def test_texts_need_a_batch_axis(lm):
         lm.fit("The quick brown fox", verbose=0)
 
 
+# === Logits of some tokens at a time ===
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """Logits of three tokens at a time."""
+    monkeypatch.setattr(cross_entropy, "CHUNK_NUMBERS", 3 * 400)
+
+
+def batches(lm):
+    """What two steps and an evaluation report, and the weights after them."""
+    x, y, weight = arrays(TEXTS[:2])
+    logs = [lm.train_on_batch(x, y, sample_weight=weight) for _ in range(2)]
+    logs.append(lm.test_on_batch(x, y, sample_weight=weight))
+    return np.array(logs, "float64"), [tiny.numpy(weight) for weight in lm.trainable_weights]
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_default_loss_is_that_of_all_logits(rank, chunks):
+    found = []
+    for loss, metrics in (
+        ("auto", "auto"),
+        (
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            [keras.metrics.SparseCategoricalAccuracy()],
+        ),
+    ):
+        lm = small()
+        if rank:
+            lm.backbone.enable_lora(rank)
+            for i, weight in enumerate(lm.trainable_weights):
+                weight.assign(np.random.RandomState(i).normal(0, 0.1, weight.shape))
+        lm.compile(keras.optimizers.SGD(0.5), loss, weighted_metrics=metrics)
+        found.append(batches(lm))
+    (logs, weights), (expected_logs, expected_weights) = found
+    np.testing.assert_allclose(logs, expected_logs, rtol=1e-5)
+    assert logs[-1, 0] < logs[0, 0] and (rank or 0 < logs[-1, 1] < 1)
+    for weight, expected in zip(weights, expected_weights, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_no_step_has_all_logits(chunks, monkeypatch):
+    lm = small()
+    lm.compile(keras.optimizers.SGD(0.5))
+    x, y, weight = arrays(TEXTS[:2])
+    lm.train_on_batch(x, y, sample_weight=weight)  # Keras builds metrics from symbolic logits
+    lm.make_train_function(force=True)
+    lm.make_test_function(force=True)
+    original = type(lm.backbone.token_embedding).call
+
+    def call(layer, inputs, reverse=False):
+        assert not reverse
+        return original(layer, inputs)
+
+    monkeypatch.setattr(type(lm.backbone.token_embedding), "call", call)
+    assert np.isfinite(lm.train_on_batch(x, y, sample_weight=weight)).all()
+    assert np.isfinite(lm.test_on_batch(x, y, sample_weight=weight)).all()
+    with pytest.raises(AssertionError):
+        lm.predict_on_batch(x)
+
+
+def test_other_losses_and_metrics_get_all_logits():
+    def loss(y_true, y_pred):
+        assert y_pred.shape[-1] == 400
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+    x, y, weight = arrays(TEXTS[:2])
+    lm = small()
+    for settings in (
+        {"loss": loss},
+        {"weighted_metrics": [keras.metrics.SparseTopKCategoricalAccuracy(7)]},
+        {"metrics": [keras.metrics.SparseTopKCategoricalAccuracy(7)]},
+    ):
+        lm.compile(keras.optimizers.SGD(0.0), **settings)
+        logs = lm.test_on_batch(x, y, sample_weight=weight, return_dict=True)
+        assert np.isfinite(list(logs.values())).all()
+
+
 # === Settings ===
 
 
@@ -171,7 +250,7 @@ def test_settings_of_compile():
     optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1)
     lm.compile(optimizer=optimizer, sampler="top_k", weighted_metrics=[])
     assert lm.optimizer is optimizer
-    assert type(lm.loss) is keras.losses.SparseCategoricalCrossentropy
+    assert isinstance(lm.loss, keras.losses.SparseCategoricalCrossentropy)
     assert lm.loss.from_logits
     uncompiled = RGemmaCausalLM(lm.backbone, lm.preprocessor, compile=False)
     with pytest.raises(ValueError, match="You must call `compile"):

@@ -1,0 +1,106 @@
+"""Training and evaluation of a language model without all of its logits at a time."""
+
+import contextlib
+
+import keras
+import keras_hub
+from keras import ops
+
+from keras_rgemma.ops.cross_entropy import cross_entropy
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class TokenCrossEntropy(keras.losses.SparseCategoricalCrossentropy):
+    """Sparse categorical cross-entropy from logits [B, T, V], or from losses [B, T] themselves."""
+
+    def __init__(self, from_logits=True, name="sparse_categorical_crossentropy", **kwargs):
+        super().__init__(from_logits=from_logits, name=name, **kwargs)
+
+    def call(self, y_true, y_pred):
+        if len(y_pred.shape) == len(y_true.shape):
+            return y_pred
+        return super().call(y_true, y_pred)
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
+    """Sparse categorical accuracy of logits [B, T, V], or of hits [B, T] themselves."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        if len(y_pred.shape) == len(y_true.shape):
+            return keras.metrics.Mean.update_state(self, y_pred, sample_weight)
+        return super().update_state(y_true, y_pred, sample_weight)
+
+
+class ChunkedTraining(keras_hub.models.CausalLM):
+    """A causal language model whose default loss and metric never hold all logits.
+
+    In a step of training or evaluation, the model gives the loss and the hit of each token instead
+    of its logits, and these go through Keras' own losses and metrics from there on.
+    """
+
+    _is_chunked = False
+    _labels = None
+
+    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
+        own = ("metrics", "loss_weights")
+        is_auto = _is_auto(loss) and (_is_auto(weighted_metrics) or not weighted_metrics)
+        self._is_chunked = is_auto and not any(kwargs.get(name) for name in own)
+        super().compile(
+            optimizer,
+            TokenCrossEntropy() if _is_auto(loss) else loss,
+            weighted_metrics=[TokenAccuracy()] if _is_auto(weighted_metrics) else weighted_metrics,
+            **kwargs,
+        )
+
+    def call(self, inputs, training=None, mask=None):
+        if self._labels is None:
+            return super().call(inputs, training=training, mask=mask)
+        hidden = self.backbone(inputs, training=training)
+        embedding = self.backbone.token_embedding
+        losses, hits = cross_entropy(
+            ops.reshape(hidden, (-1, hidden.shape[-1])),
+            ops.cast(embedding.embeddings, hidden.dtype),
+            ops.reshape(self._labels, (-1,)),
+            embedding.logit_soft_cap,
+            learns=bool(embedding.trainable_variables),
+        )
+        shape = ops.shape(hidden)[:2]
+        return {"losses": ops.reshape(losses, shape), "hits": ops.reshape(hits, shape)}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        y_pred = y_pred["losses"] if isinstance(y_pred, dict) else y_pred
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        y_pred = y_pred["hits"] if isinstance(y_pred, dict) else y_pred
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    # The data come last on each backend; JAX has the state before them.
+
+    def train_step(self, *inputs):
+        with self._labelled(inputs[-1]):
+            return super().train_step(*inputs)
+
+    def test_step(self, *inputs):
+        with self._labelled(inputs[-1]):
+            return super().test_step(*inputs)
+
+    @contextlib.contextmanager
+    def _labelled(self, data):
+        """Has the model give losses and hits, as long as a step is run or traced."""
+        _, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if self._is_chunked and self._has_plain_head() and len(getattr(labels, "shape", ())) == 2:
+            self._labels = labels
+        try:
+            yield
+        finally:
+            self._labels = None
+
+    def _has_plain_head(self):
+        """Whether logits are a product with the embeddings, as they are unless quantized."""
+        return self.backbone.token_embedding.quantization_mode is None
+
+
+def _is_auto(value):
+    return isinstance(value, str) and value == "auto"

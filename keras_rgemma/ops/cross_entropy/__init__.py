@@ -1,0 +1,48 @@
+"""The cross-entropy of a language model's head, without all of its logits at a time."""
+
+import importlib
+
+import keras
+from keras import ops
+
+CHUNK_NUMBERS = 2**26  # logits that are in memory at a time: 256 MiB in float32
+
+
+def cross_entropy(hidden, embeddings, labels, soft_cap=None, *, learns=True, chunk_size=None):
+    """`-log softmax(logits)[label]` of tokens, `logits = soft_cap * tanh(hidden E^T / soft_cap)`.
+
+    The logits of some tokens are computed at a time, in float32, and again for the gradient: the
+    memory for them grows with `chunk_size * V`, not with `N * V`.
+
+    Args:
+        hidden: float [N, D], final hidden states.
+        embeddings: float [V, D], E, in the dtype of `hidden`.
+        labels: int [N].
+        soft_cap: float, or None for logits as they are.
+        learns: bool, whether a gradient with respect to `embeddings` is wanted; False saves the
+            time and memory for it.
+        chunk_size: int, tokens at a time; None for as many as make 2^26 logits.
+
+    Returns:
+        A pair of float32 arrays [N]: the losses, and 1 where the largest logit is that of the label
+        (which has no gradient).
+
+    Example:
+    ```python
+    losses, hits = cross_entropy(np.ones((3, 2)), np.eye(5, 2), labels=np.array([0, 1, 4]))
+    ```
+    """
+    module = importlib.import_module(f"{__name__}.{keras.config.backend()}")
+    hidden, embeddings = (ops.convert_to_tensor(x) for x in (hidden, embeddings))
+    count, width = ops.shape(hidden)
+    if chunk_size is None:
+        chunk_size = max(1, CHUNK_NUMBERS // embeddings.shape[0])
+    chunks = -(-count // chunk_size)
+    size = -(-count // chunks)  # all of one size, nearly without pads
+    pads = chunks * size - count
+    hidden = ops.concatenate([hidden, ops.zeros((pads, width), hidden.dtype)])
+    labels = ops.concatenate([ops.cast(labels, "int32"), ops.zeros((pads,), "int32")])
+    hidden = ops.reshape(hidden, (chunks, size, width))
+    labels = ops.reshape(labels, (chunks, size))
+    losses, hits = module.cross_entropy(hidden, embeddings, labels, soft_cap, learns)
+    return tuple(ops.reshape(x, (-1,))[:count] for x in (losses, hits))

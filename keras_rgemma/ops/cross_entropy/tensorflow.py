@@ -1,0 +1,71 @@
+"""The cross-entropy on TensorFlow. Letters: N chunks, C tokens of each."""
+
+import tensorflow as tf
+
+
+def _logits(hidden_CD, embeddings_VD, soft_cap):
+    logits_CV = tf.cast(tf.matmul(hidden_CD, embeddings_VD, transpose_b=True), "float32")
+    return logits_CV if soft_cap is None else soft_cap * tf.tanh(logits_CV / soft_cap)
+
+
+def _loop(function, count, carry, shapes_and_dtypes):
+    """Runs `carry, outputs = function(i, carry)` for each i, and stacks the outputs."""
+    arrays = [
+        tf.TensorArray(dtype, size=count, element_shape=shape) for shape, dtype in shapes_and_dtypes
+    ]
+
+    def step(i, carry, arrays):
+        carry, outputs = function(i, carry)
+        arrays = [array.write(i, x) for array, x in zip(arrays, outputs, strict=True)]
+        return i + 1, carry, arrays
+
+    _, carry, arrays = tf.while_loop(
+        lambda i, *_: i < count,
+        step,
+        (tf.constant(0), carry, arrays),
+        maximum_iterations=count,
+        parallel_iterations=1,  # or the logits of several chunks would be there at a time
+    )
+    return carry, [array.stack() for array in arrays]
+
+
+def cross_entropy(hidden, embeddings, labels, soft_cap, learns):
+    count = tf.shape(hidden)[0]
+    per_token, per_feature = hidden.shape[1:2], hidden.shape[1:]
+
+    def forward(hidden, embeddings):
+        def chunk(i, carry):
+            logits_CV = _logits(hidden[i], embeddings, soft_cap)
+            log_sum_C = tf.reduce_logsumexp(logits_CV, axis=-1)
+            chosen_C = tf.gather(logits_CV, labels[i], axis=1, batch_dims=1)
+            hit_C = tf.argmax(logits_CV, axis=-1, output_type="int32") == labels[i]
+            return carry, (log_sum_C - chosen_C, tf.cast(hit_C, "float32"), log_sum_C)
+
+        _, found = _loop(chunk, count, tf.constant(0), [(per_token, "float32")] * 3)
+        return found
+
+    @tf.custom_gradient
+    def run(hidden, embeddings):
+        loss_NC, hit_NC, log_sum_NC = forward(hidden, embeddings)
+
+        def gradient(loss_gradient_NC, _):
+            def chunk(i, total_VD):
+                logits_CV = _logits(hidden[i], embeddings, soft_cap)
+                d_CV = tf.exp(logits_CV - log_sum_NC[i][:, None])
+                d_CV -= tf.one_hot(labels[i], tf.shape(logits_CV)[1])
+                d_CV *= loss_gradient_NC[i][:, None]
+                if soft_cap is not None:
+                    d_CV *= 1.0 - (logits_CV / soft_cap) ** 2
+                d_CV = tf.cast(d_CV, hidden.dtype)
+                if learns:
+                    product_VD = tf.matmul(d_CV, hidden[i], transpose_a=True)
+                    total_VD += tf.cast(product_VD, "float32")
+                return total_VD, (tf.matmul(d_CV, embeddings),)
+
+            total_VD = tf.zeros(embeddings.shape if learns else ())
+            total_VD, (d_hidden,) = _loop(chunk, count, total_VD, [(per_feature, hidden.dtype)])
+            return d_hidden, tf.cast(total_VD, embeddings.dtype) if learns else None
+
+        return (loss_NC, hit_NC), gradient
+
+    return run(hidden, embeddings)

@@ -1,0 +1,48 @@
+"""The cross-entropy on PyTorch. Letters: N chunks, C tokens of each."""
+
+import torch
+
+
+def _logits(hidden_CD, embeddings_VD, soft_cap):
+    logits_CV = (hidden_CD @ embeddings_VD.T).float()
+    return logits_CV if soft_cap is None else soft_cap * torch.tanh(logits_CV / soft_cap)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, embeddings, labels, soft_cap, learns):
+        found = []
+        for hidden_CD, labels_C in zip(hidden, labels, strict=True):
+            logits_CV = _logits(hidden_CD, embeddings, soft_cap)
+            log_sum_C = torch.logsumexp(logits_CV, dim=-1)
+            chosen_C = logits_CV.gather(1, labels_C[:, None])[:, 0]
+            hit_C = (logits_CV.argmax(dim=-1) == labels_C).float()
+            found.append((log_sum_C - chosen_C, hit_C, log_sum_C))
+        loss, hit, log_sum = (torch.stack(parts) for parts in zip(*found, strict=True))
+        ctx.save_for_backward(hidden, embeddings, labels, log_sum)
+        ctx.soft_cap, ctx.learns = soft_cap, learns
+        ctx.mark_non_differentiable(hit)
+        return loss, hit
+
+    @staticmethod
+    def backward(ctx, loss_gradient, _):
+        hidden, embeddings, labels, log_sum = ctx.saved_tensors
+        d_hidden = torch.empty_like(hidden)
+        learns = ctx.learns and ctx.needs_input_grad[1]
+        total_VD = torch.zeros(embeddings.shape, device=hidden.device) if learns else None
+        for i, hidden_CD in enumerate(hidden):
+            logits_CV = _logits(hidden_CD, embeddings, ctx.soft_cap)
+            d_CV = torch.exp(logits_CV - log_sum[i][:, None])
+            d_CV[torch.arange(len(d_CV)), labels[i]] -= 1.0
+            d_CV *= loss_gradient[i][:, None]
+            if ctx.soft_cap is not None:
+                d_CV *= 1.0 - (logits_CV / ctx.soft_cap) ** 2
+            d_CV = d_CV.to(hidden.dtype)
+            d_hidden[i] = d_CV @ embeddings
+            if learns:
+                total_VD += d_CV.T @ hidden_CD
+        return d_hidden, total_VD.to(embeddings.dtype) if learns else None, None, None, None
+
+
+def cross_entropy(hidden, embeddings, labels, soft_cap, learns):
+    return _CrossEntropy.apply(hidden, embeddings, labels.long(), soft_cap, learns)
