@@ -85,7 +85,9 @@ def _value(path, variables, layers):
         ops.convert_to_numpy(variables[f"{owner}/lora_{kind}_{x}"].value).astype("float32")
         for x in "ab"
     )
-    return value.astype("float32") + layers[owner].lora_scale * (a @ b)
+    # The user may have enabled it on a layer that is Keras' own, such as the embedding.
+    scale = layers[owner].lora_alpha / layers[owner].lora_rank
+    return value.astype("float32") + scale * (a @ b)
 
 
 def export(backbone, tokenizer, path, to, dtype=None, overwrite=False):

@@ -39,18 +39,20 @@ class Chat:
     def __init__(self, task, history=(), max_new_tokens=None, stop=None):
         self._task = task
         self._tokenizer = task.text_preprocessor("a conversation").tokenizer
-        self._control_ids = _control_ids(self._tokenizer)
+        _, self._end_of_turn = self._tokenizer.control_token_ids()
         if max_new_tokens is None:
             max_new_tokens = task.preprocessor.sequence_length
         self._options = {"max_new_tokens": max_new_tokens, "stop": stop}
         Request.of(task, **self._options)  # which complains of what is wrong with them
         check_continues(task)
         self._answering = None
-        self._history = _checked(history)
+        self._history = checked_history(history)
         ids = [self._tokenizer.start_token_id]
         for place, message in enumerate(self._history):
-            ids += self._turn(message["role"], message["content"], is_first=place == 0)
-            ids += [self._control_ids["<end_of_turn>"]]
+            ids += self._tokenizer.turn_token_ids(
+                message["role"], message["content"], is_first=place == 0
+            )
+            ids += [self._end_of_turn]
         self._state = task.prefill(np.array(ids, "int32"))
 
     @property
@@ -123,7 +125,7 @@ class Chat:
             )
         session.consumed_by(task, state)
         chat = cls(task, **options)
-        chat._history, chat._state = _checked(extra["history"]), state
+        chat._history, chat._state = checked_history(extra["history"]), state
         return chat
 
     def _answer(self, message, at_a_time=None):
@@ -132,9 +134,9 @@ class Chat:
         state, closing = self._closed()
         ids = [
             *closing,
-            *self._turn("user", message, is_first=not self._history),
-            self._control_ids["<end_of_turn>"],
-            *self._turn("model", "", is_first=False),
+            *self._tokenizer.turn_token_ids("user", message, is_first=not self._history),
+            self._end_of_turn,
+            *self._tokenizer.turn_token_ids("model", ""),
         ]
         request = Request.of(self._task, state=state, **self._options)
         batch = Batch([np.array(ids, "int32")], request.budget.of([len(ids)]), is_text=True)
@@ -163,7 +165,7 @@ class Chat:
 
     def _closed(self):
         """The state, and the ids that the last turn lacks to its end."""
-        state, end = self.state, self._control_ids["<end_of_turn>"]
+        state, end = self.state, self._end_of_turn
         last = int(ops.convert_to_numpy(state.last_token_ids)[0])
         if not self._history or last == end:
             return state, []
@@ -173,27 +175,8 @@ class Chat:
         ends = ops.full_like(state.last_token_ids, end)
         return dataclasses.replace(state, last_token_ids=ends), []
 
-    def _turn(self, role, content, is_first):
-        """The ids of a turn up to its end."""
-        literal = self._tokenizer.literal_token_ids
-        between = [] if is_first else literal("\n")
-        start_of_turn = self._control_ids["<start_of_turn>"]
-        return [*between, start_of_turn, *literal(f"{role}\n{content.strip()}")]
 
-
-def _control_ids(tokenizer):
-    ids = {}
-    for token in (tokenizer.start_of_turn, tokenizer.end_token2):
-        ids[token] = tokenizer.token_to_id(token)
-        if tokenizer.id_to_token(ids[token]) != token:
-            raise ValueError(
-                f"The vocabulary has no {token!r}, which the format of a conversation needs. Use "
-                "`generate`, or the tokenizer of an instruction-tuned model."
-            )
-    return ids
-
-
-def _checked(history):
+def checked_history(history):
     """A copy of a history.
 
     Raises:

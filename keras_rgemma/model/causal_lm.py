@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_rgemma import state as states
 from keras_rgemma.config import RGemmaConfig, check_count
+from keras_rgemma.model import training
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.fingerprint import fingerprint
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
@@ -20,7 +21,6 @@ from keras_rgemma.model.samplers import (
     read_sampler,
     without_softmax,
 )
-from keras_rgemma.model.training import ChunkedTraining
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_keywords, check_padding_mask, check_token_ids
 
@@ -28,7 +28,7 @@ _SIZES = {field.name for field in dataclasses.fields(RGemmaConfig)}
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaCausalLM(ChunkedTraining):
+class RGemmaCausalLM(training.CausalLM):
     """RecurrentGemma with a language-model head: `generate`, `fit`, `score`.
 
     Args:

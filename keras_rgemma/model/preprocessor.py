@@ -12,21 +12,26 @@ from keras_rgemma.model.tokenizer import RGemmaTokenizer
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
-    """Tokenizes, adds the start and end tokens, pads, and makes next-token labels.
+    """Tokenizes, adds the start and end tokens, pads or packs, and makes next-token labels.
 
     Args:
         tokenizer: `RGemmaTokenizer`.
         sequence_length: int, tokens of a training row, and the default bound of `generate`.
         add_start_token: bool.
         add_end_token: bool, in training.
+        packing: bool, whether several examples share a row in training. `padding_mask` then counts
+            them, and none sees another; a text longer than a row is cut into several.
         **kwargs: of `keras_hub.models.CausalLMPreprocessor`.
 
     Call arguments:
-        x: str or batch of str.
+        x: examples to learn from: a str or a batch of them; a dict of `prompts` and `responses`,
+            of which the responses alone count; or a list of conversations, each a list of dicts of
+            `role` ("user" and "model" in turn) and `content`, of which the model's turns count.
 
     Returns:
         `(x, y, sample_weight)`: a dict of `token_ids` and `padding_mask` [B, sequence_length],
-        the ids shifted by one, and 1 where a label counts.
+        the ids shifted by one, and 1 where a label counts. With `packing` there are fewer rows than
+        examples. A text that is longer is cut; for what has a prompt a warning says so.
 
     Example:
     ```python
@@ -34,6 +39,7 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         "rgemma_tiny_en", sequence_length=16
     )
     x, y, sample_weight = preprocessor(["In the beginning"])
+    x, y, sample_weight = preprocessor({"prompts": ["In the"], "responses": [" beginning"]})
     ```
     """
 
@@ -42,7 +48,13 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
     presets = Presets()
 
     def __init__(
-        self, tokenizer, sequence_length=1024, add_start_token=True, add_end_token=True, **kwargs
+        self,
+        tokenizer,
+        sequence_length=1024,
+        add_start_token=True,
+        add_end_token=True,
+        packing=False,
+        **kwargs,
     ):
         super().__init__(
             tokenizer,
@@ -51,6 +63,10 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
             add_end_token=add_end_token,
             **kwargs,
         )
+        self.packing = bool(packing)
+
+    def get_config(self):
+        return {**super().get_config(), "packing": self.packing}
 
     @classmethod
     def from_preset(cls, preset, *, revision=None, **kwargs):
@@ -70,6 +86,20 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         if tokenizer_file(folder) or open_checkpoint(folder):
             return cls(cls.tokenizer_cls.from_preset(folder), **kwargs)
         return super().from_preset(folder, **kwargs)
+
+    def call(self, x, y=None, sample_weight=None, sequence_length=None):
+        if not (self.packing or isinstance(x, dict)) and is_sliced(x):
+            return super().call(x, y, sample_weight, sequence_length)
+        if y is not None or sample_weight is not None:
+            raise ValueError("Labels and weights come from the examples. Pass `x` alone.")
+        from keras_rgemma.finetuning.examples import rows
+
+        length = sequence_length or self.sequence_length
+        if not self._use_tf_workflow():
+            return rows(self, x, length)
+        from keras_rgemma.ops.python_rows.tensorflow import python_rows
+
+        return python_rows(lambda x: rows(self, x, length), x, length)
 
     def _generate_preprocess_python(self, x, sequence_length=None):
         # KerasHub's own always adds the start token.
@@ -132,3 +162,17 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         known = self.tokenizer.vocabulary_size()
         kept = [[int(id) for id in row if id not in special and id < known] for row in rows]
         return [self.tokenizer.detokenize(row) if row else "" for row in kept]
+
+
+def is_dataset(data):
+    """Whether data are a `tf.data` or a grain dataset."""
+    return hasattr(data, "element_spec") or type(data).__module__.startswith("grain.")
+
+
+def is_sliced(examples):
+    """Whether examples are texts, or prompts and responses, that Keras can slice into batches."""
+    if isinstance(examples, (str, dict)):
+        return True
+    if isinstance(examples, (list, tuple)):
+        return not any(isinstance(example, (list, tuple, dict)) for example in examples[:1])
+    return hasattr(examples, "shape")

@@ -100,6 +100,39 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         ids = ids.to_list() if hasattr(ids, "to_list") else ids
         return [int(id) for row in ids for id in row]
 
+    def control_token_ids(self):
+        """The ids of `<start_of_turn>` and `<end_of_turn>`.
+
+        Raises:
+            ValueError: the vocabulary lacks one of them.
+        """
+        ids = {token: self.token_to_id(token) for token in (self.start_of_turn, self.end_token2)}
+        for token, id in ids.items():
+            if self.id_to_token(id) != token:
+                raise ValueError(
+                    f"The vocabulary has no {token!r}, which the format of a conversation needs. "
+                    "Use `generate`, or the tokenizer of an instruction-tuned model."
+                )
+        return tuple(ids.values())
+
+    def turn_token_ids(self, role, content, is_first=False):
+        """The ids of a turn of a conversation up to its end.
+
+        That is `<start_of_turn>ROLE\\nCONTENT`, after a line break unless it is the first. What
+        stands in the content is never taken for a control token.
+
+        Args:
+            role: str, "user" or "model".
+            content: str; white space around it is left out.
+            is_first: bool.
+
+        Returns:
+            list of ints.
+        """
+        between = [] if is_first else self.literal_token_ids("\n")
+        start_of_turn, _ = self.control_token_ids()
+        return [*between, start_of_turn, *self.literal_token_ids(f"{role}\n{content.strip()}")]
+
     def set_proto(self, proto):
         try:
             super().set_proto(proto)

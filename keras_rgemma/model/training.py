@@ -6,6 +6,7 @@ import keras
 import keras_hub
 from keras import ops
 
+from keras_rgemma.model.preprocessor import is_dataset, is_sliced
 from keras_rgemma.ops.cross_entropy import cross_entropy
 
 
@@ -32,8 +33,10 @@ class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
         return super().update_state(y_true, y_pred, sample_weight)
 
 
-class ChunkedTraining(keras_hub.models.CausalLM):
-    """A causal language model whose default loss and metric never hold all logits.
+class CausalLM(keras_hub.models.CausalLM):
+    """KerasHub's causal language model, with a default loss and metric without all logits.
+
+    It has the name of KerasHub's, which KerasHub writes into presets as the task of the model.
 
     In a step of training or evaluation, the model gives the loss and the hit of each token instead
     of its logits, and these go through Keras' own losses and metrics from there on.
@@ -52,6 +55,73 @@ class ChunkedTraining(keras_hub.models.CausalLM):
             weighted_metrics=[TokenAccuracy()] if _is_auto(weighted_metrics) else weighted_metrics,
             **kwargs,
         )
+
+    # === Examples ===
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        sample_weight=None,
+        validation_data=None,
+        **kwargs,
+    ):
+        """Trains the model, as `keras.Model.fit` does.
+
+        Args:
+            x: what the preprocessor takes: texts, a dict of `prompts` and `responses`, a list of
+                conversations (see `RGemmaCausalLMPreprocessor`); an iterable of single examples; a
+                `tf.data` or grain dataset of batches of texts or of such dicts; or, preprocessed, a
+                dict of `token_ids` and `padding_mask`, with `y` and `sample_weight`. Packed
+                examples, conversations and iterables are read as a whole before training.
+            y, sample_weight, batch_size, validation_data, **kwargs: of `keras.Model.fit`.
+        """
+        data, batch_size = self._prepared((x, y, sample_weight), batch_size)
+        if validation_data is not None:
+            is_tuple = isinstance(validation_data, tuple)
+            validation_data = validation_data if is_tuple else (validation_data,)
+            validation_data, _ = self._prepared(validation_data, None)
+            if all(label is None for label in validation_data[1:]):
+                validation_data = validation_data[0]
+        x, y, sample_weight = data
+        return super().fit(
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            **kwargs,
+        )
+
+    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+        """The loss and metrics on data in any of the forms that `fit` takes."""
+        if not kwargs.get("_use_cached_eval_dataset", False):
+            (x, y, sample_weight), batch_size = self._prepared((x, y, sample_weight), batch_size)
+        return super().evaluate(
+            x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **kwargs
+        )
+
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        if isinstance(x, dict) and "token_ids" in x:
+            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        return super().preprocess_samples(x, y, sample_weight)
+
+    def _prepared(self, data, batch_size):
+        """`(x, y, sample_weight)` and a batch size; as arrays, if Keras cannot slice the data."""
+        x, *labels = data
+        preprocessor = self.preprocessor
+        is_prepared = isinstance(x, dict) and "token_ids" in x
+        if preprocessor is None or is_prepared or any(label is not None for label in labels):
+            return data, batch_size
+        if not getattr(preprocessor, "packing", False) and (is_dataset(x) or is_sliced(x)):
+            return data, batch_size
+        from keras_rgemma.finetuning.examples import arrays_of
+
+        data, size = arrays_of(preprocessor, x)
+        return data, batch_size or size
+
+    # === Steps ===
 
     def call(self, inputs, training=None, mask=None):
         if self._labels is None:

@@ -402,18 +402,21 @@ def test_models_and_presets_are_merged(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
-@pytest.mark.parametrize("mode, rounding", [("int8", 0.02), ("int4", 0.2)])
+@pytest.mark.parametrize("mode, rounding", [("int8", 0.01), ("int4", 0.1)])
 def test_adapters_of_quantized_models(mode, rounding, tmp_path):
     def quantized(seed=2):
         lm = model(seed, num_layers=1)
-        lm.quantize(mode, filters=lambda layer: layer is not lm.backbone.token_embedding)
+        # A few kinds of layers; each takes its time.
+        lm.quantize(mode, filters=lambda layer: layer.name in names)
         return lm
 
+    names = ["ffw_up", "a_gate", "linear_out"]
+
     lm = quantized()
-    lm.backbone.enable_lora(2)
+    lm.backbone.enable_lora(2, names)
     base = {w.path: tiny.numpy(w) for w in lm.weights if "lora" not in w.path}
     received = fit(lm, 5)
-    assert received[-1] < received[0] - 0.1
+    assert received[-1] < received[0] - 0.05
     for weight in lm.weights:
         if weight.path in base:
             np.testing.assert_array_equal(tiny.numpy(weight), base[weight.path])
@@ -432,7 +435,7 @@ def test_adapters_of_quantized_models(mode, rounding, tmp_path):
             other.backbone.load_lora_weights(path)
     lm.save_weights(tmp_path / "q.weights.h5")
     again = quantized()
-    again.backbone.enable_lora(2)
+    again.backbone.enable_lora(2, names)
     again.load_weights(tmp_path / "q.weights.h5")
     np.testing.assert_array_equal(logits(again), expected)
     lm.backbone.merge_lora()

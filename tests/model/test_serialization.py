@@ -14,9 +14,11 @@ import pytest
 import keras_rgemma
 import tiny
 from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.layers.block_diagonal import BlockDiagonal
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.document_positions import DocumentPositions
 from keras_rgemma.layers.gated_mlp import GatedMLP
+from keras_rgemma.layers.linear import Linear
 from keras_rgemma.layers.local_attention import LocalAttention
 from keras_rgemma.layers.recurrent_block import RecurrentBlock
 from keras_rgemma.layers.residual_block import ResidualBlock
@@ -181,10 +183,13 @@ ATTENTION = {
 }
 MLP = {"intermediate_dim": 12, "activation": "gelu", "output_variance": 0.25}
 BLOCK = {"mlp": MLP, "layer_norm_epsilon": 1e-4, "dropout": 0.5}
+EINSUM = {"equation": "bti,ij->btj", "output_shape": (None, 24), "bias_axes": "j"}
 LAYERS = {
+    "BlockDiagonal": [(BlockDiagonal, EINSUM)],
     "CausalConv1D": [(CausalConv1D, {"width": 3})],
     "DocumentPositions": [(DocumentPositions, {})],
     "GatedMLP": [(GatedMLP, MLP)],
+    "Linear": [(Linear, {"units": 24, "use_bias": False})],
     "LocalAttention": [(LocalAttention, ATTENTION)],
     "RGLRU": [(RGLRU, {"num_blocks": 2})],
     "RMSNorm": [(RMSNorm, {"epsilon": 1e-4})],

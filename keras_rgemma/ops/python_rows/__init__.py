@@ -1,0 +1,1 @@
+"""Rows of arrays that plain Python makes inside of a graph."""
