@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 import runpy
 import sys
 
@@ -22,6 +23,37 @@ def test_generate(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.startswith("In the beginning ")
     assert "\nWhat is a lighthouse?\nA lighthouse is " in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script, options",
+    [
+        ("lora", ["--out", "a.lora.h5"]),
+        ("qlora", ["--out", "a.lora.h5"]),
+        ("full_finetuning", ["--out", "preset"]),
+        ("packing", []),
+    ],
+)
+def test_finetuning(script, options, monkeypatch, capsys, tmp_path):
+    """On a few questions: what was learned lowers the loss on others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    python_questions = importlib.import_module("python_questions")
+    learned, held_out = python_questions.conversations()
+    assert len(learned) > 700 and 50 < len(held_out) < len(learned) / 5
+    monkeypatch.setattr(python_questions, "conversations", lambda: (learned[::30], held_out[:4]))
+    command = [f"{script}.py", "--epochs", "1", "--batch_size", "4", *options]
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    losses = re.findall(r"held-out loss ([\d.]+) -> ([\d.]+)", out)
+    assert len(losses) == 1
+    before, after = map(float, losses[0])
+    assert after < before - 0.3
+    assert out.count("in Python? -> ") == 2 * out.count(": held-out loss")
+    if options:
+        assert (tmp_path / options[1]).exists()
 
 
 @pytest.mark.slow

@@ -99,8 +99,14 @@ class RGemmaCausalLM(training.CausalLM):
         checkpoint = open_checkpoint(folder)
         if checkpoint:
             return cls._from_checkpoint(checkpoint, load_weights, **kwargs)
-        if pathlib.Path(folder).is_dir() and not has_tokenizer(folder):
+        is_bare = pathlib.Path(folder).is_dir() and not has_tokenizer(folder)
+        if is_bare:
             kwargs.setdefault("preprocessor", None)
+        if sizes := _taken(kwargs, _SIZES):  # which KerasHub would give to the model
+            if "preprocessor" not in kwargs:
+                kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(folder)
+            sizes |= _taken(kwargs, {"dtype"})
+            return cls(cls.backbone_cls.from_preset(folder, load_weights, **sizes), **kwargs)
         return keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
 
     @classmethod
@@ -111,7 +117,7 @@ class RGemmaCausalLM(training.CausalLM):
             kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.path)
         # Before gigabytes are read.
         check_vocabularies(kwargs.get("preprocessor"), checkpoint.config.vocabulary_size)
-        sizes = {name: kwargs.pop(name) for name in list(kwargs) if name in _SIZES}
+        sizes = _taken(kwargs, _SIZES)
         backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype, **sizes)
         return cls(backbone, **kwargs)
 
@@ -561,6 +567,11 @@ class RGemmaCausalLM(training.CausalLM):
             token_ids, positions, layers, layer_intercept_fn=layer_intercept_fn
         )
         return self.compute_logits(hidden)
+
+
+def _taken(kwargs, names):
+    """Removes arguments from a dict and returns them as another."""
+    return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
 
 
 def _numpy(x):

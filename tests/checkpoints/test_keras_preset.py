@@ -147,3 +147,20 @@ def test_a_model_that_was_trained_in_mixed_precision(dtype, tmp_path):
         for weight, expected in zip(loaded.weights, lm.weights, strict=True):
             np.testing.assert_array_equal(tiny.numpy(weight), tiny.numpy(expected))
         assert cls.from_preset(tmp_path / "preset", dtype=dtype).compute_dtype == lm.compute_dtype
+
+
+def test_settings_of_the_backbone_take_the_place_of_the_preset_s(tmp_path):
+    lm = tiny.randomize(tiny.causal_lm())
+    lm.save_to_preset(tmp_path)
+    for dtype in (None, "bfloat16"):
+        loaded = keras_rgemma.RGemmaCausalLM.from_preset(
+            str(tmp_path), dtype=dtype, gradient_checkpointing=True, final_logit_soft_cap=None
+        )
+        assert loaded.backbone.gradient_checkpointing
+        assert loaded.backbone.token_embedding.logit_soft_cap is None
+        assert loaded.dtype_policy.name == (dtype or "float32")
+        assert loaded.preprocessor.tokenizer.vocabulary_size() == 400
+        for weight, expected in zip(loaded.weights, lm.weights, strict=True):
+            np.testing.assert_allclose(tiny.numpy(weight), tiny.numpy(expected), rtol=2**-8)
+    bare = keras_rgemma.RGemmaCausalLM.from_preset(str(tmp_path), dropout=0.5, preprocessor=None)
+    assert bare.preprocessor is None and bare.backbone.dropout == 0.5

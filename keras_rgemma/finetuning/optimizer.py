@@ -1,0 +1,32 @@
+"""The optimizer that these models are trained with."""
+
+import keras
+
+# By the last part of their paths; of the names of layers none is among them.
+UNDECAYED = ("a_param", "bias", "scale", "embeddings")
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class AdamW(keras.optimizers.AdamW):
+    """AdamW that decays matrices alone, and clips the norm of all gradients together.
+
+    Decay pulls a weight to zero. Of the decay rates `a_param`, the biases, the scales of the norms
+    (which are kept as their distance from one) and the embeddings, none is better there.
+
+    Args:
+        learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
+        weight_decay: float.
+        global_clipnorm: float or None, what the norm of the gradients is clipped to.
+        **kwargs: of `keras.optimizers.AdamW`, such as `gradient_accumulation_steps`.
+
+    Example:
+    ```python
+    lm.compile(optimizer=keras_rgemma.finetuning.AdamW(1e-4, gradient_accumulation_steps=8))
+    ```
+    """
+
+    def __init__(self, learning_rate=1e-4, weight_decay=0.01, global_clipnorm=1.0, **kwargs):
+        super().__init__(
+            learning_rate, weight_decay=weight_decay, global_clipnorm=global_clipnorm, **kwargs
+        )
+        self.exclude_from_weight_decay(var_names=[f"^{name}$" for name in UNDECAYED])
