@@ -175,10 +175,10 @@ def new_file(path):
         path: str or path.
 
     Yields:
-        A `pathlib.Path`.
+        A `pathlib.Path` with the same endings.
     """
     path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    partial = path.with_name(f".{uuid.uuid4().hex[:8]}{_PARTIAL}.{path.name}")
     try:
         yield partial
         partial.replace(path)

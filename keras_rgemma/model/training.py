@@ -102,6 +102,19 @@ class CausalLM(keras_hub.models.CausalLM):
             x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **kwargs
         )
 
+    def save_weights(self, filepath, overwrite=True, **kwargs):
+        """Writes the weights, LoRA's beside those below them, as `keras.Model.save_weights` does.
+
+        A file takes its name when it is complete: with `keras.callbacks.BackupAndRestore`, training
+        that is stopped while it saves goes on from what it saved before.
+        """
+        if not overwrite or kwargs.get("max_shard_size") or not str(filepath).endswith(".h5"):
+            return super().save_weights(filepath, overwrite, **kwargs)
+        from keras_rgemma.checkpoints.saving import new_file
+
+        with new_file(filepath) as partial:
+            return super().save_weights(partial, **kwargs)
+
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if isinstance(x, dict) and "token_ids" in x:
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
@@ -126,7 +139,7 @@ class CausalLM(keras_hub.models.CausalLM):
     def call(self, inputs, training=None, mask=None):
         if self._labels is None:
             return super().call(inputs, training=training, mask=mask)
-        hidden = self.backbone(inputs, training=training)
+        hidden = self.hidden_states(inputs, training)
         embedding = self.backbone.token_embedding
         losses, hits = cross_entropy(
             ops.reshape(hidden, (-1, hidden.shape[-1])),
@@ -137,6 +150,10 @@ class CausalLM(keras_hub.models.CausalLM):
         )
         shape = ops.shape(hidden)[:2]
         return {"losses": ops.reshape(losses, shape), "hits": ops.reshape(hits, shape)}
+
+    def hidden_states(self, inputs, training):
+        """The final hidden states [B, T, D] of a step."""
+        return self.backbone(inputs, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y_pred = y_pred["losses"] if isinstance(y_pred, dict) else y_pred

@@ -1,0 +1,146 @@
+"""Truncated backpropagation through time: documents of any length, learned piece by piece."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_rgemma.config import check_count
+from keras_rgemma.finetuning.examples import documents
+from keras_rgemma.model.causal_lm import RGemmaCausalLM
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class LongTexts(RGemmaCausalLM):
+    """A model that goes on, in each batch, from the state in which the batch before left its rows.
+
+    So a document of any length is learned from in pieces, as `pieces` cuts it: every token is
+    predicted from all that was before it, and gradients reach back to the beginning of the piece.
+    It shares the weights of the model that it is made of; that one has learned what this has.
+
+    Args:
+        lm: `RGemmaCausalLM`.
+        batch_size: int, B, rows of every batch.
+
+    Call arguments:
+        inputs: dict of `token_ids` and `padding_mask` [B, T], tokens first, then pads. The mask
+            numbers documents: a row whose number is that of the batch before goes on with the
+            document, and one with another begins a new one.
+
+    Example:
+    ```python
+    long = keras_rgemma.finetuning.LongTexts(lm, batch_size=4)
+    x, y, sample_weight = long.pieces([open("book.txt").read()], length=512)
+    long.compile(keras_rgemma.finetuning.AdamW(1e-4))
+    long.fit(x, y, sample_weight=sample_weight)
+    lm.generate("In the beginning")
+    ```
+    """
+
+    # KerasHub takes every class with one for a task that presets can be loaded into.
+    backbone_cls = None
+
+    def __init__(self, lm, batch_size, **kwargs):
+        super().__init__(lm.backbone, preprocessor=None, **kwargs)
+        self._tokens_of = lm.preprocessor
+        self.batch_size = check_count("batch_size", batch_size)
+        zeros = self.backbone.initial_state(self.batch_size)
+        self._carried = [
+            self.add_weight(
+                name=f"state_{i}",
+                shape=tuple(zero.shape),
+                dtype=keras.backend.standardize_dtype(zero.dtype),
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+            )
+            for i, zero in enumerate([*keras.tree.flatten(zeros), zeros.num_tokens])
+        ]
+
+    def reset(self):
+        """Forgets the rows of the batch before."""
+        for variable in self._carried:
+            variable.assign(ops.zeros_like(variable))
+
+    def pieces(self, texts, length):
+        """Documents as consecutive pieces, several documents beside each other.
+
+        Args:
+            texts: what `RGemmaCausalLMPreprocessor` takes as examples.
+            length: int, T, tokens of a piece.
+
+        Returns:
+            `(x, y, sample_weight)` of arrays [N * B, T]: rows B k to B (k + 1) are a batch, whose
+            rows go on with those of the batch before.
+        """
+        preprocessor = self._tokens_of
+        length = check_count("length", length)
+        rows = [[] for _ in range(self.batch_size)]  # of triples of ids, counts and number
+        found = documents(preprocessor, texts, length=np.iinfo("int32").max)
+        for number, document in enumerate(found, start=1):
+            row = min(rows, key=len)
+            for start in range(0, len(document.ids) - 1, length):
+                part = slice(start, start + length + 1)
+                row.append((document.ids[part], document.counts[part], number))
+        steps = max(map(len, rows))
+        pad = preprocessor.tokenizer.pad_token_id
+        shape = (steps, self.batch_size, length)
+        token_ids, y = np.full((2, *shape), pad, "int32")
+        padding_mask, sample_weight = np.zeros((2, *shape), "int32")
+        for column, row in enumerate(rows):
+            for step, (ids, counts, number) in enumerate(row):
+                place = step, column, slice(0, len(ids) - 1)
+                token_ids[place], y[place] = ids[:-1], ids[1:]
+                padding_mask[place], sample_weight[place] = number, counts[1:]
+        flat = (x.reshape(-1, length) for x in (token_ids, padding_mask, y, sample_weight))
+        token_ids, padding_mask, y, sample_weight = flat
+        return {"token_ids": token_ids, "padding_mask": padding_mask}, y, sample_weight
+
+    def fit(self, x, y, sample_weight=None, validation_data=None, callbacks=None, **kwargs):
+        """Learns from pieces in their order; every epoch begins anew.
+
+        Args:
+            x, y, sample_weight: as of `pieces`.
+            validation_data: tuple of such arrays.
+            callbacks, **kwargs: of `keras.Model.fit`.
+        """
+        begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: self.reset())
+        return super().fit(
+            x,
+            y,
+            batch_size=self.batch_size,
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            callbacks=[begin, *(callbacks or [])],
+            shuffle=False,
+            **kwargs,
+        )
+
+    def evaluate(self, x, y=None, sample_weight=None, **kwargs):
+        """The loss and metrics on pieces in their order, from the beginning."""
+        before = [ops.copy(variable.value) for variable in self._carried]
+        self.reset()
+        try:
+            kwargs["batch_size"] = self.batch_size
+            return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
+        finally:
+            for variable, value in zip(self._carried, before, strict=True):
+                variable.assign(value)
+
+    def hidden_states(self, inputs, training):
+        *arrays, last_number = self._carried
+        token_ids, mask = (ops.convert_to_tensor(inputs[x]) for x in ("token_ids", "padding_mask"))
+        mask = ops.cast(mask, "int32")
+        number = ops.max(mask, axis=1)
+        goes_on = ops.logical_or(number == last_number, number == 0)
+
+        def kept(variable):
+            shape = (-1,) + (1,) * (len(variable.shape) - 1)
+            return ops.where(ops.reshape(goes_on, shape), variable, ops.zeros_like(variable))
+
+        like = self.backbone.initial_state(self.batch_size)
+        state = keras.tree.pack_sequence_as(like, [kept(variable) for variable in arrays])
+        hidden, state = self.backbone.step(token_ids, mask, state)
+        for variable, value in zip(arrays, keras.tree.flatten(state), strict=True):
+            variable.assign(ops.stop_gradient(ops.cast(value, variable.dtype)))
+        last_number.assign(ops.where(number > 0, number, last_number))
+        return hidden

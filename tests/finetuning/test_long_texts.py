@@ -1,0 +1,74 @@
+"""Truncated backpropagation: pieces in their order are the document, whatever their length."""
+
+import keras
+import numpy as np
+import pytest
+
+import tiny
+from keras_rgemma.finetuning import AdamW, LongTexts
+
+B = 2
+# Three documents for two rows; the window is 5 tokens.
+TEXTS = ["".join(tiny.SENTENCES[:2]), tiny.SENTENCES[4], tiny.SENTENCES[6] + tiny.SENTENCES[3]]
+
+
+@pytest.fixture
+def lm():
+    keras.utils.set_random_seed(0)
+    lm = tiny.randomize(tiny.causal_lm(sequence_length=128))
+    lm.compile(keras.optimizers.SGD(0.0), weighted_metrics=[])
+    return lm
+
+
+def total(results, rows):
+    """The loss summed over all tokens."""
+    return results * rows[2].size
+
+
+def test_pieces_are_the_documents(lm):
+    long = LongTexts(lm, B)
+    x, y, weight = long.pieces(TEXTS, length=7)
+    assert len(y) % B == 0 and y.shape[1] == 7
+    found = {}
+    for column in range(B):
+        for row in range(column, len(y), B):
+            mask = x["padding_mask"][row]
+            assert (mask > 0).tolist() == sorted(mask > 0, reverse=True) == weight[row].tolist()
+            for number in set(mask.tolist()) - {0}:
+                ids = found.setdefault(number, [2])
+                assert x["token_ids"][row][0] == ids[-1]
+                ids += y[row][mask > 0].tolist()
+    tokenizer = lm.preprocessor.tokenizer
+    assert [found[i] for i in (1, 2, 3)] == [[2, *tokenizer(text), 1] for text in TEXTS]
+
+
+def test_the_loss_of_pieces_is_that_of_the_whole(lm):
+    x, y, weight = whole = keras.tree.map_structure(tiny.numpy, lm.preprocessor(TEXTS))
+    expected = total(lm.evaluate(x, y, sample_weight=weight, verbose=0), whole)
+    long = LongTexts(lm, B)
+    for length in (1, 6):
+        x, y, weight = rows = long.pieces(TEXTS, length)
+        long.compile(keras.optimizers.SGD(0.0), weighted_metrics=[])
+        found = long.evaluate(x, y, sample_weight=weight, verbose=0)
+        assert total(found, rows) == pytest.approx(expected, rel=1e-5)
+        # Each epoch begins anew, and so does an evaluation between two batches.
+        history = long.fit(x, y, sample_weight=weight, epochs=2, verbose=0).history["loss"]
+        np.testing.assert_allclose(history, [found, found], rtol=1e-5)
+
+
+def test_the_model_learns_and_validation_changes_nothing(lm):
+    losses, first = [], lm.get_weights()
+    for validation in (False, True):
+        lm.set_weights(first)
+        long = LongTexts(lm, B)
+        x, y, weight = rows = long.pieces(TEXTS, 16)
+        long.compile(AdamW(1e-2), weighted_metrics=[])
+        data = {"validation_data": rows} if validation else {}
+        history = long.fit(x, y, sample_weight=weight, epochs=3, verbose=0, **data).history
+        losses.append(history["loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert losses[0][2] < losses[0][0] - 0.1
+    np.testing.assert_allclose(
+        history["val_loss"][2], long.evaluate(x, y, sample_weight=weight, verbose=0), rtol=1e-5
+    )
+    assert any((a != b).any() for a, b in zip(first, lm.get_weights(), strict=True))

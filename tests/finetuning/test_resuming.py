@@ -1,0 +1,78 @@
+"""Training that was stopped goes on with `BackupAndRestore` and ends where it would have."""
+
+import keras
+import numpy as np
+import pytest
+
+import tiny
+from keras_rgemma.finetuning import AdamW
+
+EPOCHS, BATCHES = 3, 2
+
+
+class Stop(keras.callbacks.Callback):
+    """Stops at a batch, counted over all epochs, as Ctrl-C or the end of a machine does."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.left = place
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def trained(rank, folder=None, stop=None):
+    """The weights after training, or None if it was stopped."""
+    keras.utils.set_random_seed(0)
+    lm = tiny.randomize(tiny.causal_lm(None, num_layers=1))
+    if rank:
+        lm.backbone.enable_lora(rank)
+    lm.compile(AdamW(1e-2), weighted_metrics=[])
+    x = tiny.arrays(rows=2 * BATCHES)
+    callbacks = [keras.callbacks.BackupAndRestore(folder)] if folder else []
+    callbacks += [Stop(stop)] if stop else []
+    y = np.roll(x["token_ids"], -1, axis=1)
+    try:
+        lm.fit(x, y, batch_size=2, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+    except KeyboardInterrupt:
+        return None
+    return {weight.path: tiny.numpy(weight) for weight in lm.weights}
+
+
+@pytest.fixture(scope="module", params=[None, 2], ids=["full", "lora"])
+def unbroken(request):
+    return request.param, trained(request.param)
+
+
+@pytest.mark.parametrize("stop", [3, 4])  # in the second epoch, and at its end
+def test_training_goes_on_where_it_stopped(unbroken, stop, tmp_path):
+    rank, expected = unbroken
+    folder = str(tmp_path / "backup")
+    assert trained(rank, folder, stop) is None
+    found = trained(rank, folder)
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path], value, 1e-5, 1e-6, err_msg=path)
+    assert any("lora" in path for path in found) == bool(rank)
+
+
+def test_a_stop_while_it_saves_loses_no_backup(unbroken, tmp_path, monkeypatch):
+    rank, expected = unbroken
+    folder = str(tmp_path / "backup")
+    original, calls = keras.src.saving.saving_lib.save_weights_only, []
+
+    def interrupted(model, filepath, *args, **kwargs):
+        original(model, filepath, *args, **kwargs)
+        calls.append(filepath)
+        if len(calls) == 2:
+            filepath.write_bytes(filepath.read_bytes()[:1000])
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.src.saving.saving_lib, "save_weights_only", interrupted)
+        assert trained(rank, folder) is None
+    assert len(calls) == 2
+    found = trained(rank, folder)
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path], value, 1e-5, 1e-6, err_msg=path)
