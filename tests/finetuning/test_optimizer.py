@@ -2,9 +2,12 @@
 
 import keras
 import numpy as np
+import pytest
 
+import keras_rgemma
 import tiny
 from keras_rgemma.finetuning import AdamW
+from once import once
 
 
 def test_matrices_alone_decay():
@@ -49,3 +52,10 @@ def test_the_norm_of_all_gradients_is_clipped():
     clipped = optimizer._clip_gradients(gradients)
     norm = np.sqrt(sum(float((tiny.numpy(x) ** 2).sum()) for x in clipped))
     np.testing.assert_allclose(norm, 1.0, rtol=1e-5)
+
+
+@once
+def test_it_is_there_without_an_import_of_its_own():
+    assert keras_rgemma.__getattr__("finetuning").AdamW is AdamW
+    with pytest.raises(AttributeError, match="no attribute 'tuning'"):
+        _ = keras_rgemma.tuning
