@@ -1,5 +1,7 @@
 """LoRA on a linear layer: a product of low rank beside that of its kernel, kept apart in files."""
 
+import contextlib
+
 import numpy as np
 from keras import ops
 
@@ -16,12 +18,29 @@ class LoRA:
     """
 
     def call(self, inputs, training=None):
-        if not self.lora_enabled:
-            return super().call(inputs, training)
-        x = self._product(inputs, self._kernel)
-        low_rank = self._product(inputs, self.lora_kernel_a)
-        x = ops.add(x, ops.matmul(low_rank, self.lora_scale * self.lora_kernel_b))
-        return x if self.bias is None else ops.add(x, self.bias)
+        with self._without_lora():
+            x = super().call(inputs, training)
+        return x + self._low_rank(inputs) if self.lora_enabled else x
+
+    def quantized_call(self, *args, **kwargs):
+        with self._without_lora():
+            x = super().quantized_call(*args, **kwargs)
+        return x + self._low_rank(args[0] if args else kwargs["inputs"]) if self.lora_enabled else x
+
+    def _low_rank(self, inputs):
+        # In a model of half precision Keras casts no variable: both have its dtype but A and B.
+        a = ops.cast(self.lora_kernel_a, self.compute_dtype)
+        b = ops.cast(self.lora_scale * self.lora_kernel_b, self.compute_dtype)
+        return ops.matmul(self._product(inputs, a), b)
+
+    @contextlib.contextmanager
+    def _without_lora(self):
+        """Lets Keras' methods take this for a layer without LoRA."""
+        enabled, self.lora_enabled = self.lora_enabled, False
+        try:
+            yield
+        finally:
+            self.lora_enabled = enabled
 
     def quantize(self, mode=None, type_check=True, config=None):
         # Keras quantizes no subclass, unless it is told that it is one of its own kind.
@@ -64,12 +83,9 @@ class LoRA:
     # === Files ===
 
     def save_own_variables(self, store):
-        enabled, self.lora_enabled = self.lora_enabled, False
-        try:
-            super().save_own_variables(store)  # of a layer without LoRA, so its kernel alone
-        finally:
-            self.lora_enabled = enabled
-        if enabled:
+        with self._without_lora():
+            super().save_own_variables(store)
+        if self.lora_enabled:
             for name in FACTORS:
                 store[name] = getattr(self, name)
             store[_ALPHA] = np.array(self.lora_alpha, "float32")

@@ -8,7 +8,7 @@ import sys
 import keras
 import pytest
 
-from keras_rgemma.benchmarks import compiles
+from keras_rgemma.benchmarks import compiles, finetune
 from once import once
 
 
@@ -78,3 +78,23 @@ def test_loading_is_measured(tmp_path):
     assert min(result["seconds"], result["floor_seconds"], result["peak_bytes"]) > 0
     assert 0 <= result["token"] < 4096
     assert (tmp_path / "random" / "model.safetensors").exists()
+
+
+@once
+@pytest.mark.slow
+def test_a_step_of_lora_is_measured(tmp_path):
+    module = "keras_rgemma.benchmarks.finetune"
+    command = [sys.executable, "-m", module, "--preset", "rgemma_tiny_en", "--steps", "1"]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path / "random"), "--backends", "torch", "--lengths", "16"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(done.stdout.strip().splitlines()[-1])
+    assert [result["variant"] for result in results] == list(finetune.VARIANTS)
+    for result in results:
+        assert min(result["seconds"], result["peak_bytes"]) > 0
+        # In bfloat16 the logits are rounded where all of them are made.
+        assert result["losses"] == pytest.approx(results[0]["losses"], rel=0.02)
+        assert result["losses"][1] < result["losses"][0]

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from keras_rgemma.finetuning import lora
 from once import once
+from parity.backend_gradients import weight_gradients
 
 TEMPORAL = {
     "recurrent_block": ("linear_x", "linear_y", "linear_out", "rg_lru/input_gate", "rg_lru/a_gate"),
@@ -146,6 +147,38 @@ def test_it_changes_nothing_at_first_and_is_the_sum_of_both_products_then():
     np.testing.assert_allclose(logits(lm), logits(merged), atol=1e-5)
 
 
+def test_gradients_are_those_of_the_merged_weights():
+    lm, merged = model(), model()
+    lm.backbone.enable_lora(3, alpha=6)
+    learn(lm)
+    layers = lora.adapted(lm.backbone)
+    factors = {
+        path: [tiny.numpy(x).astype("float64") for x in (layer.lora_kernel_a, layer.lora_kernel_b)]
+        for path, layer in layers.items()
+    }
+    for path, layer in lora.linear_layers(merged.backbone).items():
+        a, b = factors[path]
+        layer._kernel.assign(tiny.numpy(layer._kernel) + 2 * (a @ b))
+    inputs = tiny.arrays()
+    toward = np.random.RandomState(0).normal(size=(*inputs["token_ids"].shape, 400))
+
+    def loss(logits):
+        return keras.ops.sum(logits * keras.ops.convert_to_tensor(toward, "float32"))
+
+    found = weight_gradients(lm, loss, **inputs)
+    kernels = weight_gradients(merged, loss, **inputs)
+    assert set(found) == {f"{path}/lora_kernel_{x}" for path in LINEAR for x in "ab"}
+    for path, (a, b) in factors.items():
+        d = kernels[f"{path}/kernel"].astype("float64")
+        expected_a, expected_b = 2 * d @ b.T, 2 * np.swapaxes(a, -1, -2) @ d
+        if expected_b.ndim == 3:  # the blocks of a gate share B
+            expected_b = expected_b.sum(axis=0)
+        for name, expected in (("a", expected_a), ("b", expected_b)):
+            value = found[f"{path}/lora_kernel_{name}"]
+            # Float32 sums in another order.
+            np.testing.assert_allclose(value, expected, 1e-4, 1e-4 * np.abs(expected).max())
+
+
 def test_only_the_adapters_learn():
     lm = model()
     lm.backbone.enable_lora(4)
@@ -168,6 +201,27 @@ def test_a_model_that_was_trained_or_evaluated_before_can_learn():
     lm.compile()
     lm.fit(texts, verbose=0)
     assert len(lm.optimizer._trainable_variables) == len(lm.trainable_weights) == len(lm.weights)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
+@pytest.mark.parametrize("mode", [None, "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
+def test_half_precision_stays_what_it_is(dtype, mode):
+    lm = model(dtype=dtype)
+    targets = ["ffw_up", "a_gate", "query"]
+    if mode:
+        lm.quantize(mode, filters=lambda layer: layer.name in targets)
+    lm.backbone.enable_lora(4, targets)
+    hidden = lm.backbone.predict_on_batch(tiny.arrays())
+    assert keras.backend.standardize_dtype(hidden.dtype) == "bfloat16"
+    learn(lm)
+    for layer in lora.adapted(lm.backbone).values():
+        assert keras.backend.standardize_dtype(layer.lora_kernel_a.dtype) == "float32"
+        shape = (2, 1, 3, layer.kernel_shape[-2])[-len(layer.kernel_shape) - 1 :]
+        out = layer(keras.ops.ones(shape, "bfloat16"))
+        assert keras.backend.standardize_dtype(out.dtype) == "bfloat16"
+    received = fit(lm, 5)
+    assert received[-1] < received[0] - 0.05
 
 
 def test_generate_sees_what_was_learned():

@@ -1,0 +1,123 @@
+"""Memory and time of a training step with LoRA, on each backend.
+
+    python -m keras_rgemma.benchmarks.finetune --preset rgemma_2b_en --folder big/2b
+    python -m keras_rgemma.benchmarks.finetune --lengths 512 --backends torch --steps 3
+
+Random bfloat16 weights are written into the folder in the published layout of Hugging Face, unless
+they are there already. Every step is measured in a process of its own: with all logits at a time,
+with the default loss, which has those of some tokens at a time, and with activations that are
+recomputed in the backward pass as well. The peak is that of the process during the steps, less what
+it held after its imports; it includes the weights. The last line is the same as JSON.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+from keras_rgemma.benchmarks.__main__ import BACKENDS, versions
+from keras_rgemma.benchmarks.load import architecture, reset_peak, write_random
+from keras_rgemma.benchmarks.timing import repeat, resident_bytes
+
+# Whether activations are recomputed, and whether the default loss is used.
+VARIANTS = {
+    "all logits": (False, False),
+    "default loss": (False, True),
+    "and recomputed": (True, True),
+}
+
+
+def measure(folder, variant, length, rank, steps):
+    """What steps on one row of `length` tokens need, as a dict."""
+    import keras
+    import numpy as np
+
+    import keras_rgemma
+    from keras_rgemma.finetuning import AdamW
+
+    __import__(keras.config.backend())
+    before = resident_bytes("VmRSS")
+    recomputes, has_default_loss = VARIANTS[variant]
+    backbone = keras_rgemma.RGemmaBackbone.from_preset(
+        folder, dtype="bfloat16", gradient_checkpointing=recomputes
+    )
+    lm = keras_rgemma.RGemmaCausalLM(backbone)
+    backbone.enable_lora(rank)
+    loss = "auto" if has_default_loss else keras.losses.SparseCategoricalCrossentropy(True)
+    lm.compile(AdamW(1e-3), loss, weighted_metrics=[])
+    ids = np.random.RandomState(0).randint(3, backbone.vocabulary_size, (1, length + 1))
+    x = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}
+    losses = []
+    reset_peak()
+    seconds = repeat(lambda: losses.append(float(lm.train_on_batch(x, ids[:, 1:]))), 1, steps)
+    return {
+        "losses": losses,
+        "seconds": statistics.median(seconds),
+        "peak_bytes": resident_bytes("VmHWM") - before,
+        "model_bytes": 2 * backbone.config.parameter_count,
+    }
+
+
+COLUMNS = "{:<11}{:<16}{:>7}{:>9}{:>10}{:>9}{:>9}{:>9}"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="rgemma_2b_en", help="its architecture is taken")
+    parser.add_argument("--folder", required=True, help="of the weights; made if it is not there")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 256, 512])
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.variant:
+        (length,) = args.lengths
+        print(json.dumps(measure(args.folder, args.variant, length, args.rank, args.steps)))
+        return
+    if not pathlib.Path(args.folder).exists():
+        write_random(args.folder, architecture(args.preset))
+    print(f"cpus {os.cpu_count()}, rank {args.rank}, one row, versions {versions()}\n")
+    names = ("backend", "variant", "tokens", "seconds", "model GB", "peak GB", "loss 1", "loss 2")
+    print(COLUMNS.format(*names))
+    results = []
+    for backend in args.backends:
+        for length in args.lengths:
+            for variant in VARIANTS:
+                result = {"backend": backend, "variant": variant, "tokens": length}
+                results.append(result | _in_child(args, backend, length, variant))
+                print(_row(results[-1]), flush=True)
+    print("\n" + json.dumps(results))
+    sys.exit(any("error" in result for result in results))
+
+
+def _in_child(args, backend, length, variant):
+    command = [sys.executable, "-m", __spec__.name, "--folder", args.folder, "--variant", variant]
+    command += ["--lengths", str(length), "--rank", str(args.rank), "--steps", str(args.steps)]
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        # A process that is killed for its memory says nothing.
+        return {"error": f"ended with code {done.returncode} {done.stderr[-1000:]}"}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _row(result):
+    first = (result["backend"], result["variant"], result["tokens"])
+    if "error" in result:
+        return f"{first[0]:<11}{first[1]:<16}{first[2]:>7} {result['error']}"
+    return COLUMNS.format(
+        *first,
+        f"{result['seconds']:.1f}",
+        *(f"{result[name] / 1e9:.2f}" for name in ("model_bytes", "peak_bytes")),
+        *(f"{loss:.4f}" for loss in result["losses"][:2]),
+    )
+
+
+if __name__ == "__main__":
+    main()
