@@ -39,7 +39,7 @@ class Base(NamedTuple):
     """The model below an adapter.
 
     Attributes:
-        quantization: str, how its linear layers are quantized; "" for not at all.
+        quantization: str, which of its layers are quantized and how; "" for none.
         model: `Fingerprint` of it.
         kept: `Fingerprint` of its weights that quantization leaves as they are.
     """
@@ -51,9 +51,9 @@ class Base(NamedTuple):
     @classmethod
     def of(cls, backbone):
         """The base of a backbone, whether LoRA is enabled on it or not."""
-        modes = {layer.quantization_mode or "" for layer in lora.linear_layers(backbone).values()}
+        layers = [*lora.linear_layers(backbone).values(), backbone.token_embedding]
         return cls(
-            ",".join(sorted(modes)),
+            ",".join(f"{x.path}:{x.quantization_mode}" for x in layers if x.quantization_mode),
             fingerprint(backbone, lambda name: name not in FACTORS),
             fingerprint(backbone, lambda name: name in _KEPT),
         )
@@ -103,9 +103,7 @@ def adapters(backbone):
     Raises:
         ValueError: LoRA is not enabled.
     """
-    layers = lora.adapted(backbone)
-    if not layers:
-        raise ValueError("LoRA is not enabled on this model. Call `enable_lora(rank)` first.")
+    layers = lora.checked_layers(backbone)
     return {
         path: Adapter(
             *(ops.convert_to_numpy(getattr(layer, name)) for name in FACTORS),

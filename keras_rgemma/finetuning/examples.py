@@ -64,15 +64,15 @@ def documents(preprocessor, examples, length):
             if len(document.ids) > length + 1:
                 pieces = list(_pieces(document, length))
                 if not (preprocessor.packing and document.is_text):
-                    pieces = pieces[:1]
+                    pieces = [_cut(preprocessor, document, length)]
                     cut += 1
                     lost += not any(pieces[0].counts[1:])
             yield from pieces
     if cut:
         warnings.warn(
             f"{cut} of {total} examples have more than sequence_length={length} tokens, and what "
-            f"follows was cut; {lost} of these lost their whole response, so that nothing is "
-            "learned from them. Raise `sequence_length`, or shorten the prompts.",
+            f"follows was cut; of {lost} of these nothing is left that the loss falls on, such as "
+            "a response. Raise `sequence_length`, or shorten the prompts.",
             stacklevel=2,
         )
 
@@ -91,9 +91,19 @@ def arrays_of(preprocessor, data):
     if is_dataset(data):
         batches = data.as_numpy_iterator() if hasattr(data, "as_numpy_iterator") else iter(data)
         first = next(batches, ())
-        size = len(next(iter(first.values())) if isinstance(first, dict) else first)
+        values = next(iter(first.values())) if isinstance(first, dict) else first
+        is_batch = not isinstance(values, (str, bytes)) and np.ndim(values) > 0
+        size = len(values) if is_batch else None
         data = itertools.chain.from_iterable(map(singles, itertools.chain([first], batches)))
     return rows(preprocessor, data), size
+
+
+def _cut(preprocessor, document, length):
+    """What a row holds of a document; a text ends with the end token all the same."""
+    ids, counts = document.ids[: length + 1], document.counts[: length + 1]
+    if document.is_text and preprocessor.add_end_token:
+        ids = [*ids[:-1], preprocessor.tokenizer.end_token_id]
+    return Document(ids, counts, document.is_text)
 
 
 def singles(examples):
@@ -116,13 +126,19 @@ def singles(examples):
         yield from zip(map(_text, prompts), map(_text, responses), strict=True)
         return
     for example in examples:
-        if isinstance(example, tuple):
-            yield example  # a prompt and its response already
+        if isinstance(example, tuple) and len(example) == 2:
+            yield tuple(map(_text, example))
         elif isinstance(example, dict):
             _check_keys(example)
             yield tuple(_text(example[key]) for key in PAIR)
-        elif isinstance(example, list):
-            yield example
+        elif isinstance(example, (list, tuple)):
+            if not example or not all(isinstance(turn, dict) for turn in example):
+                raise TypeError(
+                    "A list among the examples is a conversation, of dicts with 'role' and "
+                    f"'content'. Received: {example!r}. Pass texts one by one, and a prompt with "
+                    "its response as a dict or a pair."
+                )
+            yield list(example)
         else:
             yield _text(example)
 
@@ -210,9 +226,9 @@ def _arrays(rows, length, pad):
     token_ids, y = np.full((2, len(rows), length), pad, "int32")
     padding_mask, sample_weight = np.zeros((2, len(rows), length), "int32")
     for row, packed in enumerate(rows):
-        end = 0
+        end = 0  # a document of no tokens has none to predict, and takes no place
         for number, document in enumerate(packed, start=1):
-            place = row, slice(end, end := end + len(document.ids) - 1)
+            place = row, slice(end, end := end + max(0, len(document.ids) - 1))
             token_ids[place], y[place] = document.ids[:-1], document.ids[1:]
             padding_mask[place], sample_weight[place] = number, document.counts[1:]
     return {"token_ids": token_ids, "padding_mask": padding_mask}, y, sample_weight

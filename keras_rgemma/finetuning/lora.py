@@ -1,9 +1,10 @@
 """LoRA on a backbone: which layers have it, switched on, merged, and taken away."""
 
+import numbers
 import re
 
 from keras_rgemma.config import check_count
-from keras_rgemma.layers.lora import LoRA
+from keras_rgemma.layers.lora import LoRA, lora_layers
 
 # Keras has no products of low rank beside these.
 _WITHOUT = ("gptq", "awq", "float8")
@@ -11,8 +12,9 @@ _WITHOUT = ("gptq", "awq", "float8")
 
 def enable(backbone, rank, target_layer_names=None, alpha=None):
     """See `RGemmaBackbone.enable_lora`."""
-    rank, alpha = check_count("rank", rank), rank if alpha is None else alpha
-    if not (isinstance(alpha, (int, float)) and 0 < alpha < float("inf")):
+    rank = check_count("rank", rank)
+    alpha = rank if alpha is None else alpha
+    if not (isinstance(alpha, numbers.Real) and 0 < alpha < float("inf")):
         raise ValueError(f"`alpha` must be a positive number. Received: {alpha!r}.")
     if adapted(backbone):
         raise ValueError(
@@ -49,14 +51,14 @@ def adapt(backbone, sizes):
 
 def disable(backbone):
     """See `RGemmaBackbone.disable_lora`."""
-    for layer in _adapted(backbone):
+    for layer in checked_layers(backbone).values():
         layer.disable_lora()
     _set_trainable(backbone, True)
 
 
 def merge(backbone):
     """See `RGemmaBackbone.merge_lora`."""
-    for layer in _adapted(backbone):
+    for layer in checked_layers(backbone).values():
         layer.merge_lora()
     _set_trainable(backbone, True)
 
@@ -68,13 +70,25 @@ def linear_layers(backbone):
 
 def adapted(backbone):
     """Dict of path to layer, of those with LoRA."""
-    return {path: x for path, x in linear_layers(backbone).items() if x.lora_enabled}
+    return {layer.path: layer for layer in lora_layers(backbone)}
 
 
-def _adapted(backbone):
-    if layers := adapted(backbone):
-        return layers.values()
-    raise ValueError("LoRA is not enabled on this model. Call `enable_lora(rank)` first.")
+def checked_layers(backbone):
+    """Dict of path to layer, of those with LoRA.
+
+    Raises:
+        ValueError: there are none, or one is none that adapters are kept of.
+    """
+    layers = adapted(backbone)
+    if not layers:
+        raise ValueError("LoRA is not enabled on this model. Call `enable_lora(rank)` first.")
+    for layer in backbone._flatten_layers():
+        if getattr(layer, "lora_enabled", False) and layer.path not in layers:
+            raise ValueError(
+                f"LoRA is enabled on {layer.path!r}, which is no linear layer of a block. Save it "
+                "with the whole model: `save_to_preset` merges it."
+            )
+    return layers
 
 
 def _set_trainable(backbone, value):

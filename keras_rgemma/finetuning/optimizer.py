@@ -16,7 +16,8 @@ class AdamW(keras.optimizers.AdamW):
     Args:
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         weight_decay: float.
-        global_clipnorm: float or None, what the norm of the gradients is clipped to.
+        global_clipnorm: float or None, what the norm of the gradients is clipped to. "auto" for
+            1, or for None where `clipnorm` or `clipvalue` is given.
         **kwargs: of `keras.optimizers.AdamW`, such as `gradient_accumulation_steps`.
 
     Example:
@@ -25,7 +26,10 @@ class AdamW(keras.optimizers.AdamW):
     ```
     """
 
-    def __init__(self, learning_rate=1e-4, weight_decay=0.01, global_clipnorm=1.0, **kwargs):
+    def __init__(self, learning_rate=1e-4, weight_decay=0.01, global_clipnorm="auto", **kwargs):
+        if global_clipnorm == "auto":
+            is_clipped = kwargs.get("clipnorm") or kwargs.get("clipvalue")
+            global_clipnorm = None if is_clipped else 1.0
         super().__init__(
             learning_rate, weight_decay=weight_decay, global_clipnorm=global_clipnorm, **kwargs
         )

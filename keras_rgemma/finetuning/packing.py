@@ -17,7 +17,7 @@ def pack(documents, length):
     rows = []  # pairs of free positions and documents
     for document in documents:
         size = len(document.ids) - 1
-        if not size:
+        if size <= 0:
             continue
         fitting = [row for row in rows if row[0] >= size]
         row = min(fitting, key=lambda row: row[0]) if fitting else [length, []]

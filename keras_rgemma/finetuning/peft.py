@@ -29,7 +29,16 @@ _PLAIN = {
     "modules_to_save": None,
     "layer_replication": None,
     "trainable_token_indices": None,
+    "alora_invocation_tokens": None,
+    "use_qalora": False,
+    "use_bdlora": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+    "velora_config": None,
 }
+# Others change the base, too.
+_PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def export(backbone, path, base_model, overwrite):
@@ -101,6 +110,12 @@ def load(backbone, path):
         alpha = config["alpha_pattern"].get(
             _pattern(config["alpha_pattern"], name), config["lora_alpha"]
         )
+        heads = layer.kernel_shape[0] if isinstance(layer, BlockDiagonal) else 1
+        if len(a) != rank * heads:
+            raise ValueError(
+                f"{place!r} in {str(path)!r} has A of the shape {a.shape}, but {CONFIG} says rank "
+                f"{rank}."
+            )
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         if isinstance(layer, BlockDiagonal):
             found[layer.path] = _gate_from_file(a, b, scale, layer, config)
@@ -189,6 +204,12 @@ def _checked_config(folder):
                 f"express. Only {name}={plain!r} can be loaded; merge the adapter with PEFT, and "
                 "load the model that results."
             )
+    if (initialisation := config.get("init_lora_weights", True)) not in _PLAIN_INITIALISATIONS:
+        raise ValueError(
+            f"{str(folder)!r} began with init_lora_weights={initialisation!r}, which changes the "
+            "base as well. Convert it with PEFT to an adapter of the base as it was (see "
+            "`path_initial_model_for_weight_conversion` there)."
+        )
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), (int, float)) or config[name] <= 0:
             raise ValueError(

@@ -98,7 +98,7 @@ class Programs:
 def _settings(model, sampler):
     # The objects and not their ids: an id is given again once its object is gone.
     settings = (model.dtype_policy, model.run_eagerly, model.jit_compile)
-    return (*model.weights, sampler, *settings)
+    return (*model.settings(), sampler, *settings)
 
 
 class GenerationPrograms(Programs):

@@ -18,14 +18,18 @@ class LoRA:
     """
 
     def call(self, inputs, training=None):
+        if not self.lora_enabled:
+            return super().call(inputs, training)
         with self._without_lora():
             x = super().call(inputs, training)
-        return x + self._low_rank(inputs) if self.lora_enabled else x
+        return x + self._low_rank(inputs)
 
-    def quantized_call(self, *args, **kwargs):
+    def quantized_call(self, inputs, *args, **kwargs):
+        if not self.lora_enabled:
+            return super().quantized_call(inputs, *args, **kwargs)
         with self._without_lora():
-            x = super().quantized_call(*args, **kwargs)
-        return x + self._low_rank(args[0] if args else kwargs["inputs"]) if self.lora_enabled else x
+            x = super().quantized_call(inputs, *args, **kwargs)
+        return x + self._low_rank(inputs)
 
     def _low_rank(self, inputs):
         # In a model of half precision Keras casts no variable: both have its dtype but A and B.
@@ -71,7 +75,8 @@ class LoRA:
     def merge_lora(self):
         """Adds A B to the kernel, which a quantized layer then rounds anew, and takes them away."""
         if self.quantization_mode is None:
-            self._add(*(ops.convert_to_numpy(getattr(self, name)) for name in FACTORS))
+            factors = (ops.convert_to_numpy(getattr(self, name)) for name in FACTORS)
+            self._add(*factors, self.lora_scale)
         else:
             kernel, scale, zero = self._get_kernel_with_merged_lora()
             self._kernel.assign(kernel)
@@ -91,7 +96,10 @@ class LoRA:
             store[_ALPHA] = np.array(self.lora_alpha, "float32")
 
     def load_own_variables(self, store):
-        """Loads kernel and bias, and A and B into a layer with LoRA; they are merged into others.
+        """Loads kernel and bias, and A and B.
+
+        In a layer without LoRA they are added to the kernel. One that is quantized would have to
+        round that sum: there LoRA is enabled.
 
         Raises:
             ValueError: A and B of another rank than the layer's.
@@ -103,10 +111,11 @@ class LoRA:
         rank = factors[1].shape[0] if factors else None
         if not self.lora_enabled:
             super().load_own_variables(stored)
-            if factors:
+            if factors and self.quantization_mode:
                 self.enable_lora(rank, alpha)
                 self._assign_factors(factors)
-                self.merge_lora()
+            elif factors:
+                self._add(*factors, alpha / rank)
             return
         if factors and rank != self.lora_rank:
             raise ValueError(
@@ -125,6 +134,12 @@ class LoRA:
         for name, value in zip(FACTORS, factors, strict=True):
             getattr(self, name).assign(value)
 
-    def _add(self, a, b):
+    def _add(self, a, b, scale):
         kernel = ops.convert_to_numpy(self._kernel.value).astype("float32")
-        self._kernel.assign(kernel + self.lora_scale * (a @ b))
+        self._kernel.assign(kernel + scale * (a @ b))
+
+
+def lora_layers(model):
+    """The layers of a model with LoRA, list."""
+    layers = model._flatten_layers()
+    return [layer for layer in layers if isinstance(layer, LoRA) and layer.lora_enabled]

@@ -96,7 +96,11 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
 
         length = sequence_length or self.sequence_length
         if not self._use_tf_workflow():
-            return rows(self, x, length)
+            found = rows(self, x, length)
+            is_one = isinstance(x, dict) and isinstance(x.get("prompts"), (str, bytes))
+            if is_one and not self.packing:
+                return keras.tree.map_structure(lambda array: array[0], found)
+            return found
         from keras_rgemma.ops.python_rows.tensorflow import python_rows
 
         return python_rows(lambda x: rows(self, x, length), x, length)
@@ -169,10 +173,22 @@ def is_dataset(data):
     return hasattr(data, "element_spec") or type(data).__module__.startswith("grain.")
 
 
+def is_of_arrays(data):
+    """Whether data are a dataset that was preprocessed already."""
+    if not is_dataset(data):
+        return False
+    element = data.element_spec if hasattr(data, "element_spec") else next(iter(data), None)
+    first = element[0] if isinstance(element, tuple) else element
+    return isinstance(first, dict) and "token_ids" in first
+
+
 def is_sliced(examples):
-    """Whether examples are texts, or prompts and responses, that Keras can slice into batches."""
-    if isinstance(examples, (str, dict)):
+    """Whether examples are texts, or prompts and responses, that Keras can take in batches."""
+    if isinstance(examples, (str, dict)) or hasattr(examples, "element_spec"):
         return True
+    if is_dataset(examples):  # of grain
+        examples = next(iter(examples), ())
+        return not isinstance(examples, (list, tuple)) or is_sliced(examples[:1])
     if isinstance(examples, (list, tuple)):
         return not any(isinstance(example, (list, tuple, dict)) for example in examples[:1])
-    return hasattr(examples, "shape")
+    return hasattr(examples, "dtype")

@@ -1,12 +1,15 @@
 """Training and evaluation of a language model without all of its logits at a time."""
 
 import contextlib
+import operator
+import types
 
 import keras
 import keras_hub
 from keras import ops
 
-from keras_rgemma.model.preprocessor import is_dataset, is_sliced
+from keras_rgemma.layers.lora import lora_layers
+from keras_rgemma.model.preprocessor import is_dataset, is_of_arrays, is_sliced
 from keras_rgemma.ops.cross_entropy import cross_entropy
 
 
@@ -82,8 +85,8 @@ class CausalLM(keras_hub.models.CausalLM):
             is_tuple = isinstance(validation_data, tuple)
             validation_data = validation_data if is_tuple else (validation_data,)
             validation_data, _ = self._prepared(validation_data, None)
-            if all(label is None for label in validation_data[1:]):
-                validation_data = validation_data[0]
+            if is_dataset(validation_data[0]):
+                (validation_data,) = validation_data
         x, y, sample_weight = data
         return super().fit(
             x=x,
@@ -108,12 +111,24 @@ class CausalLM(keras_hub.models.CausalLM):
         A file takes its name when it is complete: with `keras.callbacks.BackupAndRestore`, training
         that is stopped while it saves goes on from what it saved before.
         """
-        if not overwrite or kwargs.get("max_shard_size") or not str(filepath).endswith(".h5"):
+        is_file = str(filepath).endswith(".weights.h5") and "://" not in str(filepath)
+        if not (is_file and overwrite) or kwargs.get("max_shard_size"):
             return super().save_weights(filepath, overwrite, **kwargs)
         from keras_rgemma.checkpoints.saving import new_file
 
         with new_file(filepath) as partial:
             return super().save_weights(partial, **kwargs)
+
+    def predict(self, x=None, batch_size=None, **kwargs):
+        """Logits [B, T, V] of each example, in a row of its own, as `keras.Model.predict` does."""
+        packing = getattr(self.preprocessor, "packing", False)
+        if not packing:
+            return super().predict(x, batch_size, **kwargs)
+        self.preprocessor.packing = False
+        try:
+            return super().predict(x, batch_size, **kwargs)
+        finally:
+            self.preprocessor.packing = packing
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if isinstance(x, dict) and "token_ids" in x:
@@ -127,7 +142,8 @@ class CausalLM(keras_hub.models.CausalLM):
         is_prepared = isinstance(x, dict) and "token_ids" in x
         if preprocessor is None or is_prepared or any(label is not None for label in labels):
             return data, batch_size
-        if not getattr(preprocessor, "packing", False) and (is_dataset(x) or is_sliced(x)):
+        is_kept = is_of_arrays if getattr(preprocessor, "packing", False) else is_sliced
+        if is_kept(x):
             return data, batch_size
         from keras_rgemma.finetuning.examples import arrays_of
 
@@ -140,13 +156,18 @@ class CausalLM(keras_hub.models.CausalLM):
         if self._labels is None:
             return super().call(inputs, training=training, mask=mask)
         hidden = self.hidden_states(inputs, training)
-        embedding = self.backbone.token_embedding
+        head = self.backbone.token_embedding
+        if head.quantization_mode:
+            # Keras rounds what is multiplied with it, too, which lets no gradient through.
+            table = head(ops.arange(self.backbone.vocabulary_size))
+        else:
+            table = head.embeddings
         losses, hits = cross_entropy(
             ops.reshape(hidden, (-1, hidden.shape[-1])),
-            ops.cast(embedding.embeddings, hidden.dtype),
+            ops.cast(table, hidden.dtype),
             ops.reshape(self._labels, (-1,)),
-            embedding.logit_soft_cap,
-            learns=bool(embedding.trainable_variables),
+            head.logit_soft_cap,
+            learns=bool(head.trainable_variables) and not head.quantization_mode,
         )
         shape = ops.shape(hidden)[:2]
         return {"losses": ops.reshape(losses, shape), "hits": ops.reshape(hits, shape)}
@@ -167,6 +188,12 @@ class CausalLM(keras_hub.models.CausalLM):
 
     def train_step(self, *inputs):
         with self._labelled(inputs[-1]):
+            if self._labels is None and self.backbone.token_embedding.quantization_mode:
+                raise ValueError(
+                    "No gradient comes through the logits of a quantized embedding. Leave `loss` "
+                    "and `weighted_metrics` of `compile` at 'auto', or quantize with "
+                    "`filters=lambda layer: layer is not lm.backbone.token_embedding`."
+                )
             return super().train_step(*inputs)
 
     def test_step(self, *inputs):
@@ -177,16 +204,60 @@ class CausalLM(keras_hub.models.CausalLM):
     def _labelled(self, data):
         """Has the model give losses and hits, as long as a step is run or traced."""
         _, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if self._is_chunked and self._has_plain_head() and len(getattr(labels, "shape", ())) == 2:
+        if self._is_chunked and len(getattr(labels, "shape", ())) == 2:
             self._labels = labels
         try:
             yield
         finally:
             self._labels = None
 
-    def _has_plain_head(self):
-        """Whether logits are a product with the embeddings, as they are unless quantized."""
-        return self.backbone.token_embedding.quantization_mode is None
+    # === Programs, which LoRA makes stale ===
+
+    def settings(self):
+        """What a compiled program depends on, a tuple of objects to compare by identity."""
+        alphas = [layer.lora_alpha for layer in lora_layers(self.backbone)]
+        trained = [weight for weight in self.weights if weight.trainable]
+        return (*self.weights, None, *trained, None, *alphas)
+
+    def make_train_function(self, force=False):
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None and optimizer.built:
+            self._check_optimizer(optimizer)
+        return super().make_train_function(force or self._is_stale("train"))
+
+    def make_test_function(self, force=False):
+        return super().make_test_function(force or self._is_stale("test"))
+
+    def make_predict_function(self, force=False):
+        return super().make_predict_function(force or self._is_stale("predict"))
+
+    def _is_stale(self, name):
+        """Whether a function was made for other settings; it is about to be made for these."""
+        if not hasattr(self, "_made_for"):
+            self._made_for = types.SimpleNamespace()  # Keras takes weights in a dict for its own
+        settings = self.settings()
+        before = getattr(self._made_for, name, ())
+        setattr(self._made_for, name, settings)
+        is_same = len(before) == len(settings) and all(map(operator.is_, before, settings))
+        return bool(before) and not is_same
+
+    def _check_optimizer(self, optimizer):
+        """Makes an optimizer anew that was made for other weights and has trained none of them.
+
+        Raises:
+            ValueError: it has trained them.
+        """
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        known = {id(variable) for variable in inner._trainable_variables}
+        if known == {id(variable) for variable in self.trainable_variables}:
+            return
+        if int(ops.convert_to_numpy(optimizer.iterations.value)):
+            raise ValueError(
+                "Other weights are trained now than those that the optimizer was made for, as "
+                "after `enable_lora` or `merge_lora`. Call `compile` before `fit`."
+            )
+        self.optimizer = type(optimizer).from_config(optimizer.get_config())
+        self.optimizer.build(self.trainable_variables)
 
 
 def _is_auto(value):

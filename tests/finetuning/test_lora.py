@@ -240,6 +240,52 @@ def test_generate_sees_what_was_learned():
     np.testing.assert_array_equal(lm.generate(prompt, **options)["token_ids"], before)
 
 
+def test_programs_made_before_know_of_lora():
+    """Keras on JAX and TensorFlow keeps what it compiled, with the weights that were there."""
+    lm = model()
+    lm.compile(keras.optimizers.SGD(1.0))
+    x = tiny.arrays()
+    y = np.roll(x["token_ids"], -1, axis=1)
+
+    def loss():
+        logits = tiny.numpy(lm.score(**x)).astype("float64")
+        shifted = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        expected = -np.take_along_axis(shifted, y[..., None], axis=-1).mean()
+        found = lm.evaluate(x, y, verbose=0)[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        np.testing.assert_allclose(lm.predict(x, verbose=0), logits, atol=1e-5)
+        return found
+
+    losses = [loss()]
+    lm.backbone.enable_lora(2)
+    frozen = [tiny.numpy(w) for w in lm.weights if not w.trainable]
+    learn(lm, scale=0.5)
+    losses.append(loss())
+    lm.fit(x, y, verbose=0, shuffle=False)  # without `compile`: nothing was trained before
+    now = [tiny.numpy(w) for w in lm.weights if not w.trainable]
+    assert all((a == b).all() for a, b in zip(frozen, now, strict=True))
+    losses.append(loss())
+    lm.backbone.merge_lora()
+    np.testing.assert_allclose(loss(), losses[-1], rtol=1e-5)
+    assert np.abs(np.diff(losses)).min() > 1e-3
+    with pytest.raises(ValueError, match="Call `compile` before `fit`"):
+        lm.fit(x, y, verbose=0)
+
+
+def test_adapters_of_other_alphas_are_swapped(tmp_path):
+    lm = model()
+    expected = []
+    for alpha in (2, 20):
+        lm.backbone.enable_lora(2, "query", alpha=alpha)
+        expected.append(logits(learn(lm, scale=0.3)))
+        lm.backbone.save_lora_weights(tmp_path / f"{alpha}.lora.h5")
+        lm.backbone.disable_lora()
+    assert np.abs(expected[1] - expected[0]).max() > 0.01
+    for alpha, value in ((2, expected[0]), (20, expected[1]), (2, expected[0])):
+        lm.backbone.load_lora_weights(tmp_path / f"{alpha}.lora.h5")
+        np.testing.assert_allclose(logits(lm), value, atol=1e-6)
+
+
 # === Merged, taken away, saved, swapped ===
 
 
@@ -452,7 +498,64 @@ def test_models_and_presets_are_merged(tmp_path):
         np.testing.assert_allclose(logits(loaded), expected, atol=1e-5)
 
 
+@once
+def test_lora_on_other_layers_is_not_dropped(tmp_path):
+    lm = model()
+    lm.backbone.enable_lora(np.int64(2), "query", alpha=np.float32(3))
+    lm.backbone.token_embedding.enable_lora(2)
+    for call in (
+        lm.backbone.merge_lora,
+        lambda: lm.backbone.save_lora_weights(tmp_path / "a.lora.h5"),
+        lambda: lm.export_to_peft(tmp_path / "peft"),
+    ):
+        with pytest.raises(ValueError, match="enabled on 'token_embedding', which is no linear"):
+            call()
+
+
+@once
+def test_frozen_layers_stay_frozen(tmp_path):
+    lm, plain = model(), model()
+    lm.backbone.enable_lora(2)
+    learn(lm).save_weights(tmp_path / "a.weights.h5")
+    plain.backbone.trainable = False
+    plain.load_weights(tmp_path / "a.weights.h5")
+    assert not plain.trainable_weights
+
+
 # === QLoRA ===
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
+def test_a_model_that_is_quantized_as_a_whole_learns_as_one_whose_head_is_not(tmp_path):
+    """Its gradients are those of the head that was rounded, and not what rounding lets through."""
+    names = ["linear_out", "ffw_up"]
+    keras.utils.set_random_seed(0)
+    lm = tiny.randomize(tiny.causal_lm(num_layers=1))
+    head = lm.backbone.token_embedding
+    before = tiny.numpy(head.embeddings)
+    lm.quantize("int8", filters=lambda layer: layer is head or layer.name in names)
+    other = tiny.causal_lm(None, num_layers=1)
+    other.quantize("int8", filters=lambda layer: layer.name in names)
+    rounded = tiny.numpy(head(np.arange(400)))
+    assert 0 < np.abs(rounded - before).max() < 0.02
+    for weight in other.weights:
+        source = next((w for w in lm.weights if w.path == weight.path), None)
+        weight.assign(rounded if weight.path.endswith("embeddings") else tiny.numpy(source))
+    received = []
+    for found in (lm, other):
+        found.backbone.enable_lora(2, names)
+        received.append(fit(learn(found), 4))
+    np.testing.assert_allclose(received[0], received[1], rtol=1e-3)
+    assert received[0][-1] < received[0][0] - 0.02
+    # What was learned is still there when the model is loaded.
+    expected = logits(lm)
+    lm.save_to_preset(tmp_path / "preset")
+    loaded = type(lm).from_preset(str(tmp_path / "preset"))
+    assert on(loaded) == on(lm)
+    np.testing.assert_array_equal(logits(loaded), expected)
+    lm.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="quantized embedding"):
+        lm.train_on_batch(tiny.arrays(), np.ones((2, 7), "int32"))
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")

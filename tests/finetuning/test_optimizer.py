@@ -44,6 +44,12 @@ def test_it_survives_a_round_trip():
     assert revived._use_weight_decay(kernel)
 
 
+@once
+def test_other_ways_of_clipping_take_its_place():
+    assert AdamW(clipnorm=1.0).global_clipnorm is None
+    assert AdamW(global_clipnorm=None).global_clipnorm is None
+
+
 def test_the_norm_of_all_gradients_is_clipped():
     lm = tiny.randomize(tiny.causal_lm(None))
     optimizer = AdamW(1.0)

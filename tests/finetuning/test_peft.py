@@ -143,6 +143,7 @@ GATE = "block_0/recurrent_block/rg_lru/input_gate"
     "config, reason",
     [
         ({"use_dora": True}, "use_dora=True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"bias": "all"}, "bias='all'"),
         ({"modules_to_save": ["final_norm"]}, r"modules_to_save=\['final_norm'\]"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens.*, where keras-rgemma has no linear"),

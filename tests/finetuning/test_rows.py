@@ -51,7 +51,7 @@ def test_the_loss_falls_on_responses():
         assert text(y[row][weight[row] > 0][:-1]) == response
         assert y[row][weight[row] > 0][-1] == 1
     single = numpy(preprocessor({"prompts": PROMPTS[0], "responses": RESPONSES[0]}))
-    np.testing.assert_array_equal(single[0][0], token_ids[0])
+    np.testing.assert_array_equal(single[0], token_ids[0])
 
 
 @once
@@ -94,8 +94,29 @@ def test_conversations_that_are_malformed():
 
 
 @once
+def test_pairs_of_texts_are_prompts_and_responses():
+    preprocessor = tiny.preprocessor(32)
+    pairs = list(zip(PROMPTS, RESPONSES, strict=True))
+    for found, expected in zip(numpy(preprocessor(pairs)), numpy(preprocessor(PAIRS)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for wrong in ([("the", "sea", "moon")], [["the", "sea"]], [[]], [("the",)]):
+        with pytest.raises(TypeError, match="A list among the examples is a conversation"):
+            preprocessor(wrong)
+    token_ids, _, _, _ = numpy(preprocessor([tuple(CHAT)]))
+    np.testing.assert_array_equal(token_ids, numpy(preprocessor([CHAT]))[0])
+
+
+@once
+def test_nothing_is_learned_from_nothing():
+    for packing in (False, True):
+        bare = tiny.preprocessor(8, packing=packing, add_start_token=False, add_end_token=False)
+        _, mask, _, weight = numpy(bare([("", ""), ("a river", "is")]))
+        assert weight.sum() > 0 and (mask.sum(axis=1) > 0).sum() == 1
+
+
+@once
 def test_what_is_cut_is_reported():
-    with pytest.warns(UserWarning, match=r"2 of 3 examples .*sequence_length=8 .*; 1 of these"):
+    with pytest.warns(UserWarning, match=r"2 of 3 examples .*sequence_length=8 .*; of 1 of these"):
         preprocessor = tiny.preprocessor(8)
         _, _, _, weight = numpy(preprocessor(PAIRS))
     assert weight.sum(axis=1).tolist() == [2, 0, 4]
@@ -240,6 +261,19 @@ def test_fit_packs_in_every_form(lm):
     assert lm.evaluate(texts, batch_size=4, verbose=0) == pytest.approx(expected, rel=1e-5)
     history = lm.fit(texts, batch_size=4, validation_data=texts, verbose=0).history
     assert history["val_loss"][0] == pytest.approx(expected, rel=1e-5)
+    prepared = dataset.map(tiny.preprocessor(32)).take(1)
+    assert np.isfinite(fitted(lm, prepared, packing=True))
+    assert lm.predict(texts[:3], verbose=0).shape == (3, 32, 400)
+    assert lm.preprocessor.packing
+
+
+def test_validation_takes_texts_as_fit_does(lm):
+    lm.preprocessor = tiny.preprocessor(32)
+    expected = lm.evaluate(PROMPTS, batch_size=4, verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices(PROMPTS).batch(4)
+    for validation in (PROMPTS, (PROMPTS,), dataset):
+        history = lm.fit(PROMPTS, batch_size=4, validation_data=validation, verbose=0).history
+        assert history["val_loss"][0] == pytest.approx(expected, rel=1e-5)
 
 
 @once

@@ -11,8 +11,9 @@ CHUNK_NUMBERS = 2**26  # logits that are in memory at a time: 256 MiB in float32
 def cross_entropy(hidden, embeddings, labels, soft_cap=None, *, learns=True, chunk_size=None):
     """`-log softmax(logits)[label]` of tokens, `logits = soft_cap * tanh(hidden E^T / soft_cap)`.
 
-    The logits of some tokens are computed at a time, in float32, and again for the gradient: the
-    memory for them grows with `chunk_size * V`, not with `N * V`.
+    The logits of some tokens are computed at a time, and again for the gradient: the memory for
+    them grows with `chunk_size * V`, not with `N * V`. All but the product itself, which takes the
+    dtype of its inputs on TensorFlow and PyTorch, is computed in float32.
 
     Args:
         hidden: float [N, D], final hidden states.
