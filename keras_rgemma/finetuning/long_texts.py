@@ -59,7 +59,7 @@ class LongTexts(RGemmaCausalLM):
     def reset(self):
         """Forgets the rows of the batch before."""
         for variable in self._carried:
-            variable.assign(ops.zeros_like(variable))
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def pieces(self, texts, length):
         """Documents as consecutive pieces, several documents beside each other.
@@ -127,20 +127,21 @@ class LongTexts(RGemmaCausalLM):
                 variable.assign(value)
 
     def hidden_states(self, inputs, training):
-        *arrays, last_number = self._carried
+        *arrays, last_number = (ops.convert_to_tensor(variable) for variable in self._carried)
         token_ids, mask = (ops.convert_to_tensor(inputs[x]) for x in ("token_ids", "padding_mask"))
         mask = ops.cast(mask, "int32")
         number = ops.max(mask, axis=1)
         goes_on = ops.logical_or(number == last_number, number == 0)
 
-        def kept(variable):
-            shape = (-1,) + (1,) * (len(variable.shape) - 1)
-            return ops.where(ops.reshape(goes_on, shape), variable, ops.zeros_like(variable))
+        def kept(array):
+            shape = (-1,) + (1,) * (len(array.shape) - 1)
+            return ops.where(ops.reshape(goes_on, shape), array, ops.zeros_like(array))
 
         like = self.backbone.initial_state(self.batch_size)
-        state = keras.tree.pack_sequence_as(like, [kept(variable) for variable in arrays])
+        state = keras.tree.pack_sequence_as(like, [kept(array) for array in arrays])
         hidden, state = self.backbone.step(token_ids, mask, state)
-        for variable, value in zip(arrays, keras.tree.flatten(state), strict=True):
+        number = ops.where(number > 0, number, last_number)
+        carried = [*keras.tree.flatten(state), number]
+        for variable, value in zip(self._carried, carried, strict=True):
             variable.assign(ops.stop_gradient(ops.cast(value, variable.dtype)))
-        last_number.assign(ops.where(number > 0, number, last_number))
         return hidden

@@ -2,7 +2,7 @@
 
 import keras
 
-# By the last part of their paths; of the names of layers none is among them.
+# By the last part of their names, which on TensorFlow are paths and end in ":0".
 UNDECAYED = ("a_param", "bias", "scale", "embeddings")
 
 
@@ -33,4 +33,4 @@ class AdamW(keras.optimizers.AdamW):
         super().__init__(
             learning_rate, weight_decay=weight_decay, global_clipnorm=global_clipnorm, **kwargs
         )
-        self.exclude_from_weight_decay(var_names=[f"^{name}$" for name in UNDECAYED])
+        self.exclude_from_weight_decay(var_names=[rf"(^|/){name}(:\d+)?$" for name in UNDECAYED])

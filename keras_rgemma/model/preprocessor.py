@@ -68,6 +68,11 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
     def get_config(self):
         return {**super().get_config(), "packing": self.packing}
 
+    def build(self, input_shape):
+        super().build(input_shape)
+        # There is nothing to build, and `quantize` of a model refuses layers that are not.
+        self.packer.built = True
+
     @classmethod
     def from_preset(cls, preset, *, revision=None, **kwargs):
         """Creates the layer from a preset; no weights are fetched.

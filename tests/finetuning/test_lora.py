@@ -253,7 +253,7 @@ def test_programs_made_before_know_of_lora():
         expected = -np.take_along_axis(shifted, y[..., None], axis=-1).mean()
         found = lm.evaluate(x, y, verbose=0)[0]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-        np.testing.assert_allclose(lm.predict(x, verbose=0), logits, atol=1e-5)
+        np.testing.assert_allclose(lm.predict(x, verbose=0), logits, atol=1e-4)
         return found
 
     losses = [loss()]
