@@ -201,7 +201,10 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         return made(config, lambda: from_config(config))
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
-        """Writes a preset folder, as KerasHub does, with LoRA merged into the weights.
+        """Writes a preset folder, as KerasHub does.
+
+        LoRA that is enabled is merged into the weights when the preset is loaded. Layers in int8 or
+        int4 would have to round that sum: they come back with LoRA enabled.
 
         A new folder gets its name when it is complete: a call that is stopped halfway leaves
         nothing that looks whole. Files in a folder that exists are replaced one by one, and
