@@ -74,6 +74,18 @@ SIZES = {
     "lru_dim": 24,
     "sliding_window_size": 5,
 }
+# The paths of the linear layers of its blocks.
+_TEMPORAL = {
+    "recurrent_block": ("linear_x", "linear_y", "linear_out", "rg_lru/input_gate", "rg_lru/a_gate"),
+    "attention_block": ("query", "key", "value", "attention_output"),
+}
+_MLP = ("ffw_gate", "ffw_up", "ffw_down")
+LINEAR = {
+    f"block_{i}/{part}/{name}"
+    for i, kind in enumerate(("recurrent_block", "attention_block"))
+    for part, names in ((kind, _TEMPORAL[kind]), ("mlp_block", _MLP))
+    for name in names
+}
 
 
 def backbone(**overrides):

@@ -15,11 +15,16 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 
-from keras_rgemma.benchmarks.__main__ import BACKENDS, versions
-from keras_rgemma.benchmarks.load import architecture, reset_peak, write_random
+from keras_rgemma.benchmarks.__main__ import versions
+from keras_rgemma.benchmarks.load import (
+    architecture,
+    in_child,
+    options,
+    reset_peak,
+    write_random,
+)
 from keras_rgemma.benchmarks.timing import repeat, resident_bytes
 
 # Whether activations are recomputed, and whether the default loss is used.
@@ -65,12 +70,7 @@ COLUMNS = "{:<11}{:<16}{:>7}{:>9}{:>10}{:>9}{:>9}{:>9}"
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--preset", default="rgemma_2b_en", help="its architecture is taken")
-    parser.add_argument("--folder", required=True, help="of the weights; made if it is not there")
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser = options(__doc__)
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 256, 512])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2)
@@ -90,21 +90,12 @@ def main():
         for length in args.lengths:
             for variant in VARIANTS:
                 result = {"backend": backend, "variant": variant, "tokens": length}
-                results.append(result | _in_child(args, backend, length, variant))
+                arguments = ["--folder", args.folder, "--variant", variant, "--lengths", length]
+                arguments += ["--rank", args.rank, "--steps", args.steps]
+                results.append(result | in_child(backend, __spec__.name, *arguments))
                 print(_row(results[-1]), flush=True)
     print("\n" + json.dumps(results))
     sys.exit(any("error" in result for result in results))
-
-
-def _in_child(args, backend, length, variant):
-    command = [sys.executable, "-m", __spec__.name, "--folder", args.folder, "--variant", variant]
-    command += ["--lengths", str(length), "--rank", str(args.rank), "--steps", str(args.steps)]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        # A process that is killed for its memory says nothing.
-        return {"error": f"ended with code {done.returncode} {done.stderr[-1000:]}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _row(result):

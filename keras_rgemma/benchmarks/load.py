@@ -139,13 +139,30 @@ def row(result):
     )
 
 
-def main():
+def options(description):
+    """A parser with the options of all that is measured at full size."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", default="rgemma_2b_en", help="its architecture is taken")
     parser.add_argument("--folder", required=True, help="of the weights; made if it is not there")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    return parser
+
+
+def in_child(backend, module, *arguments):
+    """The dict that a module prints as its last line, run on a backend; or one of an `error`."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        # A process that is killed for its memory says nothing.
+        return {"error": f"ended with code {done.returncode} {done.stderr[-1000:]}"}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    parser = options(__doc__)
     parser.add_argument(
         "--cold",
         action="store_true",
@@ -154,9 +171,7 @@ def main():
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(
-            json.dumps({"backend": os.environ["KERAS_BACKEND"], **measure(args.folder, args.cold)})
-        )
+        print(json.dumps(measure(args.folder, args.cold)))
         return
     if not pathlib.Path(args.folder).exists():
         write_random(args.folder, architecture(args.preset))
@@ -167,19 +182,12 @@ def main():
             *("token s", "peak GB"),
         )
     )
-    command = [sys.executable, "-m", __spec__.name, "--measure", "--folder", args.folder]
-    command += ["--cold"] if args.cold else []
+    arguments = ["--measure", "--folder", args.folder, *(["--cold"] if args.cold else [])]
     results = []
     for backend in args.backends:
-        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            # A process that is killed for its memory says nothing.
-            results.append({"backend": backend, "error": f"ended with code {done.returncode}"})
-            print(f"{backend:<11}{results[-1]['error']} {done.stderr[-1000:]}", flush=True)
-            continue
-        results.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        print(row(results[-1]), flush=True)
+        result = {"backend": backend, **in_child(backend, __spec__.name, *arguments)}
+        results.append(result)
+        print(f"{backend:<11}{result['error']}" if "error" in result else row(result), flush=True)
     print("\n" + json.dumps(results))
     sys.exit(any("error" in result for result in results))
 

@@ -147,9 +147,7 @@ def put(backbone, found, path):
     if not enabled:
         lora.adapt(backbone, {name: (x.rank, x.alpha) for name, x in found.items()})
     for name, adapter in found.items():
-        layers[name].lora_alpha = adapter.alpha
-        layers[name].lora_kernel_a.assign(adapter.a)
-        layers[name].lora_kernel_b.assign(adapter.b)
+        layers[name].assign_lora(*adapter)
 
 
 def _shapes(layer, rank):

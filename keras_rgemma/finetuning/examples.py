@@ -47,8 +47,9 @@ def rows(preprocessor, examples, sequence_length=None):
     found = list(documents(preprocessor, examples, length))
     if not found:
         raise ValueError("There is no example to learn from. Pass some text.")
-    packed = list(pack(found, length)) if preprocessor.packing else [[x] for x in found]
-    return _arrays(packed, length, preprocessor.tokenizer.pad_token_id)
+    packed = pack(found, length) if preprocessor.packing else ([document] for document in found)
+    numbered = [dict(enumerate(row, start=1)) for row in packed]
+    return arrays(numbered, length, preprocessor.tokenizer.pad_token_id)
 
 
 def documents(preprocessor, examples, length):
@@ -60,14 +61,15 @@ def documents(preprocessor, examples, length):
     for batch in _batches(singles(examples), _AT_A_TIME):
         for document in _tokenized(preprocessor, batch):
             total += 1
-            pieces = [document]
-            if len(document.ids) > length + 1:
-                pieces = list(_pieces(document, length))
-                if not (preprocessor.packing and document.is_text):
-                    pieces = [_cut(preprocessor, document, length)]
-                    cut += 1
-                    lost += not any(pieces[0].counts[1:])
-            yield from pieces
+            if len(document.ids) <= length + 1:
+                yield document
+            elif preprocessor.packing and document.is_text:
+                yield from pieces(document, length)
+            else:
+                document = _cut(preprocessor, document, length)
+                cut += 1
+                lost += not any(document.counts[1:])
+                yield document
     if cut:
         warnings.warn(
             f"{cut} of {total} examples have more than sequence_length={length} tokens, and what "
@@ -152,14 +154,14 @@ def _check_keys(example):
 
 
 def _text(value):
-    if isinstance(value, bytes):
-        value = value.decode()
-    if not isinstance(value, str):
+    from keras_rgemma.generation.requests import checked_text
+
+    if not isinstance(value, (str, bytes)):
         raise TypeError(
             "An example is a text, a dict of 'prompts' and 'responses', or a list of turns. "
             f"Received: {value!r}."
         )
-    return str(value)
+    return checked_text(value, "An example")
 
 
 def _batches(iterator, size):
@@ -172,8 +174,8 @@ def _tokenized(preprocessor, examples):
     texts = []
     for example in examples:
         texts += [example] if isinstance(example, str) else example if _is_pair(example) else []
-    ids = iter(_ids(preprocessor.tokenizer, texts))
     tokenizer = preprocessor.tokenizer
+    ids = iter(tokenizer.token_id_rows(texts) if texts else [])
     start = [tokenizer.start_token_id] if preprocessor.add_start_token else []
     end = [tokenizer.end_token_id] if preprocessor.add_end_token else []
     for example in examples:
@@ -190,11 +192,6 @@ def _tokenized(preprocessor, examples):
 
 def _is_pair(example):
     return isinstance(example, tuple)
-
-
-def _ids(tokenizer, texts):
-    ids = tokenizer.tokenize(texts) if texts else []
-    return ids.to_list() if hasattr(ids, "to_list") else ids
 
 
 def _conversation(tokenizer, turns):
@@ -214,20 +211,26 @@ def _conversation(tokenizer, turns):
     return Document(ids, counts, is_text=False)
 
 
-def _pieces(document, length):
+def pieces(document, length):
     """Parts of a document with `length` tokens to predict each, which overlap by one token."""
     for start in range(0, len(document.ids) - 1, length):
         part = slice(start, start + length + 1)
         yield Document(document.ids[part], document.counts[part], document.is_text)
 
 
-def _arrays(rows, length, pad):
-    """`(x, y, sample_weight)` of rows of documents. The last token of each predicts nothing."""
+def arrays(rows, length, pad):
+    """`(x, y, sample_weight)` of rows. The last token of a document predicts nothing.
+
+    Args:
+        rows: list of dicts of a number in the mask to the `Document` that has it.
+        length: int, T.
+        pad: int, the id of what fills a row.
+    """
     token_ids, y = np.full((2, len(rows), length), pad, "int32")
     padding_mask, sample_weight = np.zeros((2, len(rows), length), "int32")
     for row, packed in enumerate(rows):
         end = 0  # a document of no tokens has none to predict, and takes no place
-        for number, document in enumerate(packed, start=1):
+        for number, document in packed.items():
             place = row, slice(end, end := end + max(0, len(document.ids) - 1))
             token_ids[place], y[place] = document.ids[:-1], document.ids[1:]
             padding_mask[place], sample_weight[place] = number, document.counts[1:]

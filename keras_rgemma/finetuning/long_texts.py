@@ -1,11 +1,13 @@
 """Truncated backpropagation through time: documents of any length, learned piece by piece."""
 
+import itertools
+import sys
+
 import keras
-import numpy as np
 from keras import ops
 
 from keras_rgemma.config import check_count
-from keras_rgemma.finetuning.examples import documents
+from keras_rgemma.finetuning.examples import arrays, documents, pieces
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 
 
@@ -74,26 +76,14 @@ class LongTexts(RGemmaCausalLM):
         """
         preprocessor = self._tokens_of
         length = check_count("length", length)
-        rows = [[] for _ in range(self.batch_size)]  # of triples of ids, counts and number
-        found = documents(preprocessor, texts, length=np.iinfo("int32").max)
+        columns = [[] for _ in range(self.batch_size)]
+        found = documents(preprocessor, texts, length=sys.maxsize - 1)  # none is cut
         for number, document in enumerate(found, start=1):
-            row = min(rows, key=len)
-            for start in range(0, len(document.ids) - 1, length):
-                part = slice(start, start + length + 1)
-                row.append((document.ids[part], document.counts[part], number))
-        steps = max(map(len, rows))
-        pad = preprocessor.tokenizer.pad_token_id
-        shape = (steps, self.batch_size, length)
-        token_ids, y = np.full((2, *shape), pad, "int32")
-        padding_mask, sample_weight = np.zeros((2, *shape), "int32")
-        for column, row in enumerate(rows):
-            for step, (ids, counts, number) in enumerate(row):
-                place = step, column, slice(0, len(ids) - 1)
-                token_ids[place], y[place] = ids[:-1], ids[1:]
-                padding_mask[place], sample_weight[place] = number, counts[1:]
-        flat = (x.reshape(-1, length) for x in (token_ids, padding_mask, y, sample_weight))
-        token_ids, padding_mask, y, sample_weight = flat
-        return {"token_ids": token_ids, "padding_mask": padding_mask}, y, sample_weight
+            shortest = min(columns, key=len)
+            shortest += [{number: piece} for piece in pieces(document, length)]
+        batches = itertools.zip_longest(*columns, fillvalue={})
+        rows = list(itertools.chain.from_iterable(batches))
+        return arrays(rows, length, preprocessor.tokenizer.pad_token_id)
 
     def fit(self, x, y, sample_weight=None, validation_data=None, callbacks=None, **kwargs):
         """Learns from pieces in their order; every epoch begins anew.

@@ -106,10 +106,8 @@ def load(backbone, path):
         except KeyError as error:
             raise ValueError(f"{str(path)!r} lacks the tensor {error}.") from error
         layer = owners[name]
-        rank = config["rank_pattern"].get(_pattern(config["rank_pattern"], name), config["r"])
-        alpha = config["alpha_pattern"].get(
-            _pattern(config["alpha_pattern"], name), config["lora_alpha"]
-        )
+        rank = _chosen(config["rank_pattern"], name, config["r"])
+        alpha = _chosen(config["alpha_pattern"], name, config["lora_alpha"])
         heads = layer.kernel_shape[0] if isinstance(layer, BlockDiagonal) else 1
         if len(a) != rank * heads:
             raise ValueError(
@@ -244,9 +242,10 @@ def _most_and_rest(values):
     return most, {name: value for name, value in values.items() if value != most}
 
 
-def _pattern(patterns, name):
-    """The key of a pattern that matches a name as PEFT matches them, or None."""
-    return next((x for x in patterns if re.match(rf"(.*\.)?({x})$", name)), None)
+def _chosen(patterns, name, default):
+    """The value of the first pattern that matches a name, as PEFT matches them."""
+    matching = (value for x, value in patterns.items() if re.match(rf"(.*\.)?({x})$", name))
+    return next(matching, default)
 
 
 def _is_before(version, other):

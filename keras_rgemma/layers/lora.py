@@ -60,6 +60,12 @@ class LoRA:
         if self.bias is not None:
             self.bias.trainable = False  # as the kernel is now
 
+    def assign_lora(self, a, b, alpha):
+        """Gives A and B of the layer's rank values, and what their product counts."""
+        self.lora_kernel_a.assign(a)
+        self.lora_kernel_b.assign(b)
+        self.lora_alpha = alpha
+
     def disable_lora(self):
         """Takes A and B away. The layer is what it was before `enable_lora`."""
         self._tracker.unlock()
@@ -112,8 +118,8 @@ class LoRA:
         if not self.lora_enabled:
             super().load_own_variables(stored)
             if factors and self.quantization_mode:
-                self.enable_lora(rank, alpha)
-                self._assign_factors(factors)
+                self.enable_lora(rank)
+                self.assign_lora(*factors, alpha)
             elif factors:
                 self._add(*factors, alpha / rank)
             return
@@ -123,16 +129,10 @@ class LoRA:
                 f"{self.lora_rank}. Call `enable_lora({rank})`, or load it before `enable_lora`: "
                 "then it is merged."
             )
-        before = ops.convert_to_numpy(self.lora_kernel_a)
-        super().load_own_variables(stored)
-        if factors:
-            self.lora_alpha = alpha
         # Keras makes A zero, too, and no gradient would reach either of them again.
-        self._assign_factors(factors or [before, np.zeros(self.lora_kernel_b.shape)])
-
-    def _assign_factors(self, factors):
-        for name, value in zip(FACTORS, factors, strict=True):
-            getattr(self, name).assign(value)
+        initial = ops.convert_to_numpy(self.lora_kernel_a), np.zeros(self.lora_kernel_b.shape)
+        super().load_own_variables(stored)
+        self.assign_lora(*(factors or initial), alpha or self.lora_alpha)
 
     def _add(self, a, b, scale):
         kernel = ops.convert_to_numpy(self._kernel.value).astype("float32")

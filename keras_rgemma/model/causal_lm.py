@@ -99,8 +99,7 @@ class RGemmaCausalLM(training.CausalLM):
         checkpoint = open_checkpoint(folder)
         if checkpoint:
             return cls._from_checkpoint(checkpoint, load_weights, **kwargs)
-        is_bare = pathlib.Path(folder).is_dir() and not has_tokenizer(folder)
-        if is_bare:
+        if pathlib.Path(folder).is_dir() and not has_tokenizer(folder):
             kwargs.setdefault("preprocessor", None)
         if sizes := _taken(kwargs, _SIZES):  # which KerasHub would give to the model
             if "preprocessor" not in kwargs:

@@ -144,8 +144,7 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         Raises:
             ValueError: a prompt without a token: it is empty and no start token is added.
         """
-        ids = self.tokenizer.tokenize(texts)
-        ids = ids.to_list() if hasattr(ids, "to_list") else ids
+        ids = self.tokenizer.token_id_rows(texts)
         start = [self.tokenizer.start_token_id] if self.add_start_token and not continued else []
         prompts = [np.array([*start, *row], dtype="int32") for row in ids]
         for row, prompt in enumerate(prompts):

@@ -96,9 +96,12 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         for part in re.split(f"({'|'.join(map(re.escape, controls))})", text):
             # Two halves of a control token cannot be taken for it.
             parts += [part[:1], part[1:]] if part in controls else [part]
-        ids = self.tokenize(parts)
-        ids = ids.to_list() if hasattr(ids, "to_list") else ids
-        return [int(id) for row in ids for id in row]
+        return [int(id) for row in self.token_id_rows(parts) for id in row]
+
+    def token_id_rows(self, texts):
+        """The token ids of each of several texts, a list of sequences of ints; uncut, unpadded."""
+        ids = self.tokenize(texts)
+        return ids.to_list() if hasattr(ids, "to_list") else ids
 
     def control_token_ids(self):
         """The ids of `<start_of_turn>` and `<end_of_turn>`.

@@ -215,15 +215,12 @@ class CausalLM(keras_hub.models.CausalLM):
 
     def settings(self):
         """What a compiled program depends on, a tuple of objects to compare by identity."""
-        alphas = [layer.lora_alpha for layer in lora_layers(self.backbone)]
-        trained = [weight for weight in self.weights if weight.trainable]
-        return (*self.weights, None, *trained, None, *alphas)
+        return (*self.weights, *(layer.lora_alpha for layer in lora_layers(self.backbone)))
 
     def make_train_function(self, force=False):
-        optimizer = getattr(self, "optimizer", None)
-        if optimizer is not None and optimizer.built:
-            self._check_optimizer(optimizer)
-        return super().make_train_function(force or self._is_stale("train"))
+        if stale := self._is_stale("train"):
+            self._check_optimizer()
+        return super().make_train_function(force or stale)
 
     def make_test_function(self, force=False):
         return super().make_test_function(force or self._is_stale("test"))
@@ -232,21 +229,24 @@ class CausalLM(keras_hub.models.CausalLM):
         return super().make_predict_function(force or self._is_stale("predict"))
 
     def _is_stale(self, name):
-        """Whether a function was made for other settings; it is about to be made for these."""
+        """Whether a function was not made for these settings, for which it is made next."""
         if not hasattr(self, "_made_for"):
             self._made_for = types.SimpleNamespace()  # Keras takes weights in a dict for its own
         settings = self.settings()
+        settings += tuple(weight for weight in settings if getattr(weight, "trainable", False))
         before = getattr(self._made_for, name, ())
         setattr(self._made_for, name, settings)
-        is_same = len(before) == len(settings) and all(map(operator.is_, before, settings))
-        return bool(before) and not is_same
+        return len(before) != len(settings) or not all(map(operator.is_, before, settings))
 
-    def _check_optimizer(self, optimizer):
+    def _check_optimizer(self):
         """Makes an optimizer anew that was made for other weights and has trained none of them.
 
         Raises:
             ValueError: it has trained them.
         """
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None or not optimizer.built:
+            return
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         known = {id(variable) for variable in inner._trainable_variables}
         if known == {id(variable) for variable in self.trainable_variables}:

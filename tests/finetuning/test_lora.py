@@ -12,19 +12,7 @@ from keras_rgemma.finetuning import lora
 from once import once
 from parity.backend_gradients import weight_gradients
 
-TEMPORAL = {
-    "recurrent_block": ("linear_x", "linear_y", "linear_out", "rg_lru/input_gate", "rg_lru/a_gate"),
-    "attention_block": ("query", "key", "value", "attention_output"),
-}
-MLP = ("ffw_gate", "ffw_up", "ffw_down")
-LINEAR = {
-    f"block_{i}/{part}/{name}"
-    for i, kind in enumerate(("recurrent_block", "attention_block"))
-    for part, names in ((kind, TEMPORAL[kind]), ("mlp_block", MLP))
-    for name in names
-}
-
-
+LINEAR = tiny.LINEAR
 FFW_UP = {f"block_{i}/mlp_block/ffw_up" for i in (0, 1)}
 A_GATE = "block_0/recurrent_block/rg_lru/a_gate"
 

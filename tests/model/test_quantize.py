@@ -10,17 +10,7 @@ import pytest
 import tiny
 from keras_rgemma import RGemmaBackbone, RGemmaCausalLM
 
-TEMPORAL = {
-    "recurrent_block": ("linear_x", "linear_y", "linear_out", "rg_lru/input_gate", "rg_lru/a_gate"),
-    "attention_block": ("query", "key", "value", "attention_output"),
-}
-KINDS = ("recurrent_block", "attention_block")  # of the tiny model's layers
-LINEAR = {
-    f"block_{i}/{part}/{name}"
-    for i, kind in enumerate(KINDS)
-    for part, names in ((kind, TEMPORAL[kind]), ("mlp_block", ("ffw_gate", "ffw_up", "ffw_down")))
-    for name in names
-}
+LINEAR = tiny.LINEAR
 PROMPT = np.array([[2, 300, 301], [2, 302, 303]], "int32")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
