@@ -178,13 +178,24 @@ def new_file(path):
         A `pathlib.Path` with the same endings.
     """
     path = pathlib.Path(path)
-    partial = path.with_name(f".{uuid.uuid4().hex[:8]}{_PARTIAL}.{path.name}")
+    partial = _partial_file(path, uuid.uuid4().hex[:8])
     try:
         yield partial
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def unlink_partial(path):
+    """Deletes what a kill left of `new_file`. Nobody else may be writing there."""
+    path = pathlib.Path(path)
+    for partial in path.parent.glob(_partial_file(path, "?" * 8).name):
+        partial.unlink(missing_ok=True)
+
+
+def _partial_file(path, key):
+    return path.with_name(f".{key}{_PARTIAL}.{path.name}")
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ def put(backbone, found, path):
 
 def _shapes(layer, rank):
     """The shapes of A and B for a layer."""
-    *inputs, output = layer.kernel_shape
+    *inputs, output = layer.weight_shape
     return (*inputs, rank), (rank, output)
 
 

@@ -4,10 +4,10 @@ import numbers
 import re
 
 from keras_rgemma.config import check_count
-from keras_rgemma.layers.lora import LoRA, lora_layers
+from keras_rgemma.layers.lora import CALIBRATED, LoRA, lora_layers
 
 # Keras has no products of low rank beside these.
-_WITHOUT = ("gptq", "awq", "float8")
+_WITHOUT = (*CALIBRATED, "float8")
 
 
 def enable(backbone, rank, target_layer_names=None, alpha=None):

@@ -108,7 +108,7 @@ def load(backbone, path):
         layer = owners[name]
         rank = _chosen(config["rank_pattern"], name, config["r"])
         alpha = _chosen(config["alpha_pattern"], name, config["lora_alpha"])
-        heads = layer.kernel_shape[0] if isinstance(layer, BlockDiagonal) else 1
+        heads = layer.weight_shape[0] if isinstance(layer, BlockDiagonal) else 1
         if len(a) != rank * heads:
             raise ValueError(
                 f"{place!r} in {str(path)!r} has A of the shape {a.shape}, but {CONFIG} says rank "
@@ -160,7 +160,7 @@ def _gate_to_file(adapter):
 
 def _gate_from_file(a, b, scale, layer, config):
     """Ours of `lora_A` and `lora_B`; exact, with a rank H times as large if blocks differ in B."""
-    heads = layer.kernel_shape[0]
+    heads = layer.weight_shape[0]
     rank = len(a) // heads
     a, b = a.reshape(heads, rank, -1), b.reshape(len(b), rank, heads).transpose(2, 0, 1)
     if _is_before(config.get("peft_version"), GATES_SINCE):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_rgemma.layers.lora import LoRA
+from keras_rgemma.layers.lora import CALIBRATED, LoRA
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -11,10 +11,18 @@ class BlockDiagonal(LoRA, keras.layers.EinsumDense):
     """An `EinsumDense` layer whose LoRA is a product of its own; all blocks share its B."""
 
     @property
-    def kernel_shape(self):
-        """Of the kernel before it was quantized."""
+    def weight_shape(self):
+        """Of the kernel before it was quantized, a tuple of ints."""
         is_packed = self.quantization_mode == "int4"
         return tuple(self.original_kernel_shape if is_packed else self._kernel.shape)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Rounds the kernel to int8, int4 or float8; GPTQ and AWQ leave it as it is.
+
+        Keras would take its blocks for the heads of attention.
+        """
+        if (mode or config.mode) not in CALIBRATED:
+            super().quantize(mode, type_check, config)
 
     def _product(self, x, kernel):
         return ops.einsum(self.equation, x, kernel)

@@ -11,8 +11,8 @@ class Linear(LoRA, keras.layers.Dense):
     """A `Dense` layer whose LoRA is a product of its own."""
 
     @property
-    def kernel_shape(self):
-        """Of the kernel before it was quantized."""
+    def weight_shape(self):
+        """Of the kernel before it was quantized, a tuple of ints."""
         return self.input_spec.axes[-1], self.units
 
     def _product(self, x, kernel):

@@ -7,6 +7,8 @@ from keras import ops
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
 _ALPHA = "lora_alpha"
+# Modes of quantization that look at what goes through a layer.
+CALIBRATED = ("gptq", "awq")
 
 
 class LoRA:
@@ -25,6 +27,10 @@ class LoRA:
         return x + self._low_rank(inputs)
 
     def quantized_call(self, inputs, *args, **kwargs):
+        mode = self.quantization_mode
+        if mode in CALIBRATED and not getattr(self, f"is_{mode}_calibrated"):
+            # Keras 3.15 looks at what `call` gets, but does not come there: it would see nothing.
+            return self.call(inputs)
         if not self.lora_enabled:
             return super().quantized_call(inputs, *args, **kwargs)
         with self._without_lora():
@@ -100,6 +106,12 @@ class LoRA:
             for name in FACTORS:
                 store[name] = getattr(self, name)
             store[_ALPHA] = np.array(self.lora_alpha, "float32")
+
+    def _get_kernel_with_merged_lora(self):
+        kernel, scale, zero = super()._get_kernel_with_merged_lora()
+        if zero is None and self.quantization_mode in CALIBRATED:
+            zero = self.kernel_zero  # without which Keras 3.15 saves what it cannot load
+        return kernel, scale, zero
 
     def load_own_variables(self, store):
         """Loads kernel and bias, and A and B.

@@ -350,9 +350,7 @@ class RGemmaBackbone(keras_hub.models.Backbone):
             of the layers' new states.
         """
         intercept = layer_intercept_fn or (lambda x, _: x)
-        x = intercept(self.token_embedding(token_ids), -1)
-        if self.config.scale_embeddings:
-            x = x * ops.cast(self.config.embedding_scale, x.dtype)
+        x = self.embed(token_ids, lambda x: intercept(x, -1))
         new_states = []
         for i, layer in enumerate(self.transformer_layers):
             layer_state = None if layer_states is None else layer_states[i]
@@ -363,6 +361,18 @@ class RGemmaBackbone(keras_hub.models.Backbone):
             x = intercept(x, i)
         x = self.final_norm(x)
         return (x, tuple(new_states)) if return_state else x
+
+    def embed(self, token_ids, intercept=lambda x: x):
+        """The activations [B, T, D] that the first block gets.
+
+        Args:
+            token_ids: int32 [B, T].
+            intercept: a function of the embeddings [B, T, D], before they are scaled.
+        """
+        x = intercept(self.token_embedding(token_ids))
+        if self.config.scale_embeddings:
+            x = x * ops.cast(self.config.embedding_scale, x.dtype)
+        return x
 
     def step(self, token_ids, padding_mask, state):
         """Consumes more tokens of each row's document.

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_rgemma import state as states
 from keras_rgemma.config import RGemmaConfig, check_count
+from keras_rgemma.layers.lora import CALIBRATED
 from keras_rgemma.model import training
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.fingerprint import fingerprint
@@ -180,6 +181,28 @@ class RGemmaCausalLM(training.CausalLM):
 
         tokenizer = getattr(self.preprocessor, "tokenizer", None)
         export(self.backbone, tokenizer, path, "transformers", dtype, overwrite)
+
+    def get_quantization_layer_structure(self, mode):
+        """What `quantize` needs for GPTQ and AWQ. They leave embeddings and RG-LRU gates alone.
+
+        Args:
+            mode: str.
+
+        Returns:
+            A dict, or None for modes that look at each layer by itself.
+
+        Example:
+        ```python
+        from keras.quantizers import GPTQConfig
+
+        texts = ["The quick brown fox.", "A lighthouse stands by the sea."]
+        config = GPTQConfig(texts, lm.preprocessor.tokenizer, num_samples=8, sequence_length=32)
+        lm.quantize("gptq", config=config)
+        ```
+        """
+        from keras_rgemma.model.calibration import structure
+
+        return structure(self.backbone) if mode in CALIBRATED else None
 
     def export_to_peft(self, path, base_model=None, overwrite=False):
         """Writes what LoRA has learned as an adapter that Hugging Face PEFT loads.

@@ -47,6 +47,7 @@ class CausalLM(keras_hub.models.CausalLM):
 
     _is_chunked = False
     _labels = None
+    _backups = ()
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
         own = ("metrics", "loss_weights")
@@ -80,6 +81,8 @@ class CausalLM(keras_hub.models.CausalLM):
                 examples, conversations and iterables are read as a whole before training.
             y, sample_weight, batch_size, validation_data, **kwargs: of `keras.Model.fit`.
         """
+        from keras_rgemma.checkpoints import backup
+
         data, batch_size = self._prepared((x, y, sample_weight), batch_size)
         if validation_data is not None:
             is_tuple = isinstance(validation_data, tuple)
@@ -88,14 +91,20 @@ class CausalLM(keras_hub.models.CausalLM):
             if is_dataset(validation_data[0]):
                 (validation_data,) = validation_data
         x, y, sample_weight = data
-        return super().fit(
-            x=x,
-            y=y,
-            batch_size=batch_size,
-            sample_weight=sample_weight,
-            validation_data=validation_data,
-            **kwargs,
-        )
+        self._backups = backup.backups(kwargs.get("callbacks"))
+        for each in self._backups:
+            backup.mend(each)
+        try:
+            return super().fit(
+                x=x,
+                y=y,
+                batch_size=batch_size,
+                sample_weight=sample_weight,
+                validation_data=validation_data,
+                **kwargs,
+            )
+        finally:
+            self._backups = ()
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """The loss and metrics on data in any of the forms that `fit` takes."""
@@ -109,15 +118,19 @@ class CausalLM(keras_hub.models.CausalLM):
         """Writes the weights, LoRA's beside those below them, as `keras.Model.save_weights` does.
 
         A file takes its name when it is complete: with `keras.callbacks.BackupAndRestore`, training
-        that is stopped while it saves goes on from what it saved before.
+        that is killed at any moment goes on from an epoch that was saved as a whole.
         """
         is_file = str(filepath).endswith(".weights.h5") and "://" not in str(filepath)
         if not (is_file and overwrite) or kwargs.get("max_shard_size"):
             return super().save_weights(filepath, overwrite, **kwargs)
+        from keras_rgemma.checkpoints import backup
         from keras_rgemma.checkpoints.saving import new_file
 
         with new_file(filepath) as partial:
-            return super().save_weights(partial, **kwargs)
+            super().save_weights(partial, **kwargs)
+            for each in self._backups:
+                if str(filepath) == each._weights_path:
+                    backup.sign(partial, each)
 
     def predict(self, x=None, batch_size=None, **kwargs):
         """Logits [B, T, V] of each example, in a row of its own, as `keras.Model.predict` does."""

@@ -205,7 +205,7 @@ def test_half_precision_stays_what_it_is(dtype, mode):
     learn(lm)
     for layer in lora.adapted(lm.backbone).values():
         assert keras.backend.standardize_dtype(layer.lora_kernel_a.dtype) == "float32"
-        shape = (2, 1, 3, layer.kernel_shape[-2])[-len(layer.kernel_shape) - 1 :]
+        shape = (2, 1, 3, layer.weight_shape[-2])[-len(layer.weight_shape) - 1 :]
         out = layer(keras.ops.ones(shape, "bfloat16"))
         assert keras.backend.standardize_dtype(out.dtype) == "bfloat16"
     received = fit(lm, 5)

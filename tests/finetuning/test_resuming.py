@@ -1,4 +1,15 @@
-"""Training that was stopped goes on with `BackupAndRestore` and ends where it would have."""
+"""Training that was stopped goes on with `BackupAndRestore` and ends where it would have.
+
+    python tests/finetuning/test_resuming.py FOLDER WEIGHTS ACCESS
+
+trains with a backup in the folder and writes the weights, or kills itself at an access to it.
+"""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -6,6 +17,7 @@ import pytest
 
 import tiny
 from keras_rgemma.finetuning import AdamW
+from once import once
 
 EPOCHS, BATCHES = 3, 2
 
@@ -52,8 +64,7 @@ def test_training_goes_on_where_it_stopped(unbroken, stop, tmp_path):
     folder = str(tmp_path / "backup")
     assert trained(rank, folder, stop) is None
     found = trained(rank, folder)
-    for path, value in expected.items():
-        np.testing.assert_allclose(found[path], value, 1e-5, 1e-6, err_msg=path)
+    assert_equal(found, expected)
     assert any("lora" in path for path in found) == bool(rank)
 
 
@@ -73,6 +84,66 @@ def test_a_stop_while_it_saves_loses_no_backup(unbroken, tmp_path, monkeypatch):
         patch.setattr(keras.src.saving.saving_lib, "save_weights_only", interrupted)
         assert trained(rank, folder) is None
     assert len(calls) == 2
-    found = trained(rank, folder)
+    assert_equal(trained(rank, folder), expected)
+
+
+def assert_equal(found, expected):
     for path, value in expected.items():
         np.testing.assert_allclose(found[path], value, 1e-5, 1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("left", ["", '{"ep'])
+def test_a_stop_between_the_weights_and_their_epoch_loses_nothing(
+    unbroken, left, tmp_path, monkeypatch
+):
+    rank, expected = unbroken
+    folder, calls = tmp_path / "backup", []
+    original = keras.callbacks.BackupAndRestore._save_model
+
+    def interrupted(callback):
+        progress = folder / "training_metadata.json"
+        before = progress.read_text() if calls else ""
+        original(callback)
+        calls.append(callback)
+        if len(calls) == 2:
+            progress.write_text(left or before)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.callbacks.BackupAndRestore, "_save_model", interrupted)
+        assert trained(rank, str(folder)) is None
+    assert_equal(trained(rank, str(folder)), expected)
+
+
+@once
+@pytest.mark.slow
+def test_kills_lose_nothing(unbroken, tmp_path):
+    rank, expected = unbroken
+    if not rank:
+        pytest.skip("with LoRA alone: the files are the same")
+    folder, weights = tmp_path / "backup", tmp_path / "weights.npz"
+    command = [sys.executable, __file__, str(folder), str(weights)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # As the first epoch is written, before the second takes its name, as that is written, before
+    # the files are read, and at the end, when they are deleted but their folder is not.
+    for access in (5, 4, 5, 2, 8):
+        code = subprocess.run([*command, str(access)], env=environment).returncode
+        assert code == -signal.SIGKILL and not weights.exists()
+    assert subprocess.run([*command, "0"], env=environment).returncode == 0
+    assert not folder.exists()
+    assert_equal(np.load(weights), expected)
+
+
+def main(folder, weights, access):
+    count = itertools.count(1)
+
+    def kill(event, arguments):
+        if any(folder in str(argument) for argument in arguments) and next(count) == int(access):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+    np.savez(weights, **trained(2, folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -140,23 +140,3 @@ def test_a_policy_map_quantizes_at_construction(mode):
     assert json.loads(json.dumps(revived.get_config())) == config
     revived.set_weights(backbone.get_weights())
     assert quantized_layers(revived, mode) == paths
-
-
-def test_the_layers_of_gptq():
-    lm = tiny.causal_lm(None)
-    assert lm.get_quantization_layer_structure("int8") is None
-    structure = lm.get_quantization_layer_structure("gptq")
-    assert set(structure) == {"pre_block_layers", "sequential_blocks"}
-    assert structure["pre_block_layers"] == [lm.backbone.token_embedding]
-    assert structure["sequential_blocks"] == lm.backbone.transformer_layers
-    # GPTQ runs them one after another on x alone: with the embeddings scaled, that is the model.
-    inputs = tiny.arrays()
-    inputs["padding_mask"] = np.ones_like(inputs["padding_mask"])
-    x = inputs["token_ids"]
-    for layer in structure["pre_block_layers"]:
-        x = layer(x)
-    x = x * lm.backbone.config.embedding_scale
-    for layer in structure["sequential_blocks"]:
-        x = layer(x)
-    expected = tiny.numpy(lm.backbone(inputs))
-    np.testing.assert_allclose(tiny.numpy(lm.backbone.final_norm(x)), expected, atol=1e-5)

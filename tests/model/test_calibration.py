@@ -1,0 +1,131 @@
+"""GPTQ and AWQ: they see what goes through each layer, and their models can be kept."""
+
+import gc
+
+import keras
+import numpy as np
+import pytest
+from keras.quantizers import GPTQConfig
+from keras.src.quantizers import awq, gptq
+from keras.src.quantizers.awq_config import AWQConfig
+
+import tiny
+from keras_rgemma import RGemmaCausalLM
+
+GATES = {path for path in tiny.LINEAR if "rg_lru" in path}
+PLAIN = tiny.LINEAR - GATES
+SAMPLES, LENGTH = 16, 16
+CONFIGS = {"gptq": GPTQConfig, "awq": AWQConfig}
+METHODS = {
+    "gptq": (gptq.GPTQ, "update_hessian_with_batch"),
+    "awq": (awq.AWQ, "update_activation_magnitudes"),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """Keras collects garbage for every weight it replaces: let it look at new objects alone."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def hidden_states(lm):
+    """Of one long text."""
+    ids = lm.preprocessor.tokenizer.token_id_rows([" ".join(tiny.SENTENCES)])
+    ids = np.array(ids)[:, :48]
+    x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    return tiny.numpy(lm.backbone(x)).astype("float64")
+
+
+def made():
+    keras.utils.set_random_seed(0)
+    return tiny.randomize(tiny.causal_lm())
+
+
+def calibrated(mode):
+    """The model after calibration, and how far its hidden states have gone from those before."""
+    lm = made()
+    before = hidden_states(lm)
+    config = CONFIGS[mode](
+        dataset=list(tiny.SENTENCES),
+        tokenizer=lm.preprocessor.tokenizer,
+        num_samples=SAMPLES,
+        sequence_length=LENGTH,
+        group_size=-1,
+    )
+    lm.quantize(mode, config=config)
+    return lm, np.abs(hidden_states(lm) - before).mean()
+
+
+@pytest.fixture(scope="module", params=["gptq", "awq"])
+def case(request):
+    """The mode, a model, its distance, and the widths of the inputs that calibration saw."""
+    mode, seen = request.param, []
+    owner, method = METHODS[mode]
+    original = getattr(owner, method)
+
+    def update(self, x):
+        seen.append((self.original_layer.path, tuple(x.shape)))
+        return original(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, method, update)
+        return mode, *calibrated(mode), seen
+
+
+def test_every_plain_linear_layer_sees_every_sample(case):
+    _, lm, _, seen = case
+    widths = {x.path: x.weight_shape[0] for x in lm.backbone._flatten_layers() if x.path in PLAIN}
+    expected = [(path, (LENGTH, widths[path])) for path in PLAIN for _ in range(SAMPLES)]
+    assert sorted(seen) == sorted(expected)
+
+
+def test_gates_and_embeddings_stay_what_they_were(case):
+    mode, lm, *_ = case
+    modes = {x.path: getattr(x, "quantization_mode", None) for x in lm.backbone._flatten_layers()}
+    assert {path for path, found in modes.items() if found == mode} == PLAIN
+    kernels = {x.path: x for x in lm.backbone.variables}
+    for before in made().backbone.variables:
+        if before.path.rpartition("/")[0] in GATES | {"token_embedding"}:
+            np.testing.assert_array_equal(
+                tiny.numpy(kernels[before.path]), tiny.numpy(before), before.path
+            )
+
+
+def test_calibration_comes_nearer_than_rounding(case, monkeypatch):
+    mode, _, distance, _ = case
+    if mode == "awq":
+        pytest.skip("among random weights no channel stands out, which is what AWQ makes use of")
+    monkeypatch.setattr(*METHODS[mode], lambda self, x: None)
+    _, rounded = calibrated(mode)
+    assert distance < 0.95 * rounded
+
+
+def test_saved_models_come_back(case, tmp_path):
+    _, lm, *_ = case
+    expected = lm.generate("The quick", max_new_tokens=4, stop_token_ids=None)
+    lm.save_to_preset(tmp_path / "preset")
+    lm.save(tmp_path / "lm.keras")
+    for loaded in (
+        RGemmaCausalLM.from_preset(tmp_path / "preset"),
+        keras.models.load_model(tmp_path / "lm.keras"),
+    ):
+        np.testing.assert_array_equal(hidden_states(loaded), hidden_states(lm))
+        assert loaded.generate("The quick", max_new_tokens=4, stop_token_ids=None) == expected
+
+
+def test_the_structure_is_the_model():
+    lm = tiny.causal_lm(None)
+    assert lm.get_quantization_layer_structure("int8") is None
+    x = tiny.arrays()
+    x["padding_mask"] = np.ones_like(x["padding_mask"])
+    (embed,), blocks = lm.get_quantization_layer_structure("awq").values()
+    found = embed(x["token_ids"])
+    for block in blocks:
+        found = block(found)
+    found = tiny.numpy(lm.backbone.final_norm(found))
+    np.testing.assert_allclose(found, tiny.numpy(lm.backbone(x)), 1e-5, 1e-5)
