@@ -25,7 +25,7 @@ def main():
     lm.preprocessor.sequence_length = 128
     python_questions.report(lm, held_out, "before", args.batch_size)
 
-    # Keras lets no gradient through logits from a quantized embedding.
+    # As is usual: the embedding, which makes the logits, too, is what rounding costs most.
     lm.quantize(args.mode, filters=lambda layer: layer is not lm.backbone.token_embedding)
     before = python_questions.report(lm, held_out, args.mode, args.batch_size)
     lm.backbone.enable_lora(args.rank)

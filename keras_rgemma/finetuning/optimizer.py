@@ -13,6 +13,9 @@ class AdamW(keras.optimizers.AdamW):
     Decay pulls a weight to zero. Of the decay rates `a_param`, the biases, the scales of the norms
     (which are kept as their distance from one) and the embeddings, none is better there.
 
+    Weights of the dtype bfloat16 lose what a small step adds. To train all of them, make the model
+    with `dtype="mixed_bfloat16"`; the A and B of LoRA are float32 in any case.
+
     Args:
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         weight_decay: float.

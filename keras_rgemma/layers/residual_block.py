@@ -85,28 +85,25 @@ class ResidualBlock(keras.layers.Layer):
             positions = ops.cumsum(ones, axis=1) - 1
         check_same_rows(tuple(x.shape[:2]), tuple(positions.shape))
         x = ops.cast(x, self.compute_dtype)
-        if state is None and not return_state:
-            mixed = self._recomputed(lambda x: self._mix(x, positions))(x)
-        else:
-            mixed = self._mix(x, positions, state=state, return_state=return_state)
+        # No gradient is asked for where texts are read for their state alone.
+        recomputes = self.gradient_checkpointing and (training or not return_state)
+        # A new function each time: JAX keeps the trace of one that it knows, and with it the
+        # weights that were read then.
+        recomputed = keras.remat if recomputes else lambda function: function
+
+        def mix(x, *flat_state):  # whose gradients TensorFlow would lose if it were not an argument
+            before = keras.tree.pack_sequence_as(state, flat_state) if flat_state else None
+            x = self.temporal_pre_norm(x)
+            return self.temporal_block(x, positions, state=before, return_state=return_state)
+
+        mixed = recomputed(mix)(x, *([] if state is None else keras.tree.flatten(state)))
         if return_state:
             mixed, state = mixed
         # Dropout stays outside of what is recomputed: its seed moves on once.
         x = x + self.residual_dropout(mixed, training=training)
-        fed = self._recomputed(lambda x: self._feed(x))(x)
+        fed = recomputed(lambda x: self.mlp_block(self.channel_pre_norm(x)))(x)
         x = x + self.residual_dropout(fed, training=training)
         return (x, state) if return_state else x
-
-    def _mix(self, x, positions, **kwargs):
-        return self.temporal_block(self.temporal_pre_norm(x), positions, **kwargs)
-
-    def _feed(self, x):
-        return self.mlp_block(self.channel_pre_norm(x))
-
-    def _recomputed(self, function):
-        # Give it a new function each time: JAX keeps the trace of one that it knows, and with it
-        # the weights that were read then.
-        return keras.remat(function) if self.gradient_checkpointing else function
 
     def compute_output_spec(self, x, positions=None, state=None, return_state=False, training=None):
         if return_state:

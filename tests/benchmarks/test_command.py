@@ -98,3 +98,18 @@ def test_a_step_of_lora_is_measured(tmp_path):
         # In bfloat16 the logits are rounded where all of them are made.
         assert result["losses"] == pytest.approx(results[0]["losses"], rel=0.02)
         assert result["losses"][1] < result["losses"][0]
+
+
+@once
+@pytest.mark.slow
+def test_peft_trains_the_same():
+    module = "keras_rgemma.benchmarks.against_peft"
+    command = [sys.executable, "-m", module, "--size", "tiny", "--backends", "torch"]
+    done = subprocess.run(
+        [*command, "--rounds", "1", "--steps", "2"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (theirs,), (ours,) = json.loads(done.stdout.strip().splitlines()[-1]).values()
+    assert min(theirs["tokens_per_s"], ours["tokens_per_s"]) > 0
+    assert theirs["losses"][2] < theirs["losses"][0] - 0.05
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)

@@ -72,3 +72,33 @@ def test_the_model_learns_and_validation_changes_nothing(lm):
         history["val_loss"][2], long.evaluate(x, y, sample_weight=weight, verbose=0), rtol=1e-5
     )
     assert any((a != b).any() for a, b in zip(first, lm.get_weights(), strict=True))
+
+
+def test_recomputed_activations_change_nothing():
+    learned = []
+    for recomputes in (False, True):
+        keras.utils.set_random_seed(0)
+        lm = tiny.randomize(tiny.causal_lm(None, gradient_checkpointing=recomputes))
+        calls = counted(lm.backbone.transformer_layers[0].mlp_block)
+        long = LongTexts(lm, B)
+        # Eager, so that what is computed twice is called twice.
+        long.compile(keras.optimizers.SGD(1e-2), weighted_metrics=[], run_eagerly=True)
+        x = tiny.arrays(rows=2 * B)
+        long.fit(x, np.roll(x["token_ids"], -1, axis=1), verbose=0)
+        learned.append(([tiny.numpy(weight) for weight in lm.weights], len(calls)))
+    (expected, once), (found, twice) = learned
+    assert twice > once or keras.config.backend() == "jax"  # which traces it
+    for weight, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(weight, other, 1e-5, 1e-6)
+
+
+def counted(layer):
+    """A list that grows with each call of a layer."""
+    calls, call = [], layer.call
+
+    def listed(*args, **kwargs):
+        calls.append(1)
+        return call(*args, **kwargs)
+
+    layer.call = listed
+    return calls

@@ -1,0 +1,12 @@
+"""Training in bfloat16 stays finite; `half_precision.py` shows it for as many steps as wanted."""
+
+import pytest
+
+from laws.half_precision import train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [None, 4])
+def test_steps_in_bfloat16_are_finite_and_learn(rank):
+    first, last = train(20, rank=rank, decay_of_one=True)
+    assert last < first - 0.3
