@@ -2,7 +2,7 @@
 
 It writes the weights, then, into a file of its own, the epoch to go on with; and it deletes both
 one after the other. Here the weights carry that epoch, and before training the other file is made
-to say the same.
+to say the same. Where the weights were deleted already, at the end, training begins anew.
 """
 
 import json

@@ -100,7 +100,10 @@ class LongTexts(RGemmaCausalLM):
             batch_size=self.batch_size,
             sample_weight=sample_weight,
             validation_data=validation_data,
-            callbacks=[begin, *(callbacks or [])],
+            callbacks=[
+                begin,
+                *keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or []),
+            ],
             shuffle=False,
             **kwargs,
         )

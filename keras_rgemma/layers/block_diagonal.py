@@ -21,7 +21,7 @@ class BlockDiagonal(LoRA, keras.layers.EinsumDense):
 
         Keras would take its blocks for the heads of attention.
         """
-        if (mode or config.mode) not in CALIBRATED:
+        if mode not in CALIBRATED:
             super().quantize(mode, type_check, config)
 
     def _product(self, x, kernel):

@@ -27,15 +27,19 @@ class LoRA:
         return x + self._low_rank(inputs)
 
     def quantized_call(self, inputs, *args, **kwargs):
-        mode = self.quantization_mode
-        if mode in CALIBRATED and not getattr(self, f"is_{mode}_calibrated"):
+        if self._awaits_calibration():
             # Keras 3.15 looks at what `call` gets, but does not come there: it would see nothing.
-            return self.call(inputs)
+            # With gradients, what it sees would keep what PyTorch needs for them.
+            return self.call(ops.stop_gradient(inputs))
         if not self.lora_enabled:
             return super().quantized_call(inputs, *args, **kwargs)
         with self._without_lora():
             x = super().quantized_call(inputs, *args, **kwargs)
         return x + self._low_rank(inputs)
+
+    def _awaits_calibration(self):
+        mode = self.quantization_mode
+        return mode in CALIBRATED and not getattr(self, f"is_{mode}_calibrated")
 
     def _low_rank(self, inputs):
         # In a model of half precision Keras casts no variable: both have its dtype but A and B.
@@ -100,6 +104,11 @@ class LoRA:
     # === Files ===
 
     def save_own_variables(self, store):
+        if self._awaits_calibration():
+            raise ValueError(
+                f"{self.path!r} was to be quantized by {self.quantization_mode}, which failed. "
+                "Load the model as it was before."
+            )
         with self._without_lora():
             super().save_own_variables(store)
         if self.lora_enabled:
@@ -144,7 +153,7 @@ class LoRA:
         # Keras makes A zero, too, and no gradient would reach either of them again.
         initial = ops.convert_to_numpy(self.lora_kernel_a), np.zeros(self.lora_kernel_b.shape)
         super().load_own_variables(stored)
-        self.assign_lora(*(factors or initial), alpha or self.lora_alpha)
+        self.assign_lora(*(factors or initial), self.lora_alpha if alpha is None else alpha)
 
     def _add(self, a, b, scale):
         kernel = ops.convert_to_numpy(self._kernel.value).astype("float32")

@@ -85,11 +85,11 @@ class ResidualBlock(keras.layers.Layer):
             positions = ops.cumsum(ones, axis=1) - 1
         check_same_rows(tuple(x.shape[:2]), tuple(positions.shape))
         x = ops.cast(x, self.compute_dtype)
-        # No gradient is asked for where texts are read for their state alone.
-        recomputes = self.gradient_checkpointing and (training or not return_state)
         # A new function each time: JAX keeps the trace of one that it knows, and with it the
         # weights that were read then.
-        recomputed = keras.remat if recomputes else lambda function: function
+        recomputed = (
+            keras.remat if self.gradient_checkpointing and training else lambda function: function
+        )
 
         def mix(x, *flat_state):  # whose gradients TensorFlow would lose if it were not an argument
             before = keras.tree.pack_sequence_as(state, flat_state) if flat_state else None

@@ -7,8 +7,10 @@ from keras import ops
 from keras_rgemma import state as states
 from keras_rgemma.config import RECURRENT, RGemmaConfig
 from keras_rgemma.layers.document_positions import DocumentPositions
+from keras_rgemma.layers.lora import CALIBRATED
 from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
+from keras_rgemma.model import calibration
 from keras_rgemma.model.presets import Presets, resolve
 from keras_rgemma.ops.documents import continued_positions, last_token
 from keras_rgemma.ops.linear_recurrence import check_backend
@@ -395,8 +397,32 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         """The `ModelState` of `batch_size` rows that have consumed nothing."""
         return states.zeros(self.config, batch_size, self.compute_dtype)
 
+    def quantize(self, mode=None, config=None, **kwargs):
+        """Rounds the weights, as `RGemmaCausalLM.quantize` does."""
+        calibration.check(self, mode)
+        super().quantize(mode, config=config, **kwargs)
+
+    def get_quantization_layer_structure(self, mode):
+        """What GPTQ and AWQ go through, a dict; None for other modes."""
+        return calibration.structure(self) if mode in CALIBRATED else None
+
     def get_config(self):
-        return {**super().get_config(), **self.config.to_dict()}
+        policy = self.dtype_policy
+        layers = (layer for layer in self._flatten_layers() if layer is not self)
+        quantized = {
+            layer.path: layer.dtype_policy
+            for layer in layers
+            if getattr(layer, "quantization_mode", None)
+        }
+        if quantized and not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+            # KerasHub's own map says nothing of the others, which would get the global policy.
+            policy = keras.dtype_policies.DTypePolicyMap(policy, quantized)
+        self._dtype_policy, own = policy, self._dtype_policy
+        try:
+            config = super().get_config()
+        finally:
+            self._dtype_policy = own
+        return {**config, **self.config.to_dict()}
 
 
 def _resolve_policies(layers):

@@ -3,12 +3,22 @@
 from keras import ops
 
 from keras_rgemma.layers.block_diagonal import BlockDiagonal
+from keras_rgemma.layers.lora import CALIBRATED, lora_layers
+
+
+def check(model, mode):
+    """Raises ValueError for LoRA where it would be rounded into the kernels and be there, too."""
+    if mode in CALIBRATED and lora_layers(model):
+        raise ValueError(
+            f"LoRA is enabled, which {mode} knows nothing of. Call `merge_lora` or `disable_lora` "
+            "of the backbone before `quantize`."
+        )
 
 
 def structure(backbone):
     """The parts of a backbone in the order of its forward pass, as Keras' calibration has them."""
     return {
-        "pre_block_layers": [lambda token_ids: backbone.embed(token_ids)],
+        "pre_block_layers": [backbone.embed],
         "sequential_blocks": [_Block(layer) for layer in backbone.transformer_layers],
     }
 
@@ -23,7 +33,6 @@ class _Block:
         self.layer = layer
 
     def __call__(self, x):
-        # Or PyTorch would keep what every block needs for gradients.
         return ops.stop_gradient(self.layer(x))
 
     def _flatten_layers(self):

@@ -10,8 +10,7 @@ from keras import ops
 
 from keras_rgemma import state as states
 from keras_rgemma.config import RGemmaConfig, check_count
-from keras_rgemma.layers.lora import CALIBRATED
-from keras_rgemma.model import training
+from keras_rgemma.model import calibration, training
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.fingerprint import fingerprint
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
@@ -182,14 +181,18 @@ class RGemmaCausalLM(training.CausalLM):
         tokenizer = getattr(self.preprocessor, "tokenizer", None)
         export(self.backbone, tokenizer, path, "transformers", dtype, overwrite)
 
-    def get_quantization_layer_structure(self, mode):
-        """What `quantize` needs for GPTQ and AWQ. They leave embeddings and RG-LRU gates alone.
+    def quantize(self, mode=None, config=None, **kwargs):
+        """Rounds the weights, as `keras.Model.quantize` does.
+
+        GPTQ and AWQ leave embeddings and RG-LRU gates as they are.
 
         Args:
-            mode: str.
+            mode: str: "int8", "int4", "float8", "gptq" or "awq".
+            config: the `keras.quantizers` configuration of the mode; GPTQ and AWQ need theirs.
+            **kwargs: `filters`, which layers are quantized.
 
-        Returns:
-            A dict, or None for modes that look at each layer by itself.
+        Raises:
+            ValueError: a layer is quantized already, or LoRA is enabled and calibration asked for.
 
         Example:
         ```python
@@ -200,9 +203,12 @@ class RGemmaCausalLM(training.CausalLM):
         lm.quantize("gptq", config=config)
         ```
         """
-        from keras_rgemma.model.calibration import structure
+        calibration.check(self.backbone, mode)
+        super().quantize(mode, config=config, **kwargs)
 
-        return structure(self.backbone) if mode in CALIBRATED else None
+    def get_quantization_layer_structure(self, mode):
+        """What GPTQ and AWQ go through, a dict; None for other modes."""
+        return self.backbone.get_quantization_layer_structure(mode)
 
     def export_to_peft(self, path, base_model=None, overwrite=False):
         """Writes what LoRA has learned as an adapter that Hugging Face PEFT loads.

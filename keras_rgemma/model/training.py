@@ -105,6 +105,7 @@ class CausalLM(keras_hub.models.CausalLM):
             )
         finally:
             self._backups = ()
+            self._initial_epoch = None  # which Keras would keep for the `fit` after this, too
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """The loss and metrics on data in any of the forms that `fit` takes."""
@@ -118,7 +119,8 @@ class CausalLM(keras_hub.models.CausalLM):
         """Writes the weights, LoRA's beside those below them, as `keras.Model.save_weights` does.
 
         A file takes its name when it is complete: with `keras.callbacks.BackupAndRestore`, training
-        that is killed at any moment goes on from an epoch that was saved as a whole.
+        that is killed at any moment goes on from the last epoch that was saved as a whole. (With an
+        int as its `save_freq`, Keras begins the epoch of the last backup anew.)
         """
         is_file = str(filepath).endswith(".weights.h5") and "://" not in str(filepath)
         if not (is_file and overwrite) or kwargs.get("max_shard_size"):
@@ -231,9 +233,8 @@ class CausalLM(keras_hub.models.CausalLM):
         return (*self.weights, *(layer.lora_alpha for layer in lora_layers(self.backbone)))
 
     def make_train_function(self, force=False):
-        if stale := self._is_stale("train"):
-            self._check_optimizer()
-        return super().make_train_function(force or stale)
+        self._check_optimizer()
+        return super().make_train_function(force or self._is_stale("train"))
 
     def make_test_function(self, force=False):
         return super().make_test_function(force or self._is_stale("test"))

@@ -256,8 +256,9 @@ def test_programs_made_before_know_of_lora():
     lm.backbone.merge_lora()
     np.testing.assert_allclose(loss(), losses[-1], rtol=1e-5)
     assert np.abs(np.diff(losses)).min() > 1e-3
-    with pytest.raises(ValueError, match="Call `compile` before `fit`"):
-        lm.fit(x, y, verbose=0)
+    for _ in range(2):  # a second try finds the same
+        with pytest.raises(ValueError, match="Call `compile` before `fit`"):
+            lm.fit(x, y, verbose=0)
 
 
 def test_adapters_of_other_alphas_are_swapped(tmp_path):

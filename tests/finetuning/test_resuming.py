@@ -115,6 +115,23 @@ def test_a_stop_between_the_weights_and_their_epoch_loses_nothing(
     assert_equal(trained(rank, str(folder)), expected)
 
 
+def test_training_after_a_backup_was_restored_has_all_its_epochs(tmp_path):
+    lm = tiny.causal_lm(None, num_layers=1)
+    lm.compile(AdamW(1e-2), weighted_metrics=[])
+    x = tiny.arrays()
+    y = np.roll(x["token_ids"], -1, axis=1)
+
+    def epochs(count, *callbacks):
+        return lm.fit(x, y, epochs=count, verbose=0, callbacks=[*callbacks]).epoch
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(str(tmp_path / "b"), delete_checkpoint=False)
+
+    assert epochs(2, backup()) == [0, 1]
+    assert epochs(3, backup()) == [2]
+    assert epochs(3) == [0, 1, 2]
+
+
 @once
 @pytest.mark.slow
 def test_kills_lose_nothing(unbroken, tmp_path):

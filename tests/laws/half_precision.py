@@ -24,11 +24,11 @@ from keras_rgemma.finetuning import AdamW
 
 
 class Finite(keras.callbacks.Callback):
-    """Raises FloatingPointError at a loss that is not finite."""
+    """Raises FloatingPointError once a loss is not finite: so is every mean that it is part of."""
 
     def on_train_batch_end(self, batch, logs=None):
         if not np.isfinite(logs["loss"]):
-            raise FloatingPointError(f"The loss of step {batch} is {logs['loss']}.")
+            raise FloatingPointError(f"The mean loss is {logs['loss']} after this step.")
 
 
 def rows(steps, size=2, length=48):
@@ -54,10 +54,9 @@ def train(steps, dtype="bfloat16", rank=None, decay_of_one=False):
         lm.backbone.enable_lora(rank)
     lm.compile(AdamW(5e-4), weighted_metrics=[])
     x, y = rows(steps)
-    tenth = max(1, steps // 10)
     losses = []
-    for start in range(0, steps, tenth):
-        part = slice(2 * start, 2 * (start + tenth))
+    for part in np.array_split(np.arange(2 * steps).reshape(-1, 2), min(10, steps)):
+        part = part.ravel()
         parts = {name: value[part] for name, value in x.items()}
         history = lm.fit(
             parts, y[part], batch_size=2, shuffle=False, verbose=0, callbacks=[Finite()]
