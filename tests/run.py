@@ -39,14 +39,14 @@ def run(backend, arguments):
 def jobs(arguments):
     """Pairs of a backend and the arguments of pytest, the longest first.
 
-    Each backend is cut in two: both cores have work to the end, and no process compiles so many
+    Each backend is cut in three: both cores have work to the end, and no process compiles so many
     programs that XLA runs out of memory maps, of which Linux gives 65,530 to each.
     """
     if arguments:
         return [(backend, arguments) for backend in BACKENDS]
     entries = sorted(str(path.parent) for path in ROOT.glob("tests/*/test_*.py"))
     entries = sorted({*entries, *map(str, ROOT.glob("tests/test_*.py"))})
-    return [(backend, half) for backend in BACKENDS for half in (entries[::2], entries[1::2])]
+    return [(backend, entries[start::3]) for backend in BACKENDS for start in range(3)]
 
 
 def main():
