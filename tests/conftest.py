@@ -7,6 +7,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 # Less work on machine code, which here is compiled once and run for milliseconds.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import gc
+
 import hypothesis
 import keras
 import pytest
@@ -20,3 +22,12 @@ hypothesis.settings.load_profile("rgemma")
 def seeded():
     """The same random weights and samples in every run."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module")
+def quick_collections():
+    """Keras collects garbage for every weight it quantizes: let it look at new objects alone."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -142,3 +142,16 @@ def wordy(model, seed=7):
     is_word = [[not piece.startswith("<0x")] for piece in pieces]
     embeddings.assign(random.normal(0, 0.5, embeddings.shape) * is_word)
     return model
+
+
+def calls_of(layers):
+    """A list that grows by a layer with each call of one of them."""
+    calls = []
+    for layer in layers:
+
+        def listed(*args, layer=layer, call=layer.call, **kwargs):
+            calls.append(layer)
+            return call(*args, **kwargs)
+
+        layer.call = listed
+    return calls

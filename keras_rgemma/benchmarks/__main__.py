@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 
-from keras_rgemma.benchmarks.timing import ceilings
+from keras_rgemma.benchmarks.timing import ceilings, in_child
 
 BACKENDS = ("jax", "tensorflow", "torch")
 MEASURES = ("prefill", "decode B1", "decode B8", "stream", "train")
@@ -43,17 +43,9 @@ def versions():
 
 
 def measure(backend, what, args):
-    """The result of one measurement, or the last line of its error."""
-    command = [sys.executable, "-m", "keras_rgemma.benchmarks.measure", what]
-    for name in ("size", "dtype", "warmup", "repeats"):
-        command += [f"--{name}", str(getattr(args, name))]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        # A process that is killed, for its memory perhaps, says nothing.
-        lines = done.stderr.strip().splitlines()
-        return {"error": lines[-1] if lines else f"ended with code {done.returncode}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    """The result of one measurement, or a dict of its `error`."""
+    options = [f"--{name}={getattr(args, name)}" for name in ("size", "dtype", "warmup", "repeats")]
+    return in_child(backend, "keras_rgemma.benchmarks.measure", what, *options)
 
 
 def bound(what, result, limits, dtype):

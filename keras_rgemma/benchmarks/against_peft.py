@@ -19,8 +19,7 @@ import sys
 import tempfile
 
 from keras_rgemma.benchmarks.__main__ import BACKENDS, versions
-from keras_rgemma.benchmarks.load import in_child
-from keras_rgemma.benchmarks.timing import repeat, resident_peak_bytes
+from keras_rgemma.benchmarks.timing import in_child, repeat, resident_peak_bytes
 
 PEFT = "PEFT"
 LEARNING_RATE = 1e-3
@@ -42,33 +41,29 @@ def prepare(folder, size, rank):
     lm.export_to_peft(folder / ADAPTER, base_model=str(folder / BASE))
 
 
-def rows_of(vocabulary_size, size):
-    """Token ids of the rows, and the ids to predict after each of all but the last."""
-    import numpy as np
-
-    from keras_rgemma.benchmarks.measure import WORK
+def batch_of(vocabulary_size, size):
+    """`(x, y)` of the step that all of them train."""
+    from keras_rgemma.benchmarks.measure import WORK, training_batch
 
     _, _, rows, length = WORK[size]
-    return np.random.RandomState(0).randint(3, vocabulary_size, (rows, length + 1))
+    return training_batch(vocabulary_size, rows, length)
 
 
 def step_of_keras(folder, size):
     """A function that trains on the rows once and returns the loss, and the number of tokens."""
-    import numpy as np
-
     import keras_rgemma
     from keras_rgemma.finetuning import AdamW
 
     lm = keras_rgemma.RGemmaCausalLM.from_preset(folder / BASE, preprocessor=None)
     lm.load_from_peft(folder / ADAPTER)
     lm.compile(AdamW(LEARNING_RATE), weighted_metrics=[])
-    ids = rows_of(lm.backbone.vocabulary_size, size)
-    x = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}
-    return lambda: float(lm.train_on_batch(x, ids[:, 1:])), ids[:, 1:].size
+    x, y = batch_of(lm.backbone.vocabulary_size, size)
+    return lambda: float(lm.train_on_batch(x, y)), y.size
 
 
 def step_of_peft(folder, size):
     """The same with transformers and PEFT, as their own examples train."""
+    import numpy as np
     import peft
     import torch
     import transformers
@@ -77,7 +72,9 @@ def step_of_peft(folder, size):
     model = peft.PeftModel.from_pretrained(base, folder / ADAPTER, is_trainable=True).train()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, LEARNING_RATE, weight_decay=0.01)
-    ids = torch.tensor(rows_of(base.config.vocab_size, size))
+    x, y = batch_of(base.config.vocab_size, size)
+    # It takes each token's label from the next one itself.
+    ids = torch.tensor(np.concatenate([x["token_ids"], y[:, -1:]], axis=1))
 
     layers = [module for module in model.modules() if hasattr(module, "_rnn_scan")]
 
@@ -93,7 +90,7 @@ def step_of_peft(folder, size):
         optimizer.step()
         return float(loss)
 
-    return step, ids[:, 1:].numel()
+    return step, y.size
 
 
 def measure(folder, size, steps, is_peft):

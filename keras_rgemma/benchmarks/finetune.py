@@ -18,14 +18,8 @@ import statistics
 import sys
 
 from keras_rgemma.benchmarks.__main__ import versions
-from keras_rgemma.benchmarks.load import (
-    architecture,
-    in_child,
-    options,
-    reset_peak,
-    write_random,
-)
-from keras_rgemma.benchmarks.timing import repeat, resident_bytes
+from keras_rgemma.benchmarks.load import architecture, options, write_random
+from keras_rgemma.benchmarks.timing import in_child, repeat, reset_peak, resident_bytes
 
 # Whether activations are recomputed, and whether the default loss is used.
 VARIANTS = {
@@ -38,9 +32,9 @@ VARIANTS = {
 def measure(folder, variant, length, rank, steps):
     """What steps on one row of `length` tokens need, as a dict."""
     import keras
-    import numpy as np
 
     import keras_rgemma
+    from keras_rgemma.benchmarks.measure import training_batch
     from keras_rgemma.finetuning import AdamW
 
     __import__(keras.config.backend())
@@ -53,11 +47,10 @@ def measure(folder, variant, length, rank, steps):
     backbone.enable_lora(rank)
     loss = "auto" if has_default_loss else keras.losses.SparseCategoricalCrossentropy(True)
     lm.compile(AdamW(1e-3), loss, weighted_metrics=[])
-    ids = np.random.RandomState(0).randint(3, backbone.vocabulary_size, (1, length + 1))
-    x = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}
+    x, y = training_batch(backbone.vocabulary_size, 1, length)
     losses = []
     reset_peak()
-    seconds = repeat(lambda: losses.append(float(lm.train_on_batch(x, ids[:, 1:]))), 1, steps)
+    seconds = repeat(lambda: losses.append(float(lm.train_on_batch(x, y))), 1, steps)
     return {
         "losses": losses,
         "seconds": statistics.median(seconds),

@@ -15,17 +15,11 @@ import json
 import math
 import os
 import pathlib
-import subprocess
 import sys
 import time
 
 from keras_rgemma.benchmarks.__main__ import BACKENDS, versions
-from keras_rgemma.benchmarks.timing import resident_bytes
-
-
-def reset_peak():
-    """Lets `VmHWM` start from what the process holds now."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
+from keras_rgemma.benchmarks.timing import in_child, reset_peak, resident_bytes
 
 
 def architecture(preset):
@@ -148,17 +142,6 @@ def options(description):
     parser.add_argument("--folder", required=True, help="of the weights; made if it is not there")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     return parser
-
-
-def in_child(backend, module, *arguments):
-    """The dict that a module prints as its last line, run on a backend; or one of an `error`."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        # A process that is killed for its memory says nothing.
-        return {"error": f"ended with code {done.returncode} {done.stderr[-1000:]}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main():

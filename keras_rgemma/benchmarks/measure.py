@@ -37,15 +37,21 @@ SIZES = {
 WORK = {"110m": (2048, 64, 2, 512), "tiny": (64, 16, 2, 32)}
 
 
-def tokens(model, rows, length):
-    """Random token ids, int32 [rows, length]."""
-    return np.random.RandomState(0).randint(3, model.backbone.vocabulary_size, (rows, length))
+def tokens(vocabulary_size, rows, length):
+    """Random token ids [rows, length]."""
+    return np.random.RandomState(0).randint(3, vocabulary_size, (rows, length))
+
+
+def training_batch(vocabulary_size, rows, length):
+    """`(x, y)` of a step on random tokens: inputs of the model and token ids [rows, length]."""
+    ids = tokens(vocabulary_size, rows, length + 1)
+    return {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}, ids[:, 1:]
 
 
 def measure_prefill(model, size, warmup, repeats):
     """Tokens a second of reading one prompt, with the state and no logits as a result."""
     length = WORK[size][0]
-    prompt = list(tokens(model, 1, length))
+    prompt = list(tokens(model.backbone.vocabulary_size, 1, length))
     programs = model.make_generate_function()
 
     def run():
@@ -58,7 +64,7 @@ def measure_prefill(model, size, warmup, repeats):
 def measure_decode(model, size, warmup, repeats, batch_size):
     """Tokens a second, all rows together, of `generate` after prompts of 16 tokens."""
     count = WORK[size][1]
-    prompts = {"token_ids": tokens(model, batch_size, 16)}
+    prompts = {"token_ids": tokens(model.backbone.vocabulary_size, batch_size, 16)}
 
     def run():
         model.generate(prompts, max_new_tokens=count, stop_token_ids=None)
@@ -69,7 +75,7 @@ def measure_decode(model, size, warmup, repeats, batch_size):
 def measure_stream(model, size, warmup, repeats):
     """Tokens a second of `stream` after a prompt, and when its pieces come."""
     length, count, _, _ = WORK[size]
-    prompt = {"token_ids": tokens(model, 1, length)}
+    prompt = {"token_ids": tokens(model.backbone.vocabulary_size, 1, length)}
     first, between = [], []
 
     def run():
@@ -90,13 +96,9 @@ def measure_stream(model, size, warmup, repeats):
 def measure_train(model, size, warmup, repeats):
     """Tokens a second of one step of `fit` with Adam."""
     _, _, rows, length = WORK[size]
-    ids = tokens(model, rows, length + 1)
-    inputs = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}
+    batch = training_batch(model.backbone.vocabulary_size, rows, length)
     model.compile(optimizer="adam")
-    return summary(
-        rows * length,
-        repeat(lambda: model.train_on_batch(inputs, ids[:, 1:]), warmup, repeats),
-    )
+    return summary(rows * length, repeat(lambda: model.train_on_batch(*batch), warmup, repeats))
 
 
 MEASURES = {

@@ -1,10 +1,12 @@
-"""Fair timing: ceilings of the machine, repeats with a spread, peak memory."""
+"""Fair timing: ceilings of the machine, repeats with a spread, peak memory, own processes."""
 
 import concurrent.futures
+import json
 import os
 import pathlib
 import resource
 import statistics
+import subprocess
 import sys
 import time
 
@@ -68,6 +70,11 @@ def resident_bytes(field):
     return int(line.split()[1]) * 1024
 
 
+def reset_peak():
+    """Lets `VmHWM` start from what this process holds now."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
 def resident_peak_bytes():
     """The most memory of the host this process has held."""
     if _STATUS.exists():
@@ -75,3 +82,15 @@ def resident_peak_bytes():
         return resident_bytes("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def in_child(backend, module, *arguments):
+    """The dict that a module prints as its last line, run on a backend; or one of an `error`."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        # A process that is killed, for its memory perhaps, says nothing.
+        said = "".join(done.stderr.strip().splitlines()[-1:])
+        return {"error": f"ended with code {done.returncode}: {said or 'no message'}"}
+    return json.loads(done.stdout.strip().splitlines()[-1])

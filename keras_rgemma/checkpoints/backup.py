@@ -17,11 +17,10 @@ _PROGRESS = "training_metadata"
 
 
 def backups(callbacks):
-    """The `BackupAndRestore` of local folders among the callbacks of `fit`, a tuple."""
-    callbacks = getattr(callbacks, "callbacks", callbacks)  # of a `CallbackList`
+    """The `BackupAndRestore` of local folders among callbacks, a tuple."""
     return tuple(
         callback
-        for callback in keras.tree.flatten(callbacks)
+        for callback in callbacks
         if isinstance(callback, keras.callbacks.BackupAndRestore)
         and "://" not in str(callback.backup_dir)
     )

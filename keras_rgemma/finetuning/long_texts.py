@@ -9,6 +9,7 @@ from keras import ops
 from keras_rgemma.config import check_count
 from keras_rgemma.finetuning.examples import arrays, documents, pieces
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
+from keras_rgemma.model.training import callbacks_of
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -100,10 +101,7 @@ class LongTexts(RGemmaCausalLM):
             batch_size=self.batch_size,
             sample_weight=sample_weight,
             validation_data=validation_data,
-            callbacks=[
-                begin,
-                *keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or []),
-            ],
+            callbacks=[begin, *callbacks_of(callbacks)],
             shuffle=False,
             **kwargs,
         )

@@ -33,6 +33,8 @@ class _Block:
         self.layer = layer
 
     def __call__(self, x):
+        # What every sample gives is kept for the next block. Norms and gates are trainable, so
+        # PyTorch would keep the graph of each, too.
         return ops.stop_gradient(self.layer(x))
 
     def _flatten_layers(self):

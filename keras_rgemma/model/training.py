@@ -91,7 +91,7 @@ class CausalLM(keras_hub.models.CausalLM):
             if is_dataset(validation_data[0]):
                 (validation_data,) = validation_data
         x, y, sample_weight = data
-        self._backups = backup.backups(kwargs.get("callbacks"))
+        self._backups = backup.backups(callbacks_of(kwargs.get("callbacks")))
         for each in self._backups:
             backup.mend(each)
         try:
@@ -272,6 +272,11 @@ class CausalLM(keras_hub.models.CausalLM):
             )
         self.optimizer = type(optimizer).from_config(optimizer.get_config())
         self.optimizer.build(self.trainable_variables)
+
+
+def callbacks_of(callbacks):
+    """The `callbacks` of `fit` as a list, whether one, several, None or a `CallbackList`."""
+    return keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or [])
 
 
 def _is_auto(value):

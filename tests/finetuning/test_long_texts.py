@@ -80,7 +80,7 @@ def test_recomputed_activations_change_nothing():
     for recomputes in (False, True):
         keras.utils.set_random_seed(0)
         lm = tiny.randomize(tiny.causal_lm(None, gradient_checkpointing=recomputes))
-        calls = counted(lm.backbone.transformer_layers[0].mlp_block)
+        calls = tiny.calls_of([lm.backbone.transformer_layers[0].mlp_block])
         long = LongTexts(lm, B)
         # Eager, so that what is computed twice is called twice.
         long.compile(keras.optimizers.SGD(1e-2), weighted_metrics=[], run_eagerly=True)
@@ -91,15 +91,3 @@ def test_recomputed_activations_change_nothing():
     assert twice > once or keras.config.backend() == "jax"  # which traces it
     for weight, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(weight, other, 1e-5, 1e-6)
-
-
-def counted(layer):
-    """A list that grows with each call of a layer."""
-    calls, call = [], layer.call
-
-    def listed(*args, **kwargs):
-        calls.append(1)
-        return call(*args, **kwargs)
-
-    layer.call = listed
-    return calls

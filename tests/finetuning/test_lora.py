@@ -241,7 +241,9 @@ def test_programs_made_before_know_of_lora():
         expected = -np.take_along_axis(shifted, y[..., None], axis=-1).mean()
         found = lm.evaluate(x, y, verbose=0)[0]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-        np.testing.assert_allclose(lm.predict(x, verbose=0), logits, atol=1e-4)
+        # Programs of another length add up in another order: by 3e-6 of the largest on TensorFlow.
+        bound = 1e-5 * np.abs(logits).max()
+        np.testing.assert_allclose(lm.predict(x, verbose=0), logits, rtol=0, atol=bound)
         return found
 
     losses = [loss()]

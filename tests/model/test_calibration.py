@@ -1,7 +1,5 @@
 """GPTQ and AWQ: they see what goes through each layer, and their models can be kept."""
 
-import gc
-
 import keras
 import numpy as np
 import pytest
@@ -25,16 +23,10 @@ METHODS = {
     "awq": (awq.AWQ, "update_activation_magnitudes"),
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """Keras collects garbage for every weight it replaces: let it look at new objects alone."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("quick_collections"),
+]
 
 
 def hidden_states(lm):
@@ -48,23 +40,22 @@ def made(**overrides):
     return tiny.randomize(tiny.causal_lm(**SIZES, **overrides))
 
 
-def config_of(mode, lm, dataset=(TEXT,), **more):
+def config_of(mode, lm, dataset=(TEXT,)):
     return CONFIGS[mode](
         dataset=list(dataset),
         tokenizer=lm.preprocessor.tokenizer,
         num_samples=SAMPLES,
         sequence_length=LENGTH,
         group_size=-1,
-        **more,
     )
 
 
-def calibrated(mode):
-    """The model after calibration."""
-    # Recomputing would hide from Keras what goes through a layer.
-    lm = made(gradient_checkpointing=True)
-    lm.quantize(mode, config=config_of(mode, lm))
-    return lm
+def saved_and_loaded(lm, folder):
+    """The model from a preset and from a `.keras` file."""
+    lm.save_to_preset(folder / "preset")
+    lm.save(folder / "lm.keras")
+    yield RGemmaCausalLM.from_preset(folder / "preset")
+    yield keras.models.load_model(folder / "lm.keras")
 
 
 @pytest.fixture(scope="module", params=["gptq", "awq"])
@@ -81,7 +72,10 @@ def case(request):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, method, update)
-        return mode, calibrated(mode), seen
+        # Recomputing would hide from Keras what goes through a layer.
+        lm = made(gradient_checkpointing=True)
+        lm.quantize(mode, config=config_of(mode, lm))
+    return mode, lm, seen
 
 
 def test_every_plain_linear_layer_sees_every_sample(case):
@@ -123,12 +117,7 @@ def test_layers_see_what_goes_through_the_model(case):
 def test_saved_models_come_back(case, tmp_path):
     _, lm, *_ = case
     expected = lm.generate("The quick", max_new_tokens=4, stop_token_ids=None)
-    lm.save_to_preset(tmp_path / "preset")
-    lm.save(tmp_path / "lm.keras")
-    for loaded in (
-        RGemmaCausalLM.from_preset(tmp_path / "preset"),
-        keras.models.load_model(tmp_path / "lm.keras"),
-    ):
+    for loaded in saved_and_loaded(lm, tmp_path):
         np.testing.assert_array_equal(hidden_states(loaded), hidden_states(lm))
         assert loaded.generate("The quick", max_new_tokens=4, stop_token_ids=None) == expected
 
@@ -168,11 +157,6 @@ def test_the_dtype_of_what_is_not_quantized_comes_back(dtype, tmp_path):
     lm = made(dtype=dtype)
     lm.quantize("int8", filters="ffw_up")
     expected, dtypes = hidden_states(lm), [x.dtype for x in lm.backbone.variables]
-    lm.save_to_preset(tmp_path / "preset")
-    lm.save(tmp_path / "lm.keras")
-    for loaded in (
-        RGemmaCausalLM.from_preset(tmp_path / "preset"),
-        keras.models.load_model(tmp_path / "lm.keras"),
-    ):
+    for loaded in saved_and_loaded(lm, tmp_path):
         assert [x.dtype for x in loaded.backbone.variables] == dtypes
         np.testing.assert_array_equal(hidden_states(loaded), expected)

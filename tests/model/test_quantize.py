@@ -1,6 +1,5 @@
 """Quantization, as KerasHub does it: what it reaches, and what is left of the model."""
 
-import gc
 import json
 
 import keras
@@ -13,7 +12,10 @@ from keras_rgemma import RGemmaBackbone, RGemmaCausalLM
 LINEAR = tiny.LINEAR
 PROMPT = np.array([[2, 300, 301], [2, 302, 303]], "int32")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning"),
+    pytest.mark.usefixtures("quick_collections"),
+]
 
 
 def logits(model, token_ids=None):
@@ -35,15 +37,6 @@ def layers_with(model, test):
 
 def quantized_layers(model, mode):
     return layers_with(model, lambda x: getattr(x, "quantization_mode", None) == mode)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """Keras collects garbage for every weight it replaces: let it look at new objects alone."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
