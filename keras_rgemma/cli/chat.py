@@ -9,6 +9,7 @@ command: /save FILE writes the conversation, /quit leaves.
 
 import contextlib
 import importlib
+import signal
 import sys
 
 from keras_rgemma.cli.model import add_model_arguments, load_model
@@ -53,14 +54,40 @@ def _read():
 
 def _answer(lm, chat, message):
     try:
-        streams = lm.make_generate_function().is_stepwise
-        for piece in chat.stream(message) if streams else [chat.send(message)]:
-            print(piece, end="", flush=True)
+        with _lost_ctrl_c() as check:
+            streams = lm.make_generate_function().is_stepwise
+            for piece in chat.stream(message) if streams else [chat.send(message)]:
+                print(piece, end="", flush=True)
+                check()
     except KeyboardInterrupt:
         print(end=" ...")
     except ValueError as error:  # of a message that is no text
         print(f"keras-rgemma: {error}", file=sys.stderr)
     print()
+
+
+@contextlib.contextmanager
+def _lost_ctrl_c():
+    """Gives a function that raises KeyboardInterrupt if Ctrl-C was pressed.
+
+    Python raises it by itself, but wherever it is: what comes in a callback of the garbage
+    collector, such as JAX has, is printed there and forgotten.
+    """
+    pressed = []
+
+    def press(*_):
+        pressed.append(True)
+        raise KeyboardInterrupt
+
+    def check():
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _command(chat, line):

@@ -1,5 +1,6 @@
 """The command `keras-rgemma`: what it writes and prints, and the exit codes that scripts trust."""
 
+import gc
 import io
 import os
 import pathlib
@@ -18,6 +19,7 @@ import tiny
 from keras_rgemma import RGemmaCausalLM
 from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.cli import main
+from keras_rgemma.generation.chat import Chat
 from once import once
 
 FOREIGN = ("transformers", "flax", "torch")
@@ -192,6 +194,33 @@ def test_chat_goes_on_after_an_answer_that_was_stopped(tmp_path):
         len(chat.history) == 2 and first.decode(errors="ignore")[:8] in chat.history[1]["content"]
     )
     assert isinstance(chat.send("Again"), str)
+
+
+@once
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_the_garbage_collector_ends_an_answer(monkeypatch, capsys):
+    """What is raised in its callbacks, Python prints and forgets."""
+    stream, lines = Chat.stream, iter(["Hi", "/quit"])
+
+    def press(*_):
+        gc.callbacks.remove(press)
+        signal.raise_signal(signal.SIGINT)
+
+    def pressed(chat, message):
+        for place, piece in enumerate(stream(chat, message)):
+            if place == 2:
+                gc.callbacks.append(press)
+                gc.collect()
+            yield piece
+
+    monkeypatch.setattr(Chat, "stream", pressed)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    # Hot enough to talk on and on.
+    options = ["--max-new-tokens", "100", "--sampler", "random", "--temperature", "50"]
+    assert main(["chat", *options]) == 0
+    assert press not in gc.callbacks
+    assert capsys.readouterr().out.endswith(" ...\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_presets_are_listed_with_what_is_in_the_cache(capsys, monkeypatch, tmp_path):
