@@ -43,8 +43,7 @@ def load(from_preset, folder, load_weights, **kwargs):
     is_here = pathlib.Path(folder).exists()
     if is_here:
         _check_files(folder)
-        if kwargs.get("dtype") is None and _is_mixed(folder):  # which KerasHub stumbles over
-            kwargs["dtype"] = keras.config.dtype_policy()
+        kwargs["dtype"] = _policy(_saved_policy(folder), kwargs.get("dtype"))
     if not load_weights:
         return from_preset(folder, load_weights=False, **kwargs)
     token = _FOLLOWING.set(_weights_in(folder) if is_here else _Weights(*2 * [float("inf")]))
@@ -79,11 +78,32 @@ def _check_files(folder):
                 )
 
 
-def _is_mixed(folder):
-    """Whether a model was saved that computes in another dtype than it keeps its weights in."""
+def _saved_policy(folder):
+    """The policy that a model was saved with, or None."""
     saved = huggingface.read_json(pathlib.Path(folder) / _JSON[0])["config"].get("dtype")
-    policy = keras.dtype_policies.get(saved) if saved is not None else None
-    return type(policy) is keras.DTypePolicy and policy.variable_dtype != policy.compute_dtype
+    return None if saved is None else keras.dtype_policies.get(saved)
+
+
+def _policy(saved, asked):
+    """What KerasHub is to be asked for, so that each layer gets what was saved or asked for.
+
+    Of itself it would stumble over a model that computes in another dtype than it keeps its weights
+    in, and forget what is quantized when it is asked for a dtype.
+    """
+    maps = keras.dtype_policies.DTypePolicyMap
+    if asked is None:
+        is_mixed = type(saved) is keras.DTypePolicy and saved.variable_dtype != saved.compute_dtype
+        return keras.config.dtype_policy() if is_mixed else None
+    asked = keras.dtype_policies.get(asked)
+    if not isinstance(saved, maps) or isinstance(asked, maps) or asked.quantization_mode:
+        return asked
+    policies = {}
+    for path, policy in saved.items():
+        if policy.quantization_mode:
+            policy = keras.dtype_policies.serialize(policy)
+            policy["config"]["source_name"] = asked.name
+        policies[path] = keras.dtype_policies.get(policy)
+    return maps(asked, policies)
 
 
 def _weights_in(folder):

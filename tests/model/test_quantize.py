@@ -108,6 +108,26 @@ def test_quantized_presets_are_exact(quantized, tmp_path):
     np.testing.assert_array_equal(logits(loaded), logits(lm))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_quantized_presets_come_in_the_dtype_asked_for(quantized, dtype, tmp_path):
+    lm, _ = quantized
+    lm.save_to_preset(tmp_path)
+    loaded = RGemmaCausalLM.from_preset(tmp_path, dtype=dtype)
+    assert quantized_layers(loaded, "int8") == LINEAR | {"token_embedding"}
+    made = tiny.backbone(dtype=dtype)
+    assert loaded.backbone.compute_dtype == made.compute_dtype
+    dtypes = {weight.path: weight.dtype for weight in made.weights}
+    for weight, expected in zip(loaded.weights, lm.weights, strict=True):
+        if expected.dtype == "int8":
+            np.testing.assert_array_equal(tiny.numpy(weight), tiny.numpy(expected))
+        elif weight.path in dtypes:  # what quantization left as it was
+            assert weight.dtype == dtypes[weight.path]
+    expected = logits(lm)
+    # Halves have eight bits, and what is rounded to int8 may be rounded the other way.
+    bound = 1e-5 if dtype == "float32" else 0.03
+    assert np.sqrt(((logits(loaded) - expected) ** 2).mean()) < bound * expected.std()
+
+
 def test_quantized_configs_survive_a_round_trip(quantized):
     lm, _ = quantized
     config = json.loads(json.dumps(lm.backbone.get_config()))
