@@ -428,12 +428,16 @@ class RGemmaBackbone(keras_hub.models.Backbone):
 def _resolve_policies(layers):
     """Gives each quantized layer its own policy of a map.
 
-    With the whole map Keras takes it for one that is not quantized when it is saved.
+    With the whole map Keras takes it for one that is not quantized when it is saved. And it lets
+    an embedding of four bits, once it is made from a policy, round what it is multiplied with,
+    which `quantize("int4")` does not.
     """
     for layer in layers:
         policy = layer.dtype_policy
         if isinstance(policy, keras.dtype_policies.DTypePolicyMap) and layer.quantization_mode:
             layer._dtype_policy = policy[layer.path]
+            if layer.quantization_mode == "int4":
+                layer.inputs_quantizer = None
 
 
 def _residual_blocks(config, dtype):

@@ -108,6 +108,17 @@ def test_quantized_presets_are_exact(quantized, tmp_path):
     np.testing.assert_array_equal(logits(loaded), logits(lm))
 
 
+def test_presets_of_four_bits_are_exact(tmp_path):
+    """Their products are of weights that are rounded alone, the embedding's, too."""
+    lm = tiny.randomize(tiny.causal_lm(num_layers=1))
+    # A few kinds of layers; each takes its time.
+    lm.quantize("int4", filters=lambda layer: layer.name in ("token_embedding", "ffw_up", "a_gate"))
+    lm.save_to_preset(tmp_path)
+    loaded = RGemmaCausalLM.from_preset(tmp_path)
+    assert len(quantized_layers(loaded, "int4")) == 3
+    np.testing.assert_array_equal(logits(loaded), logits(lm))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16"])
 def test_quantized_presets_come_in_the_dtype_asked_for(quantized, dtype, tmp_path):
     lm, _ = quantized
