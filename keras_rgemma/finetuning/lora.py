@@ -41,12 +41,17 @@ def adapt(backbone, sizes):
                 f"{path!r} is quantized to {mode}, which Keras cannot train LoRA on. Enable LoRA "
                 "on the model as it was, or quantize that to int8 or int4."
             )
+    for path, (rank, alpha) in sizes.items():
+        layers[path].enable_lora(rank, alpha)
+    train_lora_alone(backbone)
+
+
+def train_lora_alone(backbone):
+    """Freezes all of a backbone but A and B."""
     backbone.trainable = True
     _set_trainable(backbone, False)
-    for path, (rank, alpha) in sizes.items():
-        layer = layers[path]
-        layer.trainable = True
-        layer.enable_lora(rank, alpha)
+    for layer in lora_layers(backbone):
+        layer.train_lora_alone()
 
 
 def disable(backbone):

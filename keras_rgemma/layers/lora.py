@@ -19,6 +19,9 @@ class LoRA:
     saves the sum alone, and forgets A and B when it loads: training cannot go on from there.
     """
 
+    # What is called when a file has brought LoRA, so that the model below it is frozen.
+    on_loaded_lora = None
+
     def call(self, inputs, training=None):
         if not self.lora_enabled:
             return super().call(inputs, training)
@@ -67,8 +70,15 @@ class LoRA:
 
     def enable_lora(self, rank, lora_alpha=None, **kwargs):
         super().enable_lora(rank, lora_alpha, **kwargs)
-        if self.bias is not None:
-            self.bias.trainable = False  # as the kernel is now
+        self.train_lora_alone()
+
+    def train_lora_alone(self):
+        """Freezes kernel and bias, and lets A and B be trained."""
+        self.trainable = True
+        for variable in self._trainable_variables:
+            variable.trainable = False
+        for name in FACTORS:
+            getattr(self, name).trainable = True
 
     def assign_lora(self, a, b, alpha):
         """Gives A and B of the layer's rank values, and what their product counts."""
@@ -141,6 +151,8 @@ class LoRA:
             if factors and self.quantization_mode:
                 self.enable_lora(rank)
                 self.assign_lora(*factors, alpha)
+                if self.on_loaded_lora:
+                    self.on_loaded_lora()
             elif factors:
                 self._add(*factors, alpha / rank)
             return

@@ -7,7 +7,7 @@ from keras import ops
 from keras_rgemma import state as states
 from keras_rgemma.config import RECURRENT, RGemmaConfig
 from keras_rgemma.layers.document_positions import DocumentPositions
-from keras_rgemma.layers.lora import CALIBRATED
+from keras_rgemma.layers.lora import CALIBRATED, LoRA
 from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
 from keras_rgemma.model import calibration
@@ -155,6 +155,9 @@ class RGemmaBackbone(keras_hub.models.Backbone):
 
         # === Config ===
         _resolve_policies(self._flatten_layers())
+        for layer in self._flatten_layers():
+            if isinstance(layer, LoRA):
+                layer.on_loaded_lora = self._train_lora_alone
         for name, value in config.to_dict().items():
             setattr(self, name, value)
 
@@ -325,6 +328,11 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         from keras_rgemma.finetuning import adapters
 
         adapters.load(self, filepath)
+
+    def _train_lora_alone(self):
+        from keras_rgemma.finetuning import lora
+
+        lora.train_lora_alone(self)
 
     # === The forward pass ===
 

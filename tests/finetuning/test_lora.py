@@ -544,6 +544,12 @@ def test_a_model_that_is_quantized_as_a_whole_learns_as_one_whose_head_is_not(tm
     loaded = type(lm).from_preset(str(tmp_path / "preset"))
     assert on(loaded) == on(lm)
     np.testing.assert_array_equal(logits(loaded), expected)
+    # And it goes on as it began: the base stays that of the adapter.
+    assert [w.path for w in loaded.trainable_weights] == [w.path for w in lm.trainable_weights]
+    fit(loaded, 1)
+    loaded.backbone.save_lora_weights(tmp_path / "more.lora.h5")
+    lm.backbone.load_lora_weights(tmp_path / "more.lora.h5")
+    np.testing.assert_array_equal(logits(lm), logits(loaded))
     lm.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match="quantized embedding"):
         lm.train_on_batch(tiny.arrays(), np.ones((2, 7), "int32"))
