@@ -1,6 +1,7 @@
 """Examples to learn from: texts, prompts with responses, and conversations, as rows of tokens."""
 
 import itertools
+import sys
 import warnings
 from typing import NamedTuple
 
@@ -91,6 +92,7 @@ def arrays_of(preprocessor, data):
     """
     size = None
     if is_dataset(data):
+        _check_ends(data)
         batches = data.as_numpy_iterator() if hasattr(data, "as_numpy_iterator") else iter(data)
         first = next(batches, ())
         values = next(iter(first.values())) if isinstance(first, dict) else first
@@ -98,6 +100,19 @@ def arrays_of(preprocessor, data):
         size = len(values) if is_batch else None
         data = itertools.chain.from_iterable(map(singles, itertools.chain([first], batches)))
     return rows(preprocessor, data), size
+
+
+def _check_ends(dataset):
+    """Raises ValueError if a dataset is known to have no end."""
+    if hasattr(dataset, "cardinality"):
+        is_endless = dataset.cardinality() == -1  # tf.data.INFINITE_CARDINALITY
+    else:
+        is_endless = hasattr(dataset, "__len__") and len(dataset) >= sys.maxsize
+    if is_endless:
+        raise ValueError(
+            "A dataset without an end cannot be read as a whole, as packing needs. Leave `repeat` "
+            "out and pass `epochs`, or pack the examples first: `lm.preprocessor(examples)`."
+        )
 
 
 def _cut(preprocessor, document, length):
@@ -119,15 +134,12 @@ def singles(examples):
         examples = [examples]
     if isinstance(examples, dict):
         _check_keys(examples)
-        prompts, responses = (
-            [examples[key]] if isinstance(examples[key], (str, bytes)) else list(examples[key])
-            for key in PAIR
-        )
+        prompts, responses = (_column(examples[key]) for key in PAIR)
         if len(prompts) != len(responses):
             raise ValueError(f"There are {len(prompts)} prompts and {len(responses)} responses.")
         yield from zip(map(_text, prompts), map(_text, responses), strict=True)
         return
-    for example in examples:
+    for example in _column(examples) if hasattr(examples, "__array__") else examples:
         if isinstance(example, tuple) and len(example) == 2:
             yield tuple(map(_text, example))
         elif isinstance(example, dict):
@@ -143,6 +155,13 @@ def singles(examples):
             yield list(example)
         else:
             yield _text(example)
+
+
+def _column(texts):
+    """A text, or several in a list, an array or a tensor, as a list."""
+    if isinstance(texts, (str, bytes)):
+        return [texts]
+    return np.asarray(texts).tolist() if hasattr(texts, "__array__") else list(texts)
 
 
 def _check_keys(example):

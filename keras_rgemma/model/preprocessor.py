@@ -93,10 +93,9 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         return super().from_preset(folder, **kwargs)
 
     def call(self, x, y=None, sample_weight=None, sequence_length=None):
+        check_no_labels(y, sample_weight)
         if not (self.packing or isinstance(x, dict)) and is_sliced(x):
-            return super().call(x, y, sample_weight, sequence_length)
-        if y is not None or sample_weight is not None:
-            raise ValueError("Labels and weights come from the examples. Pass `x` alone.")
+            return super().call(x, sequence_length=sequence_length)
         from keras_rgemma.finetuning.examples import rows
 
         length = sequence_length or self.sequence_length
@@ -170,6 +169,16 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         known = self.tokenizer.vocabulary_size()
         kept = [[int(id) for id in row if id not in special and id < known] for row in rows]
         return [self.tokenizer.detokenize(row) if row else "" for row in kept]
+
+
+def check_no_labels(*labels):
+    """Raises ValueError if labels or weights, which are not None then, come beside examples."""
+    if any(label is not None for label in labels):
+        raise ValueError(
+            "Labels and weights come from the examples. Pass `x` alone; a prompt with its response "
+            "as a dict of 'prompts' and 'responses'; or, to weigh examples, `token_ids`, labels "
+            "and weights, as the preprocessor returns them."
+        )
 
 
 def is_dataset(data):

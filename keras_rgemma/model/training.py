@@ -9,7 +9,13 @@ import keras_hub
 from keras import ops
 
 from keras_rgemma.layers.lora import lora_layers
-from keras_rgemma.model.preprocessor import is_dataset, is_of_arrays, is_sliced
+from keras_rgemma.model.preprocessor import (
+    RGemmaCausalLMPreprocessor,
+    check_no_labels,
+    is_dataset,
+    is_of_arrays,
+    is_sliced,
+)
 from keras_rgemma.ops.cross_entropy import cross_entropy
 
 
@@ -77,9 +83,14 @@ class CausalLM(keras_hub.models.CausalLM):
             x: what the preprocessor takes: texts, a dict of `prompts` and `responses`, a list of
                 conversations (see `RGemmaCausalLMPreprocessor`); an iterable of single examples; a
                 `tf.data` or grain dataset of batches of texts or of such dicts; or, preprocessed, a
-                dict of `token_ids` and `padding_mask`, with `y` and `sample_weight`. Packed
-                examples, conversations and iterables are read as a whole before training.
-            y, sample_weight, batch_size, validation_data, **kwargs: of `keras.Model.fit`.
+                dict of `token_ids` and `padding_mask`, with `y` and `sample_weight`. All but
+                datasets that are not packed is tokenized before training. As in KerasHub, the
+                order of examples stays: mix them before, if they are sorted.
+            y, sample_weight: of what is preprocessed; examples bring their own.
+            batch_size, validation_data, **kwargs: of `keras.Model.fit`.
+
+        Raises:
+            ValueError: malformed examples, or `y` or `sample_weight` beside examples.
         """
         from keras_rgemma.checkpoints import backup
 
@@ -146,18 +157,25 @@ class CausalLM(keras_hub.models.CausalLM):
             self.preprocessor.packing = packing
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
-        if isinstance(x, dict) and "token_ids" in x:
+        if _is_prepared(x):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        if self.preprocessor is not None:
+            check_no_labels(y, sample_weight)  # KerasHub would drop them
         return super().preprocess_samples(x, y, sample_weight)
 
     def _prepared(self, data, batch_size):
-        """`(x, y, sample_weight)` and a batch size; as arrays, if Keras cannot slice the data."""
+        """`(x, y, sample_weight)` and a batch size; examples as arrays, but for datasets."""
         x, *labels = data
         preprocessor = self.preprocessor
-        is_prepared = isinstance(x, dict) and "token_ids" in x
-        if preprocessor is None or is_prepared or any(label is not None for label in labels):
+        if not isinstance(preprocessor, RGemmaCausalLMPreprocessor) or _is_prepared(x):
             return data, batch_size
-        is_kept = is_of_arrays if getattr(preprocessor, "packing", False) else is_sliced
+        check_no_labels(*labels)
+        if not preprocessor.built:
+            preprocessor.build(None)  # which two threads of grain would do at once
+        if is_dataset(x):
+            is_kept = is_of_arrays if preprocessor.packing else is_sliced
+        else:
+            is_kept = _is_one_text  # which Keras refuses
         if is_kept(x):
             return data, batch_size
         from keras_rgemma.finetuning.examples import arrays_of
@@ -277,6 +295,14 @@ class CausalLM(keras_hub.models.CausalLM):
 def callbacks_of(callbacks):
     """The `callbacks` of `fit` as a list, whether one, several, None or a `CallbackList`."""
     return keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or [])
+
+
+def _is_prepared(x):
+    return isinstance(x, dict) and "token_ids" in x
+
+
+def _is_one_text(x):
+    return isinstance(x, (str, bytes)) or getattr(x, "shape", None) == ()
 
 
 def _is_auto(value):

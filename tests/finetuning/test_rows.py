@@ -1,5 +1,6 @@
 """Examples: which tokens the loss falls on, packing, what is cut, and every form of data."""
 
+import time
 import warnings
 
 import keras
@@ -274,6 +275,71 @@ def test_validation_takes_texts_as_fit_does(lm):
     for validation in (PROMPTS, (PROMPTS,), dataset):
         history = lm.fit(PROMPTS, batch_size=4, validation_data=validation, verbose=0).history
         assert history["val_loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
+@once
+def test_examples_of_several_kinds_stand_in_any_order(lm):
+    kinds = ["The quick brown fox.", (PROMPTS[0], RESPONSES[0]), CHAT]
+    expected = evaluated(lm, kinds[::-1])
+    for data in (kinds, kinds[::-1], tuple(kinds)):
+        assert fitted(lm, data, batch_size=4) == pytest.approx(expected, rel=1e-5)
+    texts = tf.constant(PROMPTS)
+    assert fitted(lm, texts) == pytest.approx(evaluated(lm, PROMPTS), rel=1e-5)
+    pairs = {key: tf.constant(value) for key, value in PAIRS.items()}
+    assert fitted(lm, pairs) == pytest.approx(evaluated(lm, PAIRS), rel=1e-5)
+
+
+@once
+def test_labels_beside_examples_are_refused(lm):
+    grain = pytest.importorskip("grain")
+    lm.preprocessor = tiny.preprocessor(32)
+    columns = tf.data.Dataset.from_tensor_slices((PROMPTS, RESPONSES)).batch(4)
+    pairs = grain.MapDataset.source(list(zip(PROMPTS, RESPONSES, strict=True))).batch(4)
+    for data in (
+        {"x": PAIRS, "sample_weight": np.ones(3)},
+        {"x": [CHAT], "sample_weight": np.zeros(1)},
+        {"x": PROMPTS, "y": RESPONSES},
+        {"x": columns},
+        {"x": pairs},
+    ):
+        for method in (lm.fit, lm.evaluate):
+            with pytest.raises(ValueError, match="as a dict of 'prompts' and 'responses'"):
+                method(**data, verbose=0)
+
+
+@once
+def test_packing_needs_an_end(lm):
+    grain = pytest.importorskip("grain")
+    lm.preprocessor = tiny.preprocessor(32, packing=True)
+    texts = list(tiny.SENTENCES)
+    for data in (
+        tf.data.Dataset.from_tensor_slices(texts).batch(4).repeat(),
+        grain.MapDataset.source(texts).batch(4).repeat(),
+    ):
+        with pytest.raises(ValueError, match="Leave `repeat` out"):
+            lm.fit(data, steps_per_epoch=2, verbose=0)
+
+
+@once
+def test_fit_reports_all_that_is_cut(lm):
+    lm.preprocessor = tiny.preprocessor(8)
+    pairs = {"prompts": 3 * PROMPTS, "responses": 3 * RESPONSES}
+    with pytest.warns(UserWarning, match="6 of 9 examples .*of 3 of these nothing is left"):
+        lm.fit(pairs, batch_size=2, verbose=0)
+
+
+@once
+def test_threads_make_one_preprocessor(lm, monkeypatch):
+    grain = pytest.importorskip("grain")
+    original = type(tiny.preprocessor()).build
+
+    def build(preprocessor, shape):
+        time.sleep(0.1)  # until the other threads are here, too
+        original(preprocessor, shape)
+
+    monkeypatch.setattr(type(tiny.preprocessor()), "build", build)
+    source = grain.MapDataset.source(4 * PROMPTS).batch(2)
+    assert np.isfinite(fitted(lm, source))
 
 
 @once
