@@ -1,10 +1,10 @@
 """Adapter files: what LoRA has learned, keyed by layer, and which model it belongs to."""
 
+import hashlib
 import json
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 
 from keras_rgemma.finetuning import lora
 from keras_rgemma.layers.lora import FACTORS
@@ -39,7 +39,7 @@ class Base(NamedTuple):
     """The model below an adapter.
 
     Attributes:
-        quantization: str, which of its layers are quantized and how; "" for none.
+        quantization: str, which of its layers are quantized, how and from which dtype; "" for none.
         model: `Fingerprint` of it.
         kept: `Fingerprint` of its weights that quantization leaves as they are.
     """
@@ -53,7 +53,12 @@ class Base(NamedTuple):
         """The base of a backbone, whether LoRA is enabled on it or not."""
         layers = [*lora.linear_layers(backbone).values(), backbone.token_embedding]
         return cls(
-            ",".join(f"{x.path}:{x.quantization_mode}" for x in layers if x.quantization_mode),
+            # What was rounded to bfloat16 before is rounded to other integers.
+            ",".join(
+                f"{x.path}:{x.quantization_mode}:{x.variable_dtype}"
+                for x in layers
+                if x.quantization_mode
+            ),
             fingerprint(backbone, lambda name: name not in FACTORS),
             fingerprint(backbone, lambda name: name in _KEPT),
         )
@@ -79,6 +84,7 @@ def save(backbone, path):
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         file.attrs["base"] = json.dumps(base)
         file.attrs["targets"] = json.dumps(list(found))
+        file.attrs["hash"] = _hash(found)
         for path, adapter in found.items():
             group = file.create_group(f"layers/{path}")
             group.attrs["rank"], group.attrs["alpha"] = adapter.rank, adapter.alpha
@@ -104,13 +110,7 @@ def adapters(backbone):
         ValueError: LoRA is not enabled.
     """
     layers = lora.checked_layers(backbone)
-    return {
-        path: Adapter(
-            *(ops.convert_to_numpy(getattr(layer, name)) for name in FACTORS),
-            float(layer.lora_alpha),
-        )
-        for path, layer in layers.items()
-    }
+    return {path: Adapter(*layer.lora_values()) for path, layer in layers.items()}
 
 
 def put(backbone, found, path):
@@ -172,11 +172,23 @@ def _read(path):
             quantization, model, kept = json.loads(file.attrs["base"])
             base = Base(quantization, Fingerprint(*model), Fingerprint(*kept))
             targets = json.loads(file.attrs["targets"])
-            return base, {name: _adapter(file[f"layers/{name}"]) for name in targets}
+            found = {name: _adapter(file[f"layers/{name}"]) for name in targets}
+            if file.attrs["hash"] != _hash(found):
+                raise ValueError("it is damaged. Copy it again")
+            return base, found
     except FileNotFoundError:
         raise
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise ValueError(f"{str(path)!r} cannot be used: {error}.") from error
+
+
+def _hash(found):
+    """A hash of adapters, str."""
+    digest = hashlib.sha256()
+    for name, adapter in found.items():
+        digest.update(json.dumps([name, adapter.alpha, adapter.a.shape, adapter.b.shape]).encode())
+        digest.update(adapter.a.astype("<f4").tobytes() + adapter.b.astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _adapter(group):

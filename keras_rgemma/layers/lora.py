@@ -21,6 +21,8 @@ class LoRA:
 
     # What is called when a file has brought LoRA, so that the model below it is frozen.
     on_loaded_lora = None
+    # Why a file was refused last, an exception: Keras' own report may have another one.
+    refusal = None
 
     def call(self, inputs, training=None):
         if not self.lora_enabled:
@@ -79,6 +81,11 @@ class LoRA:
             variable.trainable = False
         for name in FACTORS:
             getattr(self, name).trainable = True
+
+    def lora_values(self):
+        """A, B and alpha, as `assign_lora` takes them; arrays of NumPy and a float."""
+        a, b = (ops.convert_to_numpy(getattr(self, name)) for name in FACTORS)
+        return a, b, float(self.lora_alpha)
 
     def assign_lora(self, a, b, alpha):
         """Gives A and B of the layer's rank values, and what their product counts."""
@@ -157,11 +164,12 @@ class LoRA:
                 self._add(*factors, alpha / rank)
             return
         if factors and rank != self.lora_rank:
-            raise ValueError(
+            self.refusal = ValueError(
                 f"The file has LoRA of rank {rank} for {self.path!r}, and the model of rank "
                 f"{self.lora_rank}. Call `enable_lora({rank})`, or load it before `enable_lora`: "
                 "then it is merged."
             )
+            raise self.refusal
         # Keras makes A zero, too, and no gradient would reach either of them again.
         initial = ops.convert_to_numpy(self.lora_kernel_a), np.zeros(self.lora_kernel_b.shape)
         super().load_own_variables(stored)

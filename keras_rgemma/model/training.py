@@ -145,6 +145,22 @@ class CausalLM(keras_hub.models.CausalLM):
                 if str(filepath) == each._weights_path:
                     backup.sign(partial, each)
 
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Reads weights, as `keras.Model.load_weights` does; if it fails, LoRA stays as it was.
+
+        Raises:
+            ValueError: weights of another model, or LoRA of another rank.
+        """
+        before = [(layer, layer.lora_values()) for layer in lora_layers(self.backbone)]
+        try:
+            super().load_weights(filepath, skip_mismatch, **kwargs)
+        except ValueError as error:
+            refusals = [layer.refusal for layer, _ in before if layer.refusal]
+            for layer, values in before:
+                layer.assign_lora(*values)
+                layer.refusal = None
+            raise (refusals or [error])[0] from error
+
     def predict(self, x=None, batch_size=None, **kwargs):
         """Logits [B, T, V] of each example, in a row of its own, as `keras.Model.predict` does."""
         packing = getattr(self.preprocessor, "packing", False)
@@ -224,7 +240,8 @@ class CausalLM(keras_hub.models.CausalLM):
             if self._labels is None and self.backbone.token_embedding.quantization_mode:
                 raise ValueError(
                     "No gradient comes through the logits of a quantized embedding. Leave `loss` "
-                    "and `weighted_metrics` of `compile` at 'auto', or quantize with "
+                    "and `weighted_metrics` of `compile` at 'auto' and pass no `metrics` or "
+                    "`loss_weights`, or quantize with "
                     "`filters=lambda layer: layer is not lm.backbone.token_embedding`."
                 )
             return super().train_step(*inputs)

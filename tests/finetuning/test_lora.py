@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tiny
-from keras_rgemma.finetuning import lora
+from keras_rgemma.finetuning import adapters, lora
 from once import once
 from parity.backend_gradients import weight_gradients
 
@@ -389,6 +389,33 @@ def test_a_half_precision_model_is_no_other_one(saved):
 
 
 @once
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
+def test_what_is_quantized_from_half_precision_is_no_other_one(tmp_path):
+    """Though it was rounded to other integers."""
+    models = [tiny.causal_lm(None, dtype=dtype) for dtype in ("bfloat16", "float32")]
+    for lm in models:
+        lm.set_weights(model().get_weights())
+        lm.quantize("int8", filters=lambda layer: layer.name in ("ffw_up", "query"))
+    half, single = models
+    half.backbone.enable_lora(2)
+    half.backbone.save_lora_weights(tmp_path / "a.lora.h5")
+    single.backbone.load_lora_weights(tmp_path / "a.lora.h5")
+    assert on(single) == on(half)
+
+
+@once
+def test_weights_that_are_refused_change_no_adapter(tmp_path):
+    lm, other = model(), model()
+    lm.backbone.enable_lora(8, "query")
+    lm.save_weights(tmp_path / "a.weights.h5")
+    other.backbone.enable_lora(4, alpha=2)
+    expected = logits(learn(other))
+    with pytest.raises(ValueError, match=r"rank 8 for 'block_1/attention_block/query'.* rank 4"):
+        other.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_array_equal(logits(other), expected)
+
+
+@once
 def test_files_that_cannot_be_used(saved, tmp_path):
     lm, path = saved
     backbone = model().backbone
@@ -426,6 +453,7 @@ def test_numbers_of_other_shapes_or_none(saved, tmp_path):
     _, path = saved
     backbone = model().backbone
     for value, reason in (
+        (np.zeros((16, 3), "float32"), "it is damaged"),
         (np.zeros((15, 3), "float32"), r"shapes \(15, 3\) and \(3, 16\)"),
         (np.full((16, 3), np.nan, "float32"), "not finite"),
     ):
@@ -433,6 +461,10 @@ def test_numbers_of_other_shapes_or_none(saved, tmp_path):
             group = file["layers/block_1/attention_block/query"]
             del group["lora_kernel_a"]
             group["lora_kernel_a"] = value
+            if value.shape == (15, 3):  # written like this
+                names = json.loads(file.attrs["targets"])
+                found = {name: adapters._adapter(file[f"layers/{name}"]) for name in names}
+                file.attrs["hash"] = adapters._hash(found)
         with pytest.raises(ValueError, match=reason):
             backbone.load_lora_weights(path)
         assert not lora.adapted(backbone)
