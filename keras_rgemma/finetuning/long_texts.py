@@ -59,6 +59,16 @@ class LongTexts(RGemmaCausalLM):
             for i, zero in enumerate([*keras.tree.flatten(zeros), zeros.num_tokens])
         ]
 
+    def get_config(self):
+        preprocessor = keras.saving.serialize_keras_object(self._tokens_of)
+        return {**super().get_config(), "preprocessor": preprocessor, "batch_size": self.batch_size}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        parts = {name: config.pop(name) for name in ("backbone", "preprocessor")}
+        return cls(RGemmaCausalLM.from_config(parts), **config)
+
     def reset(self):
         """Forgets the rows of the batch before."""
         for variable in self._carried:
@@ -92,8 +102,13 @@ class LongTexts(RGemmaCausalLM):
         Args:
             x, y, sample_weight: as of `pieces`.
             validation_data: tuple of such arrays.
-            callbacks, **kwargs: of `keras.Model.fit`.
+            callbacks, **kwargs: of `keras.Model.fit`, but `batch_size` and `validation_split`.
+
+        Raises:
+            ValueError: rows that are no whole batches, or such an argument.
         """
+        for rows in (y, *(validation_data or ())[1:2]):
+            self._check(rows, kwargs)
         begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: self.reset())
         return super().fit(
             x,
@@ -108,6 +123,8 @@ class LongTexts(RGemmaCausalLM):
 
     def evaluate(self, x, y=None, sample_weight=None, **kwargs):
         """The loss and metrics on pieces in their order, from the beginning."""
+        if not kwargs.get("_use_cached_eval_dataset"):
+            self._check(y, kwargs)
         before = [ops.copy(variable.value) for variable in self._carried]
         self.reset()
         try:
@@ -116,6 +133,18 @@ class LongTexts(RGemmaCausalLM):
         finally:
             for variable, value in zip(self._carried, before, strict=True):
                 variable.assign(value)
+
+    def _check(self, rows, settings):
+        for name in {"batch_size", "validation_split"} & {*settings}:
+            raise ValueError(
+                f"`{name}` is no setting here: a batch goes on from the one before, and has "
+                f"batch_size={self.batch_size} rows. Make validation data with `pieces`."
+            )
+        if len(rows) % self.batch_size:
+            raise ValueError(
+                f"There are {len(rows)} rows, which are no whole batches of {self.batch_size}. "
+                "Pass what `pieces` returns, or a multiple of that many rows."
+            )
 
     def hidden_states(self, inputs, training):
         *arrays, last_number = (ops.convert_to_tensor(variable) for variable in self._carried)

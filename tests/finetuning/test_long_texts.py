@@ -6,6 +6,7 @@ import pytest
 
 import tiny
 from keras_rgemma.finetuning import AdamW, LongTexts
+from once import once
 
 B = 2
 # Three documents for two rows; the window is 5 tokens.
@@ -73,6 +74,38 @@ def test_the_model_learns_and_validation_changes_nothing(lm):
         history["val_loss"][2], long.evaluate(x, y, sample_weight=weight, verbose=0), rtol=1e-5
     )
     assert any((a != b).any() for a, b in zip(first, lm.get_weights(), strict=True))
+
+
+@once
+def test_rows_that_are_no_batches(lm):
+    long = LongTexts(lm, B)
+    x, y, weight = rows = long.pieces(TEXTS, 7)
+    odd = {name: value[:-1] for name, value in x.items()}, y[:-1], weight[:-1]
+    long.compile(weighted_metrics=[])
+    for call in (
+        lambda: long.fit(*odd, verbose=0),
+        lambda: long.fit(*rows, validation_data=odd, verbose=0),
+        lambda: long.evaluate(*odd, verbose=0),
+    ):
+        with pytest.raises(ValueError, match=f"{len(y) - 1} rows, which are no whole batches of 2"):
+            call()
+    for setting in ({"batch_size": 4}, {"validation_split": 0.5}):
+        with pytest.raises(ValueError, match="is no setting here"):
+            long.fit(*rows, **setting, verbose=0)
+
+
+@once
+def test_files_hold_the_model(lm, tmp_path):
+    long = LongTexts(lm, B)
+    x, y, weight = long.pieces(TEXTS, 7)
+    long.compile(keras.optimizers.SGD(0.0), weighted_metrics=[])
+    expected = long.evaluate(x, y, sample_weight=weight, verbose=0)
+    long.save(tmp_path / "long.keras")
+    loaded = keras.saving.load_model(tmp_path / "long.keras")
+    loaded.compile(keras.optimizers.SGD(0.0), weighted_metrics=[])
+    x, y, weight = loaded.pieces(TEXTS, 7)
+    found = loaded.evaluate(x, y, sample_weight=weight, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_recomputed_activations_change_nothing():
