@@ -54,6 +54,7 @@ class CausalLM(keras_hub.models.CausalLM):
     _is_chunked = False
     _labels = None
     _backups = ()
+    _were_auto = ()  # which arguments of `compile`
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
         own = ("metrics", "loss_weights")
@@ -65,6 +66,17 @@ class CausalLM(keras_hub.models.CausalLM):
             weighted_metrics=[TokenAccuracy()] if _is_auto(weighted_metrics) else weighted_metrics,
             **kwargs,
         )
+
+        arguments = {"loss": loss, "weighted_metrics": weighted_metrics}
+        self._were_auto = tuple(name for name, value in arguments.items() if _is_auto(value))
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return {**config, **dict.fromkeys(self._were_auto, "auto")} if config else config
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     # === Examples ===
 

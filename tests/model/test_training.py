@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import tiny
 from keras_rgemma import RGemmaCausalLM
+from keras_rgemma.finetuning import AdamW
 from keras_rgemma.ops import cross_entropy
 
 TEXTS = [*tiny.SENTENCES[:3], "a"]  # the last one is nearly all pads
@@ -241,6 +242,20 @@ def test_other_losses_and_metrics_get_all_logits():
 
 
 # === Settings ===
+
+
+def test_training_goes_on_from_a_keras_file(tmp_path):
+    x, y, weight = arrays(TEXTS[:2])
+    lm = small()
+    lm.compile(AdamW(1e-2))
+    before = lm.train_on_batch(x, y, sample_weight=weight)
+    lm.save(tmp_path / "lm.keras")
+    expected = [lm.train_on_batch(x, y, sample_weight=weight) for _ in range(3)]
+    loaded = keras.saving.load_model(tmp_path / "lm.keras")
+    assert isinstance(loaded.optimizer, AdamW) and loaded._is_chunked
+    found = [loaded.train_on_batch(x, y, sample_weight=weight) for _ in range(3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert expected[-1][0] < expected[0][0] < before[0]
 
 
 def test_settings_of_compile():
