@@ -286,6 +286,7 @@ class RGemmaCausalLM(training.CausalLM):
         """The compiled programs of `generate`, made anew when weights or settings are others."""
         from keras_rgemma.generation.programs import GenerationPrograms
 
+        self.sync_weights()
         sampler = self.sampler = read_sampler(self.sampler, self.backbone.vocabulary_size)
         if self.generate_function is None or not self.generate_function.are_for(self, sampler):
             self.generate_function = GenerationPrograms(
@@ -570,6 +571,7 @@ class RGemmaCausalLM(training.CausalLM):
         from keras_rgemma.generation import session
         from keras_rgemma.generation.programs import Programs, padded_length
 
+        self.sync_weights()
         consumed, first = (), 0
         if state is not None:
             consumed, first = session.consumed_by(self, state), 1

@@ -273,6 +273,13 @@ class CausalLM(keras_hub.models.CausalLM):
         finally:
             self._labels = None
 
+    def sync_weights(self):
+        """Lets the weights have their values in a callback of `fit`.
+
+        Between the batches of an epoch Keras on JAX keeps them elsewhere, until it is told.
+        """
+        getattr(self, "jax_state_sync", lambda: None)()
+
     # === Programs, which LoRA makes stale ===
 
     def settings(self):

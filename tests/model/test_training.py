@@ -1,6 +1,7 @@
 """Training: `fit`, `evaluate` and `predict` on every kind of data and in every precision."""
 
 import functools
+import itertools
 import math
 
 import keras
@@ -156,6 +157,23 @@ def test_every_weight_learns(lm):
     for weight, value in zip(lm.trainable_weights, before, strict=True):
         assert np.abs(tiny.numpy(weight) - value).max() > 1e-4, weight.path
     assert len(lm.trainable_weights) == len(lm.weights)
+
+
+def test_callbacks_can_generate_and_score(lm, compiled):
+    expected = fit(lm, TEXTS, batch_size=BATCH)
+    seen = []
+
+    def look(batch, logs):
+        scores = tiny.numpy(lm.score(**tiny.arrays(rows=1)))
+        seen.append((lm.generate("The quick", max_new_tokens=2), scores))
+
+    for variable, value in compiled[1]:
+        variable.assign(value)
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=look)
+    found = fit(lm, TEXTS, batch_size=BATCH, callbacks=[callback])
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert len(seen) == 4 and all(text.startswith("The quick") for text, _ in seen)
+    assert all(np.abs(a[1] - b[1]).max() > 1e-3 for a, b in itertools.pairwise(seen))
 
 
 def test_texts_need_a_batch_axis(lm):
