@@ -8,6 +8,7 @@ matrices alone decay. It prints the loss on questions that were held out and two
 after, and writes a preset.
 """
 
+import keras
 import python_questions
 
 import keras_rgemma
@@ -19,6 +20,7 @@ def main():
     parser.add_argument("--accumulate", type=int, default=2, help="batches of a step")
     parser.add_argument("--out", default="rgemma_python")
     args = parser.parse_args()
+    keras.utils.set_random_seed(0)  # of the order of examples
 
     learned, held_out = python_questions.conversations()
     lm = keras_rgemma.RGemmaCausalLM.from_preset(

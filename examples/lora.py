@@ -7,6 +7,7 @@ It prints the loss on questions that were held out and two answers, before and a
 adapter file, which goes into a fresh model again.
 """
 
+import keras
 import python_questions
 
 import keras_rgemma
@@ -18,6 +19,7 @@ def main():
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--out", default="python.lora.h5")
     args = parser.parse_args()
+    keras.utils.set_random_seed(0)  # of A, and of the order of examples
 
     learned, held_out = python_questions.conversations()
     lm = keras_rgemma.RGemmaCausalLM.from_preset(args.preset, dtype=args.dtype)

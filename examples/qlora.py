@@ -7,6 +7,7 @@ The base is rounded to 8 or 4 bits and frozen; LoRA learns beside it. It prints 
 questions that were held out and two answers: of the base, of the rounded base, and after training.
 """
 
+import keras
 import python_questions
 
 import keras_rgemma
@@ -19,6 +20,7 @@ def main():
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--out", default="python_quantized.lora.h5")
     args = parser.parse_args()
+    keras.utils.set_random_seed(0)  # of A, and of the order of examples
 
     learned, held_out = python_questions.conversations()
     lm = keras_rgemma.RGemmaCausalLM.from_preset(args.preset, dtype=args.dtype)

@@ -1,6 +1,7 @@
 """Training and evaluation of a language model without all of its logits at a time."""
 
 import contextlib
+import functools
 import operator
 import types
 
@@ -96,8 +97,8 @@ class CausalLM(keras_hub.models.CausalLM):
                 conversations (see `RGemmaCausalLMPreprocessor`); an iterable of single examples; a
                 `tf.data` or grain dataset of batches of texts or of such dicts; or, preprocessed, a
                 dict of `token_ids` and `padding_mask`, with `y` and `sample_weight`. All but
-                datasets that are not packed is tokenized before training. As in KerasHub, the
-                order of examples stays: mix them before, if they are sorted.
+                datasets that are not packed is tokenized before training, and shuffled unless
+                `shuffle` is False. Datasets keep their order.
             y, sample_weight: of what is preprocessed; examples bring their own.
             batch_size, validation_data, **kwargs: of `keras.Model.fit`.
 
@@ -117,8 +118,12 @@ class CausalLM(keras_hub.models.CausalLM):
         self._backups = backup.backups(callbacks_of(kwargs.get("callbacks")))
         for each in self._backups:
             backup.mend(each)
+        # KerasHub makes a dataset of everything, which Keras does not shuffle.
+        fit = functools.partial(keras.Model.fit, self)
+        if not (_is_of_tensors(data) and _is_of_tensors(validation_data)):
+            fit = super().fit
         try:
-            return super().fit(
+            return fit(
                 x=x,
                 y=y,
                 batch_size=batch_size,
@@ -163,14 +168,15 @@ class CausalLM(keras_hub.models.CausalLM):
         Raises:
             ValueError: weights of another model, or LoRA of another rank.
         """
-        before = [(layer, layer.lora_values()) for layer in lora_layers(self.backbone)]
+        before = {layer: layer.lora_values() for layer in lora_layers(self.backbone)}
+        for layer in before:
+            layer.refusal = None
         try:
             super().load_weights(filepath, skip_mismatch, **kwargs)
         except ValueError as error:
-            refusals = [layer.refusal for layer, _ in before if layer.refusal]
-            for layer, values in before:
+            for layer, values in before.items():
                 layer.assign_lora(*values)
-                layer.refusal = None
+            refusals = [layer.refusal for layer in before if layer.refusal]
             raise (refusals or [error])[0] from error
 
     def predict(self, x=None, batch_size=None, **kwargs):
@@ -187,8 +193,6 @@ class CausalLM(keras_hub.models.CausalLM):
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if _is_prepared(x):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-        if self.preprocessor is not None:
-            check_no_labels(y, sample_weight)  # KerasHub would drop them
         return super().preprocess_samples(x, y, sample_weight)
 
     def _prepared(self, data, batch_size):
@@ -197,7 +201,7 @@ class CausalLM(keras_hub.models.CausalLM):
         preprocessor = self.preprocessor
         if not isinstance(preprocessor, RGemmaCausalLMPreprocessor) or _is_prepared(x):
             return data, batch_size
-        check_no_labels(*labels)
+        check_no_labels(*labels)  # some of which Keras would drop
         if not preprocessor.built:
             preprocessor.build(None)  # which two threads of grain would do at once
         if is_dataset(x):
@@ -335,6 +339,13 @@ def callbacks_of(callbacks):
 
 def _is_prepared(x):
     return isinstance(x, dict) and "token_ids" in x
+
+
+def _is_of_tensors(data):
+    """Whether data are None, or a tuple of what is prepared, that Keras can slice and shuffle."""
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+    is_prepared = data is None or (isinstance(data, tuple | list) and _is_prepared(data[0]))
+    return is_prepared and all(getattr(leaf, "shape", ()) for leaf in leaves)
 
 
 def _is_one_text(x):

@@ -87,6 +87,23 @@ def test_fit_takes_texts_and_arrays_in_every_form(lm, compiled):
     assert abs(again(x, y, batch_size=BATCH)[0] - expected[0]) > 0.1
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_examples_are_shuffled(shuffle):
+    lm = tiny.randomize(tiny.causal_lm(sequence_length=16))
+    lm.compile(keras.optimizers.SGD(0.0), weighted_metrics=[])
+    seen = []
+    each = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(logs))
+    lm.fit(TEXTS, batch_size=1, epochs=4, shuffle=shuffle, verbose=0, callbacks=[each])
+    # What Keras reports is the mean of the epoch so far.
+    means = np.array([logs["loss"] for logs in seen]).reshape(4, len(TEXTS))
+    losses = np.diff(means * np.arange(1, 5), axis=1, prepend=0)
+    alone = [lm.evaluate([text], verbose=0) for text in TEXTS]
+    assert (np.abs(losses - alone) > 1e-2).any() == shuffle
+    for found in losses:
+        expected, found = (np.sort(alone), np.sort(found)) if shuffle else (alone, found)
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 def test_fit_takes_a_grain_dataset(lm):
     grain = pytest.importorskip("grain")
     source = grain.MapDataset.source(TEXTS).batch(BATCH)
