@@ -19,7 +19,7 @@ from keras_rgemma.finetuning import AdamW
 
 def main():
     args = python_questions.parser(__doc__, learning_rate=3e-3).parse_args()
-    keras.utils.set_random_seed(0)  # of the order of examples
+    keras.utils.set_random_seed(0)  # of A, and of the order of examples
 
     learned, held_out = python_questions.conversations()
     learned = learned[: args.examples]
