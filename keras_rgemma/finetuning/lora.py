@@ -41,17 +41,16 @@ def adapt(backbone, sizes):
                 f"{path!r} is quantized to {mode}, which Keras cannot train LoRA on. Enable LoRA "
                 "on the model as it was, or quantize that to int8 or int4."
             )
+    freeze(backbone)
     for path, (rank, alpha) in sizes.items():
         layers[path].enable_lora(rank, alpha)
-    train_lora_alone(backbone)
 
 
-def train_lora_alone(backbone):
-    """Freezes all of a backbone but A and B."""
-    backbone.trainable = True
-    _set_trainable(backbone, False)
-    for layer in lora_layers(backbone):
-        layer.train_lora_alone()
+def freeze(backbone):
+    """Freezes a backbone without LoRA, which is to get some; one that has some is frozen."""
+    if not lora_layers(backbone):
+        backbone.trainable = True
+        _set_trainable(backbone, False)
 
 
 def disable(backbone):

@@ -19,8 +19,8 @@ class LoRA:
     saves the sum alone, and forgets A and B when it loads: training cannot go on from there.
     """
 
-    # What is called when a file has brought LoRA, so that the model below it is frozen.
-    on_loaded_lora = None
+    # What is called before a file brings LoRA, so that the model below it is frozen.
+    before_loaded_lora = None
     # Why a file was refused last, an exception: Keras' own report may have another one.
     refusal = None
 
@@ -72,10 +72,6 @@ class LoRA:
 
     def enable_lora(self, rank, lora_alpha=None, **kwargs):
         super().enable_lora(rank, lora_alpha, **kwargs)
-        self.train_lora_alone()
-
-    def train_lora_alone(self):
-        """Freezes kernel and bias, and lets A and B be trained."""
         self.trainable = True
         for variable in self._trainable_variables:
             variable.trainable = False
@@ -156,10 +152,10 @@ class LoRA:
         if not self.lora_enabled:
             super().load_own_variables(stored)
             if factors and self.quantization_mode:
+                if self.before_loaded_lora:
+                    self.before_loaded_lora()
                 self.enable_lora(rank)
                 self.assign_lora(*factors, alpha)
-                if self.on_loaded_lora:
-                    self.on_loaded_lora()
             elif factors:
                 self._add(*factors, alpha / rank)
             return

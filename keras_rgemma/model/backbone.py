@@ -157,7 +157,7 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         _resolve_policies(self._flatten_layers())
         for layer in self._flatten_layers():
             if isinstance(layer, LoRA):
-                layer.on_loaded_lora = self._train_lora_alone
+                layer.before_loaded_lora = self._freeze
         for name, value in config.to_dict().items():
             setattr(self, name, value)
 
@@ -329,10 +329,10 @@ class RGemmaBackbone(keras_hub.models.Backbone):
 
         adapters.load(self, filepath)
 
-    def _train_lora_alone(self):
+    def _freeze(self):
         from keras_rgemma.finetuning import lora
 
-        lora.train_lora_alone(self)
+        lora.freeze(self)
 
     # === The forward pass ===
 

@@ -1,5 +1,7 @@
 """Text to model inputs, for training and for generation."""
 
+import threading
+
 import keras
 import keras_hub
 import numpy as np
@@ -8,6 +10,9 @@ from keras_rgemma.config import check_count
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.presets import Presets, resolve
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
+
+# Threads of grain begin at once. Kept out of the layers, which are copied and pickled.
+_BUILDING = threading.Lock()
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -69,9 +74,12 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         return {**super().get_config(), "packing": self.packing}
 
     def build(self, input_shape):
-        super().build(input_shape)
-        # There is nothing to build, and `quantize` of a model refuses layers that are not.
-        self.packer.built = True
+        with _BUILDING:
+            if self.built:
+                return
+            super().build(input_shape)
+            # There is nothing to build, and `quantize` of a model refuses layers that are not.
+            self.packer.built = True
 
     @classmethod
     def from_preset(cls, preset, *, revision=None, **kwargs):

@@ -67,7 +67,6 @@ class CausalLM(keras_hub.models.CausalLM):
             weighted_metrics=[TokenAccuracy()] if _is_auto(weighted_metrics) else weighted_metrics,
             **kwargs,
         )
-
         arguments = {"loss": loss, "weighted_metrics": weighted_metrics}
         self._were_auto = tuple(name for name, value in arguments.items() if _is_auto(value))
 
@@ -202,8 +201,6 @@ class CausalLM(keras_hub.models.CausalLM):
         if not isinstance(preprocessor, RGemmaCausalLMPreprocessor) or _is_prepared(x):
             return data, batch_size
         check_no_labels(*labels)  # some of which Keras would drop
-        if not preprocessor.built:
-            preprocessor.build(None)  # which two threads of grain would do at once
         if is_dataset(x):
             is_kept = is_of_arrays if preprocessor.packing else is_sliced
         else:
