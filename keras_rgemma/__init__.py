@@ -1,12 +1,11 @@
 """RecurrentGemma for Keras 3, on JAX, TensorFlow and PyTorch."""
 
-import importlib
-
-from keras_rgemma.generation.session import RGemmaState
+from keras_rgemma import finetuning
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
+from keras_rgemma.state.rgemma_state import RGemmaState
 
 __version__ = "0.1.0"
 
@@ -16,10 +15,5 @@ __all__ = [
     "RGemmaCausalLMPreprocessor",
     "RGemmaState",
     "RGemmaTokenizer",
+    "finetuning",
 ]
-
-
-def __getattr__(name):
-    if name == "finetuning":  # imported when it is first asked for
-        return importlib.import_module("keras_rgemma.finetuning")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

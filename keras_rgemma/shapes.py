@@ -42,6 +42,35 @@ def as_array(values, name):
     return array
 
 
+def check_text(value, what="A prompt"):
+    """A str that a tokenizer can take, from a str or bytes.
+
+    Args:
+        value: str or bytes.
+        what: str, what errors call it.
+
+    Raises:
+        ValueError: it is no valid Unicode.
+        TypeError: it is neither.
+    """
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
+        if isinstance(value, str):
+            value.encode("utf-8")
+    except UnicodeError as error:
+        raise ValueError(
+            f"{what} must be valid Unicode. Received: {value!r} ({error}). Replace what is not, "
+            "for bytes with `.decode('utf-8', 'replace')`."
+        ) from error
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{what} must be a str. Received: {value!r} of type {type(value).__name__}. Token ids "
+            "go in a dict: {'token_ids': ..., 'padding_mask': ...}."
+        )
+    return str(value)
+
+
 def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
     """Returns token ids as an int32 array [B, T], or says what is wrong with them.
 

@@ -10,36 +10,15 @@ training step `matmul / (6 * parameters)`.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import pathlib
 import platform
-import subprocess
 import sys
 
-from keras_rgemma.benchmarks.timing import ceilings, in_child
+from keras_rgemma.backend import BACKENDS
+from keras_rgemma.benchmarks.machine import ceilings, in_child, versions
 
-BACKENDS = ("jax", "tensorflow", "torch")
 MEASURES = ("prefill", "decode B1", "decode B8", "stream", "train")
-
-
-def versions():
-    """The versions of what is measured, and the commit if this is a checkout."""
-    found = {}
-    for name in ("keras", "keras-hub", *BACKENDS):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    found["commit"] = commit.stdout.strip() or None
-    return found
 
 
 def measure(backend, what, args):

@@ -17,9 +17,19 @@ import pathlib
 import statistics
 import sys
 
-from keras_rgemma.benchmarks.__main__ import versions
+import keras
+
+import keras_rgemma
 from keras_rgemma.benchmarks.load import architecture, options, write_random
-from keras_rgemma.benchmarks.timing import in_child, repeat, reset_peak, resident_bytes
+from keras_rgemma.benchmarks.machine import (
+    in_child,
+    repeat,
+    reset_peak,
+    resident_bytes,
+    versions,
+)
+from keras_rgemma.benchmarks.measure import training_batch
+from keras_rgemma.finetuning import AdamW
 
 # Whether activations are recomputed, and whether the default loss is used.
 VARIANTS = {
@@ -31,12 +41,6 @@ VARIANTS = {
 
 def measure(folder, variant, length, rank, steps):
     """What steps on one row of `length` tokens need, as a dict."""
-    import keras
-
-    import keras_rgemma
-    from keras_rgemma.benchmarks.measure import training_batch
-    from keras_rgemma.finetuning import AdamW
-
     __import__(keras.config.backend())
     before = resident_bytes("VmRSS")
     recomputes, has_default_loss = VARIANTS[variant]

@@ -18,15 +18,24 @@ import pathlib
 import sys
 import time
 
-from keras_rgemma.benchmarks.__main__ import BACKENDS, versions
-from keras_rgemma.benchmarks.timing import in_child, reset_peak, resident_bytes
+import keras
+import ml_dtypes
+import numpy as np
+
+import keras_rgemma
+from keras_rgemma.backend import BACKENDS
+from keras_rgemma.benchmarks.machine import in_child, reset_peak, resident_bytes, versions
+from keras_rgemma.checkpoints import huggingface, names, safetensors
+from keras_rgemma.checkpoints.folder import open_checkpoint
+from keras_rgemma.checkpoints.loading import in_rows
+from keras_rgemma.checkpoints.presets import presets
+from keras_rgemma.checkpoints.transforms import SAME
+from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.files import new_folder, write_json
 
 
 def architecture(preset):
     """The `RGemmaConfig` of a preset."""
-    from keras_rgemma.config import RGemmaConfig
-    from keras_rgemma.model.presets import presets
-
     path = pathlib.Path(presets()[preset]["path"]) / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))["config"]
     return RGemmaConfig(**{name: saved[name] for name in RGemmaConfig.__match_args__})
@@ -34,11 +43,6 @@ def architecture(preset):
 
 def write_random(folder, config):
     """Writes random weights as Hugging Face publishes them, 9B with its copy of the embedding."""
-    import ml_dtypes
-    import numpy as np
-
-    from keras_rgemma.checkpoints import huggingface, names, saving
-
     noise = np.random.RandomState(0).standard_normal(1 << 22).astype("float32")
 
     def tensors():
@@ -50,11 +54,9 @@ def write_random(folder, config):
             if name == "model.embed_tokens.weight" and config.num_layers == 38:
                 yield names.LM_HEAD, value.astype(ml_dtypes.bfloat16)
 
-    with saving.new_folder(folder) as partial:
-        huggingface.write_json(
-            partial / huggingface.CONFIG, huggingface.config_of(config, "bfloat16")
-        )
-        huggingface.write(partial, tensors())
+    with new_folder(folder) as partial:
+        write_json(partial / huggingface.CONFIG, huggingface.config_of(config, "bfloat16"))
+        safetensors.write(partial, tensors())
 
 
 def forget(folder):
@@ -67,11 +69,7 @@ def forget(folder):
 
 def floor_seconds(folder, config):
     """Seconds to read every tensor and to transpose or copy it once."""
-    from keras_rgemma.checkpoints import huggingface, names
-    from keras_rgemma.checkpoints.loading import in_rows
-    from keras_rgemma.checkpoints.transforms import SAME
-
-    source = huggingface.SafetensorsFolder(folder)
+    source = safetensors.SafetensorsFolder(folder)
     start = time.perf_counter()
     for name, (_, (weight,)) in names.tensors(config, source.format).items():
         array = source.read(name)
@@ -82,12 +80,6 @@ def floor_seconds(folder, config):
 
 def measure(folder, cold):
     """What one backend needs, as a dict."""
-    import keras
-    import numpy as np
-
-    import keras_rgemma
-    from keras_rgemma.checkpoints.folder import open_checkpoint
-
     __import__(keras.config.backend())
     before = resident_bytes("VmRSS")
     config = open_checkpoint(folder).config

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 import keras_rgemma
-from keras_rgemma.benchmarks.timing import (
+from keras_rgemma.benchmarks.machine import (
     accelerator_peak_bytes,
     repeat,
     resident_peak_bytes,

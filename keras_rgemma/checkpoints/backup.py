@@ -11,7 +11,7 @@ import pathlib
 import h5py
 import keras
 
-from keras_rgemma.checkpoints.saving import unlink_partial
+from keras_rgemma.files import unlink_partial
 
 _PROGRESS = "training_metadata"
 

@@ -7,9 +7,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_rgemma.checkpoints import deepmind, deepmind_flax, deepmind_torch, huggingface
+from keras_rgemma.checkpoints import (
+    deepmind,
+    deepmind_flax,
+    deepmind_torch,
+    huggingface,
+    safetensors,
+)
 from keras_rgemma.checkpoints.loading import load
 from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Checkpoint:
         path: str, of the folder or file that it was opened from.
         config: `RGemmaConfig`.
         open_weights: function that returns the source of the tensors, such as a
-            `huggingface.SafetensorsFolder`.
+            `safetensors.SafetensorsFolder`.
     """
 
     path: str
@@ -66,10 +73,10 @@ def open_checkpoint(path):
     folder = pathlib.Path(path)
     config = folder / huggingface.CONFIG
     if config.is_file():
-        theirs = huggingface.read_json(config)
+        theirs = read_json(config)
         if not huggingface.is_config(theirs):
             return None
-        weights = functools.partial(huggingface.SafetensorsFolder, path)
+        weights = functools.partial(safetensors.SafetensorsFolder, path)
         return Checkpoint(path, huggingface.config_from(theirs), weights)
     if found := deepmind_flax.find(folder):
         source = deepmind_flax.OrbaxFolder(found)
@@ -84,7 +91,7 @@ def open_checkpoint(path):
 
 def _config_in(file):
     try:
-        return RGemmaConfig(**huggingface.read_json(file))
+        return RGemmaConfig(**read_json(file))
     except TypeError as error:
         raise ValueError(f"{str(file)!r} is no architecture of this package: {error}.") from error
 

@@ -6,6 +6,7 @@ import pathlib
 
 from keras_rgemma.checkpoints import deepmind_flax, huggingface
 from keras_rgemma.config import check_count
+from keras_rgemma.files import read_json
 
 # How much of a repository is wanted.
 TOKENIZER, CONFIG, WEIGHTS = "tokenizer", "config", "weights"
@@ -57,7 +58,7 @@ def fetch(handle, revision=None, part=WEIGHTS):
         if scheme == "hf":
             _check_is_deepminds(handle, name, revision)
         return snapshot(handle, name, revision, None)
-    theirs = huggingface.read_json(config)
+    theirs = read_json(config)
     if huggingface.is_config(theirs):
         huggingface.config_from(theirs)  # before gigabytes of another model are fetched
     return snapshot(handle, name, revision, (*_SMALL_FILES, *_WEIGHT_FILES))

@@ -1,16 +1,17 @@
-"""Keras presets, which KerasHub reads: what it leaves open while it does."""
+"""Loads Keras presets through KerasHub, with the checks and the zeros that it lacks."""
 
 import contextvars
 import math
 import pathlib
 from typing import NamedTuple
 
+import h5py
 import keras
 from keras import ops
 
-from keras_rgemma.checkpoints import huggingface
-from keras_rgemma.checkpoints.loading import CHUNK, not_finite, without_values
+from keras_rgemma.checkpoints.loading import CHUNK, build_uninitialized, not_finite
 from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.files import read_json
 
 _JSON = ("config.json", "task.json", "preprocessor.json", "tokenizer.json")
 _BLOCK = "residual_block"  # what Keras calls the groups of these layers in a file
@@ -70,7 +71,7 @@ def _check_files(folder):
         )
     for name in _JSON:
         if (folder / name).is_file():
-            contents = huggingface.read_json(folder / name)
+            contents = read_json(folder / name)
             if not isinstance(contents.get("config"), dict) or "class_name" not in contents:
                 raise ValueError(
                     f"{str(folder / name)!r} describes no Keras object: it must hold `class_name` "
@@ -80,7 +81,7 @@ def _check_files(folder):
 
 def _saved_policy(folder):
     """The policy that a model was saved with, or None."""
-    saved = huggingface.read_json(pathlib.Path(folder) / _JSON[0])["config"].get("dtype")
+    saved = read_json(pathlib.Path(folder) / _JSON[0])["config"].get("dtype")
     return None if saved is None else keras.dtype_policies.get(saved)
 
 
@@ -107,8 +108,6 @@ def _policy(saved, asked):
 
 
 def _weights_in(folder):
-    import h5py
-
     files = list(pathlib.Path(folder).glob("model*.weights.h5"))
     if not files:
         raise ValueError(
@@ -129,7 +128,7 @@ def _broken(path, error):
     return ValueError(f"The weights in {str(path)!r} cannot be read: {error}. Fetch them again.")
 
 
-def made(config, make):
+def build_with_zeros(config, make):
     """What `make` returns, with zeros instead of random numbers for weights that follow.
 
     Args:
@@ -155,7 +154,7 @@ def made(config, make):
             f"The config asks for {sizes.num_layers} layers, but the weights hold "
             f"{following.num_layers}. Check that they belong together."
         )
-    model = without_values(make)
+    model = build_uninitialized(make)
     zeros = keras.initializers.Zeros()
     weights = {id(weight) for weight in model.weights}
     for variable in model.variables:

@@ -6,9 +6,9 @@ import keras
 import ml_dtypes
 import numpy as np
 import tqdm.auto
-from keras.src.backend.common import global_state
 
 from keras_rgemma.checkpoints import names
+from keras_rgemma.keras_internals import uninitialized_variables
 
 CHUNK = 1 << 24  # elements compared in one go, so that temporaries stay small
 _COLUMNS = 256  # copied in one go when a matrix is transposed
@@ -24,7 +24,7 @@ def load(config, source, make):
 
     Args:
         config: `RGemmaConfig`, compared with the weights before anything is made.
-        source: a checkpoint, such as `huggingface.SafetensorsFolder`: `format`, `shapes`,
+        source: a checkpoint, such as `safetensors.SafetensorsFolder`: `format`, `shapes`,
             `dtypes`, `copies` and `read(name)`.
         make: function that returns an `RGemmaBackbone` of that architecture.
 
@@ -41,7 +41,7 @@ def load(config, source, make):
         )
     tensors = names.tensors(config, source.format)
     check(tensors, source)
-    model = without_values(make)
+    model = build_uninitialized(make)
     variables = {variable.path: variable for variable in model.variables}
     for name in _with_progress(tensors, source):
         _, weights = tensors[name]
@@ -83,16 +83,10 @@ def _with_progress(tensors, source):
             bar.update(size)
 
 
-def without_values(make):
-    """What `make` returns, with variables that wait for their first value."""
-    waiting = "uninitialized_variables"
-    others = list(global_state.get_global_attribute(waiting) or [])
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            return make()
-    finally:
-        # Keras would initialise them as soon as any other model is made.
-        global_state.set_global_attribute(waiting, others)
+def build_uninitialized(make):
+    """Calls `make` and returns its model, whose variables wait for their first value."""
+    with uninitialized_variables():
+        return make()
 
 
 def check(tensors, source):

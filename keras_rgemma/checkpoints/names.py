@@ -26,7 +26,7 @@ LM_HEAD = "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where a format keeps a weight.
 
     Attributes:
@@ -47,17 +47,17 @@ class Weight:
     Attributes:
         path: str, of the Keras variable.
         shape: tuple of ints.
-        flax, torch, huggingface: `Place`.
+        flax, torch, huggingface: `TensorLocation`.
     """
 
     path: str
     shape: tuple[int, ...]
-    flax: Place
-    torch: Place
-    huggingface: Place
+    flax: TensorLocation
+    torch: TensorLocation
+    huggingface: TensorLocation
 
     def place(self, format):
-        """The `Place` in a format of `FORMATS`."""
+        """The `TensorLocation` in a format of `FORMATS`."""
         return getattr(self, format)
 
 
@@ -100,9 +100,9 @@ def _weight(path, shape, flax, huggingface, transform=SAME, in_flax=SAME, part=N
     return Weight(
         path,
         shape,
-        Place(flax, in_flax, part),
-        Place(flax.replace("/", "."), in_flax, part),
-        Place(huggingface, transform),
+        TensorLocation(flax, in_flax, part),
+        TensorLocation(flax.replace("/", "."), in_flax, part),
+        TensorLocation(huggingface, transform),
     )
 
 
@@ -111,9 +111,9 @@ def _dense(path, shape, flax, huggingface, bias=True):
     yield Weight(
         f"{path}/kernel",
         shape,
-        Place(f"{flax}/kernel"),
-        Place(f"{flax}.weight".replace("/", "."), TRANSPOSED),
-        Place(f"{huggingface}.weight", TRANSPOSED),
+        TensorLocation(f"{flax}/kernel"),
+        TensorLocation(f"{flax}.weight".replace("/", "."), TRANSPOSED),
+        TensorLocation(f"{huggingface}.weight", TRANSPOSED),
     )
     if bias:
         yield _weight(f"{path}/bias", shape[1:], f"{flax}/bias", f"{huggingface}.bias")

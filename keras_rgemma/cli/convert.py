@@ -9,18 +9,23 @@ so it is complete or not there. The whole model is in memory for as long as it t
 
 import pathlib
 
-from keras_rgemma.checkpoints import saving
+from keras_rgemma import RGemmaCausalLM
+from keras_rgemma.checkpoints import export
+from keras_rgemma.checkpoints.folder import open_checkpoint
+from keras_rgemma.checkpoints.hub import WEIGHTS
+from keras_rgemma.checkpoints.presets import resolve, saved_dtype
+from keras_rgemma.files import check_free, new_folder
 
 
 def add_arguments(parser):
     """The arguments of this command."""
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DESTINATION")
-    parser.add_argument("--to", choices=("keras", *saving.TARGETS), required=True)
+    parser.add_argument("--to", choices=("keras", *export.TARGETS), required=True)
     parser.add_argument("--revision", help="of a SOURCE on a hub: a branch, tag, commit or version")
     parser.add_argument(
         "--dtype",
-        choices=list(saving.DTYPES),
+        choices=list(export.DTYPES),
         help="of the weights that are written; that of the source unless given",
     )
     parser.add_argument(
@@ -30,12 +35,7 @@ def add_arguments(parser):
 
 def run(args):
     """Converts, and says where to."""
-    from keras_rgemma import RGemmaCausalLM
-    from keras_rgemma.checkpoints.folder import open_checkpoint
-    from keras_rgemma.checkpoints.hub import WEIGHTS
-    from keras_rgemma.model.presets import resolve, saved_dtype
-
-    saving.check_free(args.destination, args.overwrite)
+    check_free(args.destination, args.overwrite)
     if pathlib.Path(args.destination).resolve() in pathlib.Path(args.source).resolve().parents:
         raise ValueError(
             f"The destination {args.destination!r} is a folder around the source {args.source!r}. "
@@ -44,16 +44,16 @@ def run(args):
     source = resolve(args.source, WEIGHTS, args.revision)
     checkpoint = open_checkpoint(source)
     dtype = args.dtype or (checkpoint.dtype if checkpoint else saved_dtype(source))
-    if dtype is not None and dtype not in saving.DTYPES:
+    if dtype is not None and dtype not in export.DTYPES:
         raise ValueError(
             f"The weights are {dtype}, which is not written. Pass --dtype, one of "
-            f"{list(saving.DTYPES)}."
+            f"{list(export.DTYPES)}."
         )
     lm = RGemmaCausalLM.from_preset(source, dtype=dtype)
     if args.to == "keras":
-        with saving.new_folder(args.destination, args.overwrite) as folder:
+        with new_folder(args.destination, args.overwrite) as folder:
             lm.save_to_preset(folder)
     else:
         tokenizer = getattr(lm.preprocessor, "tokenizer", None)
-        saving.export(lm.backbone, tokenizer, args.destination, args.to, dtype, args.overwrite)
+        export.export(lm.backbone, tokenizer, args.destination, args.to, dtype, args.overwrite)
     print(f"Wrote {args.destination}, for {args.to}, in {lm.dtype_policy.variable_dtype}.")

@@ -1,5 +1,9 @@
 """The model that a command works with."""
 
+import keras
+
+from keras_rgemma import RGemmaCausalLM
+
 
 def add_model_arguments(parser):
     """The arguments that choose a model and how it writes."""
@@ -20,10 +24,6 @@ def add_model_arguments(parser):
 
 def load_model(args):
     """The `RGemmaCausalLM` that the arguments ask for."""
-    import keras
-
-    from keras_rgemma import RGemmaCausalLM
-
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
     lm = RGemmaCausalLM.from_preset(args.preset, revision=args.revision, dtype=args.dtype)

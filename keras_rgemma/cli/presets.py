@@ -3,6 +3,9 @@
 keras-rgemma presets
 """
 
+from keras_rgemma.checkpoints.hub import cached_bytes
+from keras_rgemma.checkpoints.presets import EMBEDDED, presets
+
 COLUMNS = "{:<23}{:>14}{:>10}{:>14}  {}"
 GATED = """
 The weights of Google's models are gated. Accept the licence on the page of the model at
@@ -15,9 +18,6 @@ def add_arguments(parser):
 
 def run(args):
     """Prints a table."""
-    from keras_rgemma.checkpoints.hub import cached_bytes
-    from keras_rgemma.model.presets import EMBEDDED, presets
-
     print(COLUMNS.format("PRESET", "PARAMETERS", "DOWNLOAD", "IN THE CACHE", "WEIGHTS"))
     for name, preset in presets().items():
         download = cached = "-"

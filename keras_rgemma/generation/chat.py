@@ -6,12 +6,14 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_rgemma.generation import session, state_file
-from keras_rgemma.generation.generate import Batch, Request, check_continues, start, written
-from keras_rgemma.generation.requests import checked_text
+from keras_rgemma.generation.generate import check_continues, start
+from keras_rgemma.generation.outputs import decode_deltas
+from keras_rgemma.generation.prompts import Batch
+from keras_rgemma.generation.request import Request
 from keras_rgemma.generation.stream import AT_A_TIME, check_streams
-
-ROLES = ("user", "model")
+from keras_rgemma.shapes import check_text
+from keras_rgemma.state.rgemma_state import consumed_by, read_state, write_state
+from keras_rgemma.text.conversation import check_history
 
 
 class Chat:
@@ -46,7 +48,7 @@ class Chat:
         Request.of(task, **self._options)  # which complains of what is wrong with them
         check_continues(task)
         self._answering = None
-        self._history = checked_history(history)
+        self._history = check_history(history)
         ids = [self._tokenizer.start_token_id]
         for place, message in enumerate(self._history):
             ids += self._tokenizer.turn_token_ids(
@@ -112,24 +114,24 @@ class Chat:
         Raises:
             OSError: it cannot be written.
         """
-        state_file.write(path, self.state, {"history": self.history})
+        write_state(path, self.state, {"history": self.history})
 
     @classmethod
     def load(cls, task, path, **options):
         """See `RGemmaCausalLM.load_chat`."""
-        state, extra = state_file.read(path)
+        state, extra = read_state(path)
         if "history" not in extra:
             raise ValueError(
                 f"{str(path)!r} holds a state without a conversation. Load it with "
                 "`RGemmaState.load`."
             )
-        session.consumed_by(task, state)
+        consumed_by(task, state)
         chat = cls(task, **options)
-        chat._history, chat._state = checked_history(extra["history"]), state
+        chat._history, chat._state = check_history(extra["history"]), state
         return chat
 
     def _answer(self, message, at_a_time=None):
-        message = checked_text(message, "A message")
+        message = check_text(message, "A message")
         self._finish()
         state, closing = self._closed()
         ids = [
@@ -144,7 +146,7 @@ class Chat:
         reply = {"role": "model", "content": ""}
         self._answering = tokens
         self._history += [{"role": "user", "content": message}, reply]
-        return self._pieces(tokens, written(self._task, tokens, request, at_a_time), reply)
+        return self._pieces(tokens, decode_deltas(self._task, tokens, request, at_a_time), reply)
 
     def _pieces(self, tokens, pieces, reply):
         # Until somebody goes on with the conversation before the answer is complete.
@@ -174,25 +176,3 @@ class Chat:
         # It is not consumed yet, so another token can take its place.
         ends = ops.full_like(state.last_token_ids, end)
         return dataclasses.replace(state, last_token_ids=ends), []
-
-
-def checked_history(history):
-    """A copy of a history.
-
-    Raises:
-        ValueError: it is malformed.
-    """
-    messages = []
-    for place, message in enumerate(history):
-        role = ROLES[place % 2]
-        is_message = isinstance(message, dict) and isinstance(message.get("content"), str)
-        if not is_message or message.get("role") != role:
-            raise ValueError(
-                "A history is a list of {'role': 'user', 'content': ...} and {'role': 'model', "
-                "'content': ...} in turn (what others call 'assistant' is 'model'). Received as "
-                f"message {place}: {message!r}."
-            )
-        messages.append({"role": role, "content": message["content"]})
-    if len(messages) % 2:
-        raise ValueError("A history ends with the model's answer. The last message is the user's.")
-    return messages

@@ -5,7 +5,7 @@ import copy
 import keras
 from keras import ops
 
-from keras_rgemma.state import ModelState
+from keras_rgemma.state.records import ModelState
 
 
 def sample(

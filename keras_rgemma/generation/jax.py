@@ -42,11 +42,6 @@ def compile_program(function, model, sampler, jit_compile):
     return run
 
 
-def register_pytree(cls):
-    """Tells JAX to look into a class with `tree_flatten` and `tree_unflatten`."""
-    jax.tree_util.register_pytree_node_class(cls)
-
-
 def _compiler_options(model):
     """What XLA must not do with a large model on a CPU, which multiplies halves in float32.
 

@@ -3,9 +3,14 @@
 import numpy as np
 import tqdm.auto
 
-from keras_rgemma.generation import session
-from keras_rgemma.generation.generate import rows_in
-from keras_rgemma.generation.requests import read_batches
+from keras_rgemma.generation.prompts import read_batches, rows_in
+from keras_rgemma.state.rgemma_state import (
+    check_lengths,
+    check_rows,
+    consumed_by,
+    prepend_carried_token,
+    state_of,
+)
 
 _SHOWN_AFTER = 2  # seconds
 
@@ -20,8 +25,8 @@ def prefill(task, inputs, state, chunk_size):
         fingerprint = task.fingerprint()
         consumed, lengths = task.initial_state(len(rows)), np.zeros(len(rows), "int64")
     else:
-        session.check_rows(state, len(rows))
-        consumed, rows = session.consumed_by(task, state), session.behind(state, rows)
+        check_rows(state, len(rows))
+        consumed, rows = consumed_by(task, state), prepend_carried_token(state, rows)
         fingerprint = state.fingerprint  # which was just found to be the model's
         lengths = state.num_tokens - 1
     programs = task.make_generate_function()
@@ -49,12 +54,12 @@ def prefill(task, inputs, state, chunk_size):
             if (ready := sum(map(len, waiting[0])) - 1) >= chunk_size:
                 whole = ready - ready % chunk_size
                 lengths = lengths + whole
-                session.check_lengths(lengths)
+                check_lengths(lengths)
                 waiting = [[row] for row in read(_joined(waiting), whole)]
         rows = _joined(waiting)
-        session.check_lengths(lengths + [len(row) for row in rows])
+        check_lengths(lengths + [len(row) for row in rows])
         rows = read(rows, max(map(len, rows)))
-    return session.state_of(fingerprint, [row[0] for row in rows], consumed)
+    return state_of(fingerprint, [row[0] for row in rows], consumed)
 
 
 def _joined(waiting):

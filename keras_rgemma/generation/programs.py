@@ -1,13 +1,14 @@
 """The compiled programs of generation, and rows of tokens run through them."""
 
-import importlib
 import operator
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_rgemma.backend import backend_module
 from keras_rgemma.generation.decode import sample
+from keras_rgemma.generation.prompts import pad_right
 
 PREFILL_CHUNK = 2048
 SMALLEST_PIECE, PIECE_GROWTH = 32, 4
@@ -88,7 +89,7 @@ class Programs:
     def _compile(self, function):
         if self.model.run_eagerly and keras.config.backend() != "torch":
             return function
-        backend = importlib.import_module(f"keras_rgemma.generation.{keras.config.backend()}")
+        backend = backend_module("keras_rgemma.generation")
         self._made.append(
             backend.compile_program(function, self.model, self.sampler, self.model.jit_compile)
         )
@@ -98,7 +99,7 @@ class Programs:
 def _settings(model, sampler):
     # The objects and not their ids: an id is given again once its object is gone.
     settings = (model.dtype_policy, model.run_eagerly, model.jit_compile)
-    return (*model.settings(), sampler, *settings)
+    return (*model.compile_key(), sampler, *settings)
 
 
 class GenerationPrograms(Programs):
@@ -234,16 +235,6 @@ class GenerationPrograms(Programs):
             aligned[row, columns], known[row, columns] = states, True
         dtype = self.model.compute_dtype
         return ops.convert_to_tensor(aligned, dtype), ops.convert_to_tensor(known)
-
-
-def pad_right(rows, size):
-    """Token ids and padding mask, int32 [B, size], of rows of at most `size` tokens."""
-    token_ids = np.zeros((len(rows), size), "int32")
-    mask = np.zeros((len(rows), size), "int32")
-    for i, row in enumerate(rows):
-        token_ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return token_ids, mask
 
 
 def until_stop(row, stop_token_ids):

@@ -1,7 +1,8 @@
 """Text as it is made."""
 
-from keras_rgemma.generation.generate import read, start, written
-from keras_rgemma.generation.requests import arrays_of
+from keras_rgemma.generation.generate import start
+from keras_rgemma.generation.outputs import arrays_of, decode_deltas
+from keras_rgemma.generation.prompts import read
 
 AT_A_TIME = 1  # tokens
 
@@ -63,7 +64,7 @@ class Stream:
 
 def _texts(task, tokens, request):
     """Lists of B str, without those that are empty throughout."""
-    for _, said in written(task, tokens, request, AT_A_TIME):
+    for _, said in decode_deltas(task, tokens, request, AT_A_TIME):
         if any(said):
             yield said
 
@@ -71,7 +72,7 @@ def _texts(task, tokens, request):
 def _arrays(task, tokens, request):
     """Dicts of `token_ids` and `padding_mask`, each with the new tokens alone."""
     if request.stop:
-        pieces = (new for new, _ in written(task, tokens, request, AT_A_TIME))
+        pieces = (new for new, _ in decode_deltas(task, tokens, request, AT_A_TIME))
     else:
         pieces = iter(lambda: None if tokens.ended else tokens.next(AT_A_TIME), None)
     for new in pieces:

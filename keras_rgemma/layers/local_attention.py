@@ -7,7 +7,7 @@ from keras_rgemma.layers.linear import linear
 from keras_rgemma.ops.documents import last_token
 from keras_rgemma.ops.rope import rotate
 from keras_rgemma.ops.window_attention import window_attention
-from keras_rgemma.state import AttentionState
+from keras_rgemma.state.records import AttentionState
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")

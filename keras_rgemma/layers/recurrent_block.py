@@ -6,7 +6,7 @@ from keras_rgemma.layers.activation import activation
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.linear import linear
 from keras_rgemma.layers.rg_lru import RGLRU
-from keras_rgemma.state import RecurrentState
+from keras_rgemma.state.records import RecurrentState
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")

@@ -1,4 +1,4 @@
-"""One layer of the model."""
+"""The residual block, one layer of the model, and the layers of a whole configuration."""
 
 import keras
 from keras import ops
@@ -121,3 +121,42 @@ class ResidualBlock(keras.layers.Layer):
             "dropout": self.dropout,
             "gradient_checkpointing": self.gradient_checkpointing,
         }
+
+
+def residual_blocks(config, dtype):
+    """The list of `ResidualBlock`s of an `RGemmaConfig`."""
+    output_variance = 2.0 / config.num_layers
+    recurrent = {
+        "lru_dim": config.recurrence_width,
+        "num_blocks": config.num_query_heads,
+        "conv_width": config.conv_width,
+        "activation": config.activation,
+        "output_variance": output_variance,
+    }
+    attention = {
+        "num_query_heads": config.num_query_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.key_size,
+        "sliding_window_size": config.sliding_window_size,
+        "rope_max_wavelength": config.rope_max_wavelength,
+        "rotated_size": config.rotated_size,
+        "output_variance": output_variance,
+    }
+    mlp = {
+        "intermediate_dim": config.intermediate_dim,
+        "activation": config.activation,
+        "output_variance": output_variance,
+    }
+    return [
+        ResidualBlock(
+            layer_type,
+            temporal=recurrent if layer_type == RECURRENT else attention,
+            mlp=mlp,
+            layer_norm_epsilon=config.layer_norm_epsilon,
+            dropout=config.dropout,
+            gradient_checkpointing=config.gradient_checkpointing,
+            dtype=dtype,
+            name=f"block_{i}",
+        )
+        for i, layer_type in enumerate(config.layer_types)
+    ]

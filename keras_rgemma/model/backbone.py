@@ -2,23 +2,27 @@
 
 import keras
 import keras_hub
-from keras import ops
 
-from keras_rgemma import state as states
-from keras_rgemma.config import RECURRENT, RGemmaConfig
+from keras_rgemma.backend import check_backend
+from keras_rgemma.checkpoints import keras_preset
+from keras_rgemma.checkpoints.export import export
+from keras_rgemma.checkpoints.folder import open_checkpoint
+from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
+from keras_rgemma.checkpoints.presets import Presets, resolve
+from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.files import preset_folder
 from keras_rgemma.layers.document_positions import DocumentPositions
 from keras_rgemma.layers.lora import CALIBRATED, LoRA
-from keras_rgemma.layers.residual_block import ResidualBlock
+from keras_rgemma.layers.residual_block import residual_blocks
 from keras_rgemma.layers.rms_norm import RMSNorm
 from keras_rgemma.model import calibration
-from keras_rgemma.model.presets import Presets, resolve
-from keras_rgemma.ops.documents import continued_positions, last_token
-from keras_rgemma.ops.linear_recurrence import check_backend
+from keras_rgemma.model.backbone_lora import BackboneLoRA
+from keras_rgemma.model.backbone_state import BackboneState
 from keras_rgemma.shapes import check_keywords
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaBackbone(keras_hub.models.Backbone):
+class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
     """RecurrentGemma: gated linear recurrences and local attention.
 
     Griffin (arXiv 2402.19427) and RecurrentGemma (arXiv 2404.07839). The memory it needs for
@@ -135,7 +139,7 @@ class RGemmaBackbone(keras_hub.models.Backbone):
             dtype=dtype,
             name="token_embedding",
         )
-        self.transformer_layers = _residual_blocks(config, dtype)
+        self.transformer_layers = residual_blocks(config, dtype)
         self.final_norm = RMSNorm(layer_norm_epsilon, dtype=dtype, name="final_norm")
 
         # === Functional Model ===
@@ -188,10 +192,6 @@ class RGemmaBackbone(keras_hub.models.Backbone):
         backbone = keras_rgemma.RGemmaBackbone.from_preset("rgemma_tiny_en")
         ```
         """
-        from keras_rgemma.checkpoints import keras_preset
-        from keras_rgemma.checkpoints.folder import open_checkpoint
-        from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
-
         folder = resolve(preset, WEIGHTS if load_weights else CONFIG, revision)
         checkpoint = open_checkpoint(folder)
         if checkpoint:
@@ -200,10 +200,8 @@ class RGemmaBackbone(keras_hub.models.Backbone):
 
     @classmethod
     def from_config(cls, config):
-        from keras_rgemma.checkpoints.keras_preset import made
-
         from_config = super().from_config
-        return made(config, lambda: from_config(config))
+        return keras_preset.build_with_zeros(config, lambda: from_config(config))
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Writes a preset folder, as KerasHub does.
@@ -219,191 +217,12 @@ class RGemmaBackbone(keras_hub.models.Backbone):
             preset_dir: str or path.
             max_shard_size: int or float, GiB of a file of weights; None for no bound.
         """
-        from keras_rgemma.checkpoints.saving import preset_folder
-
         with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
 
     def export_to_transformers(self, path, dtype=None, overwrite=False):
         """Writes weights and config, as `RGemmaCausalLM.export_to_transformers` does."""
-        from keras_rgemma.checkpoints.saving import export
-
         export(self, None, path, "transformers", dtype, overwrite)
-
-    # === LoRA ===
-
-    def default_lora_layer_names(self):
-        """The names of all linear layers of the blocks, as `enable_lora` takes them."""
-        from keras_rgemma.finetuning.lora import linear_layers
-
-        return sorted({layer.name for layer in linear_layers(self).values()})
-
-    def enable_lora(self, rank, target_layer_names=None, *, alpha=None):
-        """Freezes the model and adds trainable matrices of low rank to linear layers.
-
-        LoRA (arXiv 2106.09685, section 4.1): such a layer computes
-        `x W + (alpha / rank) (x A) B`, of which A and B are trained, in float32. B is zero at
-        first, so nothing changes. On a model quantized to int8 or int4 this is QLoRA. Call
-        `compile` before the next `fit` if the model has been trained already.
-
-        Args:
-            rank: int.
-            target_layer_names: str or sequence of str: names of layers ("ffw_up"), paths
-                ("block_0/mlp_block/ffw_up") or regular expressions that match one as a whole
-                ("block_[0-7]/.*"). None: every linear layer of recurrent, attention and MLP blocks,
-                the gates of the recurrence included.
-            alpha: float; None for `rank`.
-
-        Raises:
-            ValueError: no layer of such a name, a rank or alpha that is not positive, LoRA that is
-                enabled already, or layers quantized by GPTQ, AWQ or to float8.
-
-        Example:
-        ```python
-        lm.backbone.enable_lora(8, alpha=16)
-        lm.fit(["In the beginning", "was the word"], epochs=1)
-        lm.backbone.save_lora_weights("words.lora.h5")
-        ```
-        """
-        from keras_rgemma.finetuning import lora
-
-        lora.enable(self, rank, target_layer_names, alpha)
-
-    def disable_lora(self):
-        """Takes LoRA away, with all that it has learned. Every weight is trainable again.
-
-        Raises:
-            ValueError: LoRA is not enabled.
-        """
-        from keras_rgemma.finetuning import lora
-
-        lora.disable(self)
-
-    def merge_lora(self):
-        """Adds what LoRA has learned to the weights, and takes it away.
-
-        The model computes what it did, up to the rounding of the weights' dtype; the weights of a
-        layer in int8 or int4 are rounded to that anew, which can change its outputs. Every weight
-        is trainable again.
-
-        Raises:
-            ValueError: LoRA is not enabled.
-        """
-        from keras_rgemma.finetuning import lora
-
-        lora.merge(self)
-
-    def save_lora_weights(self, filepath):
-        """Writes what LoRA has learned, and nothing of the base.
-
-        The file (HDF5) is keyed by the paths of the layers and carries the rank and alpha of each,
-        and a fingerprint of the base.
-
-        Args:
-            filepath: str or path that ends in ".lora.h5".
-
-        Raises:
-            ValueError: another ending, or LoRA is not enabled.
-            OSError: it cannot be written.
-        """
-        from keras_rgemma.finetuning import adapters
-
-        adapters.save(self, filepath)
-
-    def load_lora_weights(self, filepath):
-        """Loads an adapter file, and enables LoRA as the file needs it.
-
-        If LoRA is enabled already, with the same ranks on the same layers, the file takes the place
-        of what it has learned. An adapter trained on a quantized base fits that base in full
-        precision, too, and the other way round.
-
-        Args:
-            filepath: str or path.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no such file, damaged, or the adapter of another model; LoRA of other
-                ranks or on other layers is enabled (call `disable_lora()` first).
-        """
-        from keras_rgemma.finetuning import adapters
-
-        adapters.load(self, filepath)
-
-    def _freeze(self):
-        from keras_rgemma.finetuning import lora
-
-        lora.freeze(self)
-
-    # === The forward pass ===
-
-    def call_layers(
-        self,
-        token_ids,
-        positions,
-        layer_states=None,
-        return_state=False,
-        layer_intercept_fn=None,
-    ):
-        """The forward pass: of training, scoring, prefill and decoding alike.
-
-        Args:
-            token_ids: int32 [B, T].
-            positions: int32 [B, T], the place of each token in its document, -1 at pads.
-            layer_states: None (each document begins in this row), or the `layers` of a
-                `ModelState`, of which the rows go on; they then hold tokens first, pads last.
-            return_state: bool.
-            layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
-                (-1 for the embeddings) that returns what goes on instead.
-
-        Returns:
-            The final hidden states [B, T, D], or with `return_state` a pair of them and the tuple
-            of the layers' new states.
-        """
-        intercept = layer_intercept_fn or (lambda x, _: x)
-        x = self.embed(token_ids, lambda x: intercept(x, -1))
-        new_states = []
-        for i, layer in enumerate(self.transformer_layers):
-            layer_state = None if layer_states is None else layer_states[i]
-            x = layer(x, positions, state=layer_state, return_state=return_state)
-            if return_state:
-                x, layer_state = x
-                new_states.append(layer_state)
-            x = intercept(x, i)
-        x = self.final_norm(x)
-        return (x, tuple(new_states)) if return_state else x
-
-    def embed(self, token_ids, intercept=lambda x: x):
-        """The activations [B, T, D] that the first block gets.
-
-        Args:
-            token_ids: int32 [B, T].
-            intercept: a function of the embeddings [B, T, D], before they are scaled.
-        """
-        x = intercept(self.token_embedding(token_ids))
-        if self.config.scale_embeddings:
-            x = x * ops.cast(self.config.embedding_scale, x.dtype)
-        return x
-
-    def step(self, token_ids, padding_mask, state):
-        """Consumes more tokens of each row's document.
-
-        Args:
-            token_ids: int32 [B, T].
-            padding_mask: int or bool [B, T], tokens first, then pads; pads change no state.
-            state: `ModelState`.
-
-        Returns:
-            The final hidden states [B, T, D] and the new `ModelState`.
-        """
-        positions = continued_positions(padding_mask, state.num_tokens)
-        hidden, layers = self.call_layers(token_ids, positions, state.layers, return_state=True)
-        last, length = last_token(positions)
-        num_tokens = ops.where(last >= 0, length, state.num_tokens)
-        return hidden, states.ModelState(num_tokens, layers)
-
-    def initial_state(self, batch_size):
-        """The `ModelState` of `batch_size` rows that have consumed nothing."""
-        return states.zeros(self.config, batch_size, self.compute_dtype)
 
     def quantize(self, mode=None, config=None, **kwargs):
         """Rounds the weights, as `RGemmaCausalLM.quantize` does."""
@@ -446,42 +265,3 @@ def _resolve_policies(layers):
             layer._dtype_policy = policy[layer.path]
             if layer.quantization_mode == "int4":
                 layer.inputs_quantizer = None
-
-
-def _residual_blocks(config, dtype):
-    """The layers that the configuration asks for."""
-    output_variance = 2.0 / config.num_layers
-    recurrent = {
-        "lru_dim": config.recurrence_width,
-        "num_blocks": config.num_query_heads,
-        "conv_width": config.conv_width,
-        "activation": config.activation,
-        "output_variance": output_variance,
-    }
-    attention = {
-        "num_query_heads": config.num_query_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.key_size,
-        "sliding_window_size": config.sliding_window_size,
-        "rope_max_wavelength": config.rope_max_wavelength,
-        "rotated_size": config.rotated_size,
-        "output_variance": output_variance,
-    }
-    mlp = {
-        "intermediate_dim": config.intermediate_dim,
-        "activation": config.activation,
-        "output_variance": output_variance,
-    }
-    return [
-        ResidualBlock(
-            layer_type,
-            temporal=recurrent if layer_type == RECURRENT else attention,
-            mlp=mlp,
-            layer_norm_epsilon=config.layer_norm_epsilon,
-            dropout=config.dropout,
-            gradient_checkpointing=config.gradient_checkpointing,
-            dtype=dtype,
-            name=f"block_{i}",
-        )
-        for i, layer_type in enumerate(config.layer_types)
-    ]

@@ -5,30 +5,44 @@ import pathlib
 
 import keras
 import keras_hub
-import numpy as np
-from keras import ops
 
-from keras_rgemma import state as states
-from keras_rgemma.config import RGemmaConfig, check_count
-from keras_rgemma.model import calibration, training
+from keras_rgemma.checkpoints import keras_preset
+from keras_rgemma.checkpoints.export import export
+from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
+from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
+from keras_rgemma.checkpoints.presets import Presets, has_tokenizer, resolve
+from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.files import preset_folder
+from keras_rgemma.generation.programs import GenerationPrograms
+from keras_rgemma.lora import peft
+from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.fingerprint import fingerprint
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
-from keras_rgemma.model.presets import Presets, has_tokenizer, resolve
 from keras_rgemma.model.samplers import (
     compares_hidden_states,
     is_stepwise,
     read_sampler,
     without_softmax,
 )
-from keras_rgemma.ops.documents import continued_positions, document_positions
-from keras_rgemma.shapes import check_keywords, check_padding_mask, check_token_ids
+from keras_rgemma.model.scoring import Scoring
+from keras_rgemma.model.text_generation import TextGeneration
+from keras_rgemma.model.training import Training
+from keras_rgemma.shapes import check_keywords
+from keras_rgemma.state import records
+from keras_rgemma.state.fingerprint import fingerprint
 
 _SIZES = {field.name for field in dataclasses.fields(RGemmaConfig)}
 
 
+class CausalLM(TextGeneration, Scoring, Training, keras_hub.models.CausalLM):
+    """KerasHub's causal language model with this package's generation, scoring and training.
+
+    It has the name of KerasHub's class, which KerasHub writes into presets as the model's task.
+    """
+
+
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaCausalLM(training.CausalLM):
+class RGemmaCausalLM(CausalLM):
     """RecurrentGemma with a language-model head: `generate`, `fit`, `score`.
 
     Args:
@@ -91,10 +105,6 @@ class RGemmaCausalLM(training.CausalLM):
         lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en", dtype="bfloat16")
         ```
         """
-        from keras_rgemma.checkpoints import keras_preset
-        from keras_rgemma.checkpoints.folder import open_checkpoint
-        from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
-
         folder = resolve(preset, WEIGHTS if load_weights else CONFIG, revision)
         checkpoint = open_checkpoint(folder)
         if checkpoint:
@@ -110,8 +120,6 @@ class RGemmaCausalLM(training.CausalLM):
 
     @classmethod
     def _from_checkpoint(cls, checkpoint, load_weights, dtype=None, **kwargs):
-        from keras_rgemma.checkpoints.folder import tokenizer_file
-
         if "preprocessor" not in kwargs and tokenizer_file(checkpoint.path):
             kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.path)
         # Before gigabytes are read.
@@ -149,8 +157,6 @@ class RGemmaCausalLM(training.CausalLM):
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Writes a preset folder: see `RGemmaBackbone.save_to_preset`."""
-        from keras_rgemma.checkpoints.saving import preset_folder
-
         with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
 
@@ -176,8 +182,6 @@ class RGemmaCausalLM(training.CausalLM):
         transformers.AutoModelForCausalLM.from_pretrained("my_model")
         ```
         """
-        from keras_rgemma.checkpoints.saving import export
-
         tokenizer = getattr(self.preprocessor, "tokenizer", None)
         export(self.backbone, tokenizer, path, "transformers", dtype, overwrite)
 
@@ -236,8 +240,6 @@ class RGemmaCausalLM(training.CausalLM):
         peft.PeftModel.from_pretrained(base, "adapter")
         ```
         """
-        from keras_rgemma.finetuning import peft
-
         peft.export(self.backbone, path, base_model, overwrite)
 
     def load_from_peft(self, path):
@@ -256,8 +258,6 @@ class RGemmaCausalLM(training.CausalLM):
                 LoRA of other ranks or on other layers is enabled (call
                 `backbone.disable_lora()` first).
         """
-        from keras_rgemma.finetuning import peft
-
         peft.load(self.backbone, path)
 
     # === What generation needs of a model ===
@@ -268,10 +268,10 @@ class RGemmaCausalLM(training.CausalLM):
 
     def state_specification(self):
         """The `ModelState` with a `keras.KerasTensor` in place of each array."""
-        return states.specification(self.backbone.config, self.backbone.compute_dtype)
+        return records.specification(self.backbone.config, self.backbone.compute_dtype)
 
     def fingerprint(self):
-        """The `keras_rgemma.state.Fingerprint` of this architecture with these weights."""
+        """The `Fingerprint` (of `keras_rgemma.state`) of this architecture with these weights."""
         return fingerprint(self.backbone)
 
     def step(self, token_ids, padding_mask, state):
@@ -284,8 +284,6 @@ class RGemmaCausalLM(training.CausalLM):
 
     def make_generate_function(self):
         """The compiled programs of `generate`, made anew when weights or settings are others."""
-        from keras_rgemma.generation.programs import GenerationPrograms
-
         self.sync_weights()
         sampler = self.sampler = read_sampler(self.sampler, self.backbone.vocabulary_size)
         if self.generate_function is None or not self.generate_function.are_for(self, sampler):
@@ -297,195 +295,6 @@ class RGemmaCausalLM(training.CausalLM):
                 is_stepwise=is_stepwise(sampler),
             )
         return self.generate_function
-
-    # === Generation ===
-
-    def generate(
-        self,
-        inputs,
-        max_length=None,
-        stop_token_ids="auto",
-        strip_prompt=False,
-        *,
-        max_new_tokens=None,
-        stop=None,
-        num_return_sequences=1,
-        state=None,
-        return_state=False,
-    ):
-        """Continues prompts, with the sampler given to `compile`.
-
-        With a deterministic sampler a row's answer depends on that row alone: not on the rows
-        beside it, on padding, or on `max_length`.
-
-        Args:
-            inputs: a str; a list, tuple or array of str; a dict of `token_ids` int [B, T] and,
-                if rows are padded, `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of
-                any of these.
-            max_length: int, how many tokens a row may have in all, its prompt included; what
-                `state` holds does not count. With neither limit: the width of `token_ids` for a
-                dict, else the preprocessor's `sequence_length` for the total, or for the new tokens
-                of a prompt that is longer than it.
-            stop_token_ids: "auto" for the tokenizer's `<eos>` and `<end_of_turn>`, a sequence of
-                ids, or None to always use up the limit.
-            strip_prompt: bool, whether to return the new text alone.
-            max_new_tokens: int, how many tokens each row may get, instead of `max_length`.
-            stop: str or sequence of str that end a row, too; the text ends before them.
-            num_return_sequences: int, how many continuations each prompt gets, one after the
-                other in what is returned. The prompt is read once.
-            state: `RGemmaState` that the prompts go on from, without a start token; they may be
-                empty. It stays as it is.
-            return_state: bool, whether to return an `RGemmaState` beside the text.
-
-        Returns:
-            A str for a str, a list of str for several, a dict of arrays `token_ids` and
-            `padding_mask` (rows begin at column 0) for a dict. With `return_state` a pair of that
-            and the state after it, a stop string included.
-
-        Raises:
-            ValueError: no prompts, an empty prompt without a start token, ids outside of the
-                vocabulary, a mask of another shape, a limit that is negative, shorter than a
-                prompt or out of reach, or both limits; a state of another model, or of another
-                number of rows.
-            TypeError: prompts that are no text.
-
-        Example:
-        ```python
-        lm.generate("In the beginning", max_length=64)
-        lm.generate({"token_ids": np.array([[2, 300, 301]])}, max_new_tokens=8)
-        text, state = lm.generate("In the beginning", max_new_tokens=8, return_state=True)
-        lm.generate(" And", state=state, stop=".")
-        ```
-        """
-        from keras_rgemma.generation.generate import Request, generate
-
-        request = Request.of(
-            self,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            stop_token_ids=stop_token_ids,
-            stop=stop,
-            state=state,
-            copies=check_count("num_return_sequences", num_return_sequences),
-        )
-        return generate(self, inputs, request, strip_prompt, return_state)
-
-    def stream(
-        self,
-        inputs,
-        max_length=None,
-        stop_token_ids="auto",
-        *,
-        max_new_tokens=None,
-        stop=None,
-        state=None,
-    ):
-        """Continues prompts, and gives the new text as it is made.
-
-        The pieces joined are what `generate(..., strip_prompt=True)` returns. No piece ends with
-        half a character, or with what may be the beginning of a stop string.
-
-        Args:
-            inputs: as of `generate`, a single batch.
-            max_length, stop_token_ids, max_new_tokens, stop, state: as of `generate`.
-
-        Returns:
-            An iterator of str for a str, of lists of B str for several prompts, of dicts of
-            arrays for a dict. Its attribute `state` is the `RGemmaState` after what it has given
-            so far; `close()` ends it. Nothing is computed between two pieces.
-
-        Raises:
-            ValueError: a sampler that does not write token by token (beam, contrastive), and as
-                `generate`.
-
-        Example:
-        ```python
-        for piece in lm.stream("In the beginning", max_new_tokens=64):
-            print(piece, end="", flush=True)
-        ```
-        """
-        from keras_rgemma.generation.generate import Request
-        from keras_rgemma.generation.stream import stream
-
-        request = Request.of(
-            self,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            stop_token_ids=stop_token_ids,
-            stop=stop,
-            state=state,
-        )
-        return stream(self, inputs, request)
-
-    def prefill(self, inputs, state=None, chunk_size=2048):
-        """Reads text of any length into a state of fixed size.
-
-        Args:
-            inputs: a str; a list of str, a batch; token ids as a list, an array [T] or [B, T] or a
-                dict as of `generate`; or an iterator of the pieces of one text (such as an open
-                file), each a str or the ids of a row. Each str is tokenized for itself, so a word
-                should not be cut between two of them. The start token comes before text, once.
-            state: `RGemmaState` to go on from, which stays as it is; None for the beginning.
-            chunk_size: int, how many tokens of a row are read at a time. The memory that reading
-                needs grows with it, and not with the text.
-
-        Returns:
-            `RGemmaState` of all the text.
-
-        Raises:
-            ValueError: no token at all, ids outside of the vocabulary, a mask of another shape; a
-                state of another model, or of another number of rows.
-
-        Example:
-        ```python
-        state = lm.prefill("In the beginning God created")
-        state = lm.prefill([330, 331], state=state)
-        lm.generate("", state=state, max_new_tokens=8)
-        ```
-        """
-        from keras_rgemma.generation.prefill import prefill
-
-        return prefill(self, inputs, state, check_count("chunk_size", chunk_size))
-
-    def chat(self, history=(), max_new_tokens=None, stop=None):
-        """Begins a conversation in the format that instruction-tuned models are trained with.
-
-        Args:
-            history, max_new_tokens, stop: see `keras_rgemma.generation.chat.Chat`.
-
-        Returns:
-            `keras_rgemma.generation.chat.Chat`.
-
-        Raises:
-            ValueError: no preprocessor, or a vocabulary without `<start_of_turn>` and
-                `<end_of_turn>`.
-
-        Example:
-        ```python
-        chat = lm.chat()
-        chat.send("What is a lighthouse?")
-        for piece in chat.stream("And a river?"):
-            print(piece, end="", flush=True)
-        ```
-        """
-        from keras_rgemma.generation.chat import Chat
-
-        return Chat(self, history, max_new_tokens, stop)
-
-    def load_chat(self, path, max_new_tokens=None, stop=None):
-        """Goes on with a conversation that `Chat.save` wrote, on whatever backend.
-
-        Args:
-            path: str or path.
-            max_new_tokens, stop: as of `chat`.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no such file, damaged, or a conversation with another model.
-        """
-        from keras_rgemma.generation.chat import Chat
-
-        return Chat.load(self, path, max_new_tokens=max_new_tokens, stop=stop)
 
     def text_preprocessor(self, text):
         """The preprocessor, checked to fit the model.
@@ -504,109 +313,10 @@ class RGemmaCausalLM(training.CausalLM):
         check_vocabularies(self.preprocessor, self.backbone.vocabulary_size)
         return self.preprocessor
 
-    # === Scoring ===
-
-    def score(
-        self,
-        token_ids,
-        padding_mask=None,
-        scoring_mode="logits",
-        layer_intercept_fn=None,
-        target_ids=None,
-        *,
-        state=None,
-    ):
-        """Logits or losses of given tokens, as `keras_hub.models.GemmaCausalLM.score`.
-
-        Args:
-            token_ids: int [B, T].
-            padding_mask: int or bool [B, T]; None: no pads. Documents in a packed row are scored
-                each for itself.
-            scoring_mode: "logits" or "loss".
-            layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
-                (-1 for the embeddings) that returns the activations to go on with. The layers then
-                run one by one, as gradients with respect to activations need; without it they are
-                one program, which on PyTorch keeps no gradients.
-            target_ids: int [B, T], the tokens that the loss is taken against.
-            state: `RGemmaState` that the rows go on from; their tokens then come first, pads last.
-                Activations have one column more in front, of the token that the state carries.
-
-        Returns:
-            Float [B, T, V] for "logits", float [B, T] for "loss".
-
-        Raises:
-            ValueError: another `scoring_mode`, no targets for "loss", targets or a mask of
-                another shape, ids outside of the vocabulary, a state of another model or of
-                another number of rows.
-
-        Example:
-        ```python
-        ids = np.array([[2, 300, 301, 302]])
-        losses = lm.score(ids, scoring_mode="loss", target_ids=np.roll(ids, -1, axis=1))
-        ```
-        """
-        if scoring_mode not in ("logits", "loss"):
-            raise ValueError(
-                f"`scoring_mode` must be 'logits' or 'loss'. Received: {scoring_mode!r}."
-            )
-        if scoring_mode == "loss" and target_ids is None:
-            raise ValueError("`scoring_mode='loss'` needs `target_ids`, the tokens to predict.")
-        vocabulary_size = self.backbone.vocabulary_size
-        ids = check_token_ids(_numpy(token_ids), vocabulary_size)
-        mask = check_padding_mask(_numpy(padding_mask), ids.shape)
-        logits = self._score(ids, mask, state, layer_intercept_fn)
-        if scoring_mode == "logits":
-            return logits
-        targets = check_token_ids(_numpy(target_ids), vocabulary_size, name="target_ids")
-        if targets.shape != ids.shape:
-            raise ValueError(
-                f"`target_ids` must have the shape of `token_ids`, {ids.shape}. Received: "
-                f"{targets.shape}."
-            )
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
-        return loss(ops.convert_to_tensor(targets), logits)
-
-    def _score(self, ids, mask, state, layer_intercept_fn):
-        """Logits [B, T, V], in one program unless activations are to be intercepted."""
-        from keras_rgemma.generation import session
-        from keras_rgemma.generation.programs import Programs, padded_length
-
-        self.sync_weights()
-        consumed, first = (), 0
-        if state is not None:
-            consumed, first = session.consumed_by(self, state), 1
-            ids, mask = session.columns_behind(state, ids, mask)
-        if layer_intercept_fn:
-            rows = map(ops.convert_to_tensor, (ids, mask))
-            return self._logits(*rows, consumed, layer_intercept_fn)[:, first:]
-        if self._scoring_programs is None or not self._scoring_programs.are_for(self):
-            self._scoring_programs = Programs(self)
-        length = ids.shape[1]
-        pads = [(0, 0), (0, padded_length(length) - length)]
-        rows = (ops.convert_to_tensor(np.pad(x, pads)) for x in (ids, mask))
-        logits = self._scoring_programs.compiled(self._logits)(*rows, consumed)
-        return logits[:, first:length]
-
-    def _logits(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
-        if consumed:
-            positions = continued_positions(padding_mask, consumed.num_tokens)
-            layers = consumed.layers
-        else:
-            positions, layers = document_positions(padding_mask), None
-        hidden = self.backbone.call_layers(
-            token_ids, positions, layers, layer_intercept_fn=layer_intercept_fn
-        )
-        return self.compute_logits(hidden)
-
 
 def _taken(kwargs, names):
     """Removes arguments from a dict and returns them as another."""
     return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-
-
-def _numpy(x):
-    """Tensors as NumPy arrays, from wherever they lie."""
-    return ops.convert_to_numpy(x) if ops.is_tensor(x) else x
 
 
 def check_vocabularies(preprocessor, vocabulary_size):

@@ -6,10 +6,14 @@ import keras
 import keras_hub
 import numpy as np
 
+from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
+from keras_rgemma.checkpoints.hub import TOKENIZER
+from keras_rgemma.checkpoints.presets import Presets, resolve
 from keras_rgemma.config import check_count
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import Presets, resolve
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
+from keras_rgemma.text.datasets import is_sliced
+from keras_rgemma.text.examples import check_no_labels, rows
 
 # Threads of grain begin at once. Kept out of the layers, which are copied and pickled.
 _BUILDING = threading.Lock()
@@ -92,9 +96,6 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         Raises:
             ValueError: a preset without a tokenizer. See `RGemmaBackbone.from_preset`, too.
         """
-        from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
-        from keras_rgemma.checkpoints.hub import TOKENIZER
-
         folder = resolve(preset, TOKENIZER, revision)
         if tokenizer_file(folder) or open_checkpoint(folder):
             return cls(cls.tokenizer_cls.from_preset(folder), **kwargs)
@@ -104,8 +105,6 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         check_no_labels(y, sample_weight)
         if not (self.packing or isinstance(x, dict)) and is_sliced(x):
             return super().call(x, sequence_length=sequence_length)
-        from keras_rgemma.finetuning.examples import rows
-
         length = sequence_length or self.sequence_length
         if not self._use_tf_workflow():
             found = rows(self, x, length)
@@ -113,7 +112,7 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
             if is_one and not self.packing:
                 return keras.tree.map_structure(lambda array: array[0], found)
             return found
-        from keras_rgemma.ops.python_rows.tensorflow import python_rows
+        from keras_rgemma.text.tensorflow import python_rows
 
         return python_rows(lambda x: rows(self, x, length), x, length)
 
@@ -177,39 +176,3 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         known = self.tokenizer.vocabulary_size()
         kept = [[int(id) for id in row if id not in special and id < known] for row in rows]
         return [self.tokenizer.detokenize(row) if row else "" for row in kept]
-
-
-def check_no_labels(*labels):
-    """Raises ValueError if labels or weights, which are not None then, come beside examples."""
-    if any(label is not None for label in labels):
-        raise ValueError(
-            "Labels and weights come from the examples. Pass `x` alone; a prompt with its response "
-            "as a dict of 'prompts' and 'responses'; or, to weigh examples, `token_ids`, labels "
-            "and weights, as the preprocessor returns them."
-        )
-
-
-def is_dataset(data):
-    """Whether data are a `tf.data` or a grain dataset."""
-    return hasattr(data, "element_spec") or type(data).__module__.startswith("grain.")
-
-
-def is_of_arrays(data):
-    """Whether data are a dataset that was preprocessed already."""
-    if not is_dataset(data):
-        return False
-    element = data.element_spec if hasattr(data, "element_spec") else next(iter(data), None)
-    first = element[0] if isinstance(element, tuple) else element
-    return isinstance(first, dict) and "token_ids" in first
-
-
-def is_sliced(examples):
-    """Whether examples are texts, or prompts and responses, that Keras can take in batches."""
-    if isinstance(examples, (str, dict)) or hasattr(examples, "element_spec"):
-        return True
-    if is_dataset(examples):  # of grain
-        examples = next(iter(examples), ())
-        return not isinstance(examples, (list, tuple)) or is_sliced(examples[:1])
-    if isinstance(examples, (list, tuple)):
-        return not any(isinstance(example, (list, tuple, dict)) for example in examples[:1])
-    return hasattr(examples, "dtype")

@@ -7,9 +7,11 @@ import keras
 import keras_hub
 import sentencepiece
 
+from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
+from keras_rgemma.checkpoints.hub import TOKENIZER
+from keras_rgemma.checkpoints.presets import Presets, resolve
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.model.presets import Presets, resolve
-from keras_rgemma.ops.literal_space import space_ids, with_literal_spaces
+from keras_rgemma.text.literal_space import space_ids, with_literal_spaces
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -61,9 +63,6 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         Raises:
             ValueError: a preset without a tokenizer. See `RGemmaBackbone.from_preset`, too.
         """
-        from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
-        from keras_rgemma.checkpoints.hub import TOKENIZER
-
         folder = resolve(preset, TOKENIZER, revision)
         proto = tokenizer_file(folder)
         if not proto and open_checkpoint(folder):
@@ -156,7 +155,7 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
     def _set_proto_tf(self, proto):
         super()._set_proto_tf(proto)
-        from keras_rgemma.ops.literal_space.tensorflow import with_literal_spaces as in_graphs
+        from keras_rgemma.text.tensorflow import with_literal_spaces as in_graphs
 
         # The other processor does not exist yet when this one is made.
         processor = sentencepiece.SentencePieceProcessor(model_proto=proto)

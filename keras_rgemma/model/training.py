@@ -6,47 +6,20 @@ import operator
 import types
 
 import keras
-import keras_hub
 from keras import ops
 
+from keras_rgemma.checkpoints import backup
+from keras_rgemma.files import new_file
 from keras_rgemma.layers.lora import lora_layers
-from keras_rgemma.model.preprocessor import (
-    RGemmaCausalLMPreprocessor,
-    check_no_labels,
-    is_dataset,
-    is_of_arrays,
-    is_sliced,
-)
+from keras_rgemma.model.losses import TokenAccuracy, TokenCrossEntropy
+from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.ops.cross_entropy import cross_entropy
+from keras_rgemma.text.datasets import arrays_of, is_dataset, is_of_arrays, is_sliced
+from keras_rgemma.text.examples import check_no_labels
 
 
-@keras.saving.register_keras_serializable(package="keras_rgemma")
-class TokenCrossEntropy(keras.losses.SparseCategoricalCrossentropy):
-    """Sparse categorical cross-entropy from logits [B, T, V], or from losses [B, T] themselves."""
-
-    def __init__(self, from_logits=True, name="sparse_categorical_crossentropy", **kwargs):
-        super().__init__(from_logits=from_logits, name=name, **kwargs)
-
-    def call(self, y_true, y_pred):
-        if len(y_pred.shape) == len(y_true.shape):
-            return y_pred
-        return super().call(y_true, y_pred)
-
-
-@keras.saving.register_keras_serializable(package="keras_rgemma")
-class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
-    """Sparse categorical accuracy of logits [B, T, V], or of hits [B, T] themselves."""
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        if len(y_pred.shape) == len(y_true.shape):
-            return keras.metrics.Mean.update_state(self, y_pred, sample_weight)
-        return super().update_state(y_true, y_pred, sample_weight)
-
-
-class CausalLM(keras_hub.models.CausalLM):
-    """KerasHub's causal language model, with a default loss and metric without all logits.
-
-    It has the name of KerasHub's, which KerasHub writes into presets as the task of the model.
+class Training:
+    """Mixin for a KerasHub causal language model that trains it without all of its logits.
 
     In a step of training or evaluation, the model gives the loss and the hit of each token instead
     of its logits, and these go through Keras' own losses and metrics from there on.
@@ -104,8 +77,6 @@ class CausalLM(keras_hub.models.CausalLM):
         Raises:
             ValueError: malformed examples, or `y` or `sample_weight` beside examples.
         """
-        from keras_rgemma.checkpoints import backup
-
         data, batch_size = self._prepared((x, y, sample_weight), batch_size)
         if validation_data is not None:
             is_tuple = isinstance(validation_data, tuple)
@@ -152,9 +123,6 @@ class CausalLM(keras_hub.models.CausalLM):
         is_file = str(filepath).endswith(".weights.h5") and "://" not in str(filepath)
         if not (is_file and overwrite) or kwargs.get("max_shard_size"):
             return super().save_weights(filepath, overwrite, **kwargs)
-        from keras_rgemma.checkpoints import backup
-        from keras_rgemma.checkpoints.saving import new_file
-
         with new_file(filepath) as partial:
             super().save_weights(partial, **kwargs)
             for each in self._backups:
@@ -207,8 +175,6 @@ class CausalLM(keras_hub.models.CausalLM):
             is_kept = _is_one_text  # which Keras refuses
         if is_kept(x):
             return data, batch_size
-        from keras_rgemma.finetuning.examples import arrays_of
-
         data, size = arrays_of(preprocessor, x)
         return data, batch_size or size
 
@@ -283,7 +249,7 @@ class CausalLM(keras_hub.models.CausalLM):
 
     # === Programs, which LoRA makes stale ===
 
-    def settings(self):
+    def compile_key(self):
         """What a compiled program depends on, a tuple of objects to compare by identity."""
         return (*self.weights, *(layer.lora_alpha for layer in lora_layers(self.backbone)))
 
@@ -301,7 +267,7 @@ class CausalLM(keras_hub.models.CausalLM):
         """Whether a function was not made for these settings, for which it is made next."""
         if not hasattr(self, "_made_for"):
             self._made_for = types.SimpleNamespace()  # Keras takes weights in a dict for its own
-        settings = self.settings()
+        settings = self.compile_key()
         settings += tuple(weight for weight in settings if getattr(weight, "trainable", False))
         before = getattr(self._made_for, name, ())
         setattr(self._made_for, name, settings)

@@ -2,14 +2,15 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import keras
 import pytest
 
+from backend_independent import backend_independent
 from keras_rgemma.benchmarks import compiles, finetune
-from once import once
 
 
 @pytest.mark.slow
@@ -34,7 +35,7 @@ def test_the_command_measures_this_backend():
         assert f"one every {result['between_pieces_ms']:.1f} ms" in line
 
 
-@once
+@backend_independent
 @pytest.mark.slow
 def test_a_measurement_that_fails_is_named_and_fails_the_command():
     done = subprocess.run(
@@ -63,7 +64,7 @@ def test_few_programs_are_compiled_for_many_lengths():
     assert found == 0 if keras.config.backend() == "torch" else 2 < found <= 12
 
 
-@once
+@backend_independent
 @pytest.mark.slow
 def test_loading_is_measured(tmp_path):
     command = [sys.executable, "-m", "keras_rgemma.benchmarks.load", "--preset", "rgemma_tiny_en"]
@@ -80,7 +81,7 @@ def test_loading_is_measured(tmp_path):
     assert (tmp_path / "random" / "model.safetensors").exists()
 
 
-@once
+@backend_independent
 @pytest.mark.slow
 def test_a_step_of_lora_is_measured(tmp_path):
     module = "keras_rgemma.benchmarks.finetune"
@@ -100,11 +101,11 @@ def test_a_step_of_lora_is_measured(tmp_path):
         assert result["losses"][1] < result["losses"][0]
 
 
-@once
+@backend_independent
 @pytest.mark.slow
 def test_peft_trains_the_same():
-    module = "keras_rgemma.benchmarks.against_peft"
-    command = [sys.executable, "-m", module, "--size", "tiny", "--backends", "torch"]
+    script = pathlib.Path(__file__).parents[2] / "benchmarks" / "peers" / "lora_training.py"
+    command = [sys.executable, str(script), "--size", "tiny", "--backends", "torch"]
     done = subprocess.run(
         [*command, "--rounds", "1", "--steps", "2"], capture_output=True, text=True
     )

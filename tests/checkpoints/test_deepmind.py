@@ -18,7 +18,7 @@ from recurrentgemma.torch import griffin as torch_griffin
 import tiny
 from keras_rgemma import RGemmaBackbone, RGemmaCausalLM, RGemmaTokenizer
 from keras_rgemma.checkpoints import deepmind as ours
-from keras_rgemma.checkpoints import names, saving
+from keras_rgemma.checkpoints import export, names
 from keras_rgemma.config import RGemmaConfig
 from parity import deepmind
 
@@ -153,7 +153,7 @@ def test_a_torch_file_loads_with_its_tokenizer(tmp_path, torch_model):
 def test_deepminds_own_code_loads_what_is_written(tmp_path, torch_model):
     lm = tiny.randomize(RGemmaCausalLM(RGemmaBackbone(**CONFIG.to_dict())))
     for format in ("flax", "torch"):
-        saving.export(lm.backbone, None, tmp_path / format, format)
+        export.export(lm.backbone, None, tmp_path / format, format)
     # What their `load_parameters` calls; it does not understand the metadata of newer Orbax itself.
     tree = orbax.checkpoint.PyTreeCheckpointer().restore(tmp_path / "flax" / "params")
     expected = flat(deepmind.params(lm.backbone))

@@ -9,9 +9,10 @@ import pytest
 from huggingface_hub import constants
 
 import tiny
+from backend_independent import backend_independent
 from checkpoints import loopback
 from keras_rgemma import RGemmaBackbone, RGemmaCausalLM, RGemmaCausalLMPreprocessor, RGemmaTokenizer
-from once import once
+from keras_rgemma.checkpoints import export, safetensors
 
 HF, MODEL_SCOPE = "hf://someone/model", "modelscope://someone/model"
 FLAX, TORCH, KERAS = (f"kaggle://someone/model/{x}/2b" for x in ("flax", "pyTorch", "keras"))
@@ -25,15 +26,13 @@ def lm():
 @pytest.fixture(scope="module")
 def folders(lm, tmp_path_factory):
     """The files of the model in each form, as a hub holds them: dict of name to bytes."""
-    from keras_rgemma.checkpoints import huggingface, saving
-
     root = tmp_path_factory.mktemp("forms")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface, "SHARD_BYTES", 30_000)
-        for form in saving.TARGETS:
-            saving.export(lm.backbone, lm.preprocessor.tokenizer, root / form, form)
+        patch.setattr(safetensors, "SHARD_BYTES", 30_000)
+        for form in export.TARGETS:
+            export.export(lm.backbone, lm.preprocessor.tokenizer, root / form, form)
     lm.save_to_preset(root / "keras")
-    return {form: files_of(root / form) for form in (*saving.TARGETS, "keras")}
+    return {form: files_of(root / form) for form in (*export.TARGETS, "keras")}
 
 
 def files_of(folder):
@@ -113,7 +112,7 @@ def test_models_load_from_handles(hub, folders, lm, handle, form):
     assert not hub.sent  # it is in the cache
 
 
-@once
+@backend_independent
 @pytest.mark.parametrize("handle, form", FORMS)
 def test_tokenizers_load_without_the_weights(hub, folders, lm, handle, form):
     hub.files["main"] = folders[form]
@@ -124,7 +123,7 @@ def test_tokenizers_load_without_the_weights(hub, folders, lm, handle, form):
     assert hub.sent and not any(map(are_weights, hub.sent))
 
 
-@once
+@backend_independent
 @pytest.mark.parametrize("form", ["transformers", "keras"])
 def test_the_architecture_alone_needs_no_weights(hub, folders, lm, form):
     hub.files["main"] = folders[form]
@@ -133,7 +132,7 @@ def test_the_architecture_alone_needs_no_weights(hub, folders, lm, form):
     assert hub.sent and not any(map(are_weights, hub.sent))
 
 
-@once
+@backend_independent
 def test_other_forms_beside_it_and_other_models_are_not_fetched(hub, folders):
     hub.files["main"] = {**folders["transformers"], "model.gguf": b"x", "pytorch_model.bin": b"x"}
     RGemmaBackbone.from_preset(HF)
@@ -144,14 +143,14 @@ def test_other_forms_beside_it_and_other_models_are_not_fetched(hub, folders):
     assert "model.safetensors" not in hub.sent
 
 
-@once
+@backend_independent
 def test_a_built_in_name_stands_for_its_handle(hub, lm):
     hub.name = "google/recurrentgemma-2b"
     check_same(RGemmaCausalLM.from_preset("rgemma_2b_en"), lm)
     assert RGemmaTokenizer.from_preset("rgemma_2b_en").vocabulary_size() == 400
 
 
-@once
+@backend_independent
 @pytest.mark.parametrize(
     "handle, old",
     [
@@ -172,7 +171,7 @@ def test_revisions(hub, folders, lm, tmp_path, handle, old):
             cls.from_preset("rgemma_tiny_en", revision="v1")
 
 
-@once
+@backend_independent
 @pytest.mark.parametrize(
     "handle, form, way_out",
     [
@@ -195,7 +194,7 @@ def test_a_gated_repository_without_a_token(
     check_same(RGemmaBackbone.from_preset(handle), lm.backbone)
 
 
-@once
+@backend_independent
 @pytest.mark.parametrize(
     "handle, revision", [(HF, "v7"), (HF, "3" * 40), (MODEL_SCOPE, "v7"), (TORCH, "7")]
 )
@@ -204,7 +203,7 @@ def test_a_missing_revision(hub, handle, revision):
         RGemmaBackbone.from_preset(handle, revision=revision)
 
 
-@once
+@backend_independent
 def test_a_missing_repository(hub):
     for handle, way_out in (
         ("hf://someone/typo", "no 'hf://someone/typo'.*private.*HF_TOKEN"),
@@ -215,7 +214,7 @@ def test_a_missing_repository(hub):
             RGemmaBackbone.from_preset(handle)
 
 
-@once
+@backend_independent
 @pytest.mark.parametrize("handle, form", [(HF, "transformers"), (TORCH, "torch")])
 @pytest.mark.parametrize("fault", ["cut", "damaged"])
 def test_what_is_lost_or_damaged_on_the_way(hub, folders, lm, tmp_path, handle, form, fault):
@@ -235,7 +234,7 @@ def test_what_is_lost_or_damaged_on_the_way(hub, folders, lm, tmp_path, handle, 
     assert check_whole(tmp_path, hub)
 
 
-@once
+@backend_independent
 def test_without_a_connection_the_cache_serves(hub, lm, monkeypatch):
     RGemmaTokenizer.from_preset(HF)
     address = constants.ENDPOINT
@@ -249,7 +248,7 @@ def test_without_a_connection_the_cache_serves(hub, lm, monkeypatch):
     check_same(RGemmaBackbone.from_preset(HF), lm.backbone)
 
 
-@once
+@backend_independent
 @pytest.mark.parametrize(
     "handle, form",
     [
@@ -262,7 +261,7 @@ def test_malformed_handles(handle, form):
         RGemmaBackbone.from_preset(handle)
 
 
-@once
+@backend_independent
 @pytest.mark.parametrize(
     "handle, package", [("modelscope://someone/model", "modelscope"), (HF, "huggingface_hub")]
 )
@@ -274,7 +273,7 @@ def test_a_client_that_is_not_installed(monkeypatch, handle, package):
         RGemmaBackbone.from_preset(handle)
 
 
-@once
+@backend_independent
 def test_a_token_that_may_not_read_it(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_any")
     hub.forbidden = "model.safetensors.index.json"
@@ -282,7 +281,7 @@ def test_a_token_that_may_not_read_it(hub, monkeypatch):
         RGemmaBackbone.from_preset(HF)
 
 
-@once
+@backend_independent
 def test_damaged_files_do_not_stay_when_the_connection_is_lost_too(hub, folders, lm, tmp_path):
     hub.damaged, hub.cut = sorted(filter(are_weights, folders["transformers"]))[:2]
     with pytest.raises(ValueError, match="damaged"):
@@ -292,7 +291,7 @@ def test_damaged_files_do_not_stay_when_the_connection_is_lost_too(hub, folders,
     assert check_whole(tmp_path, hub)
 
 
-@once
+@backend_independent
 def test_what_a_stopped_call_could_not_check_is_checked_by_the_next(
     hub, folders, lm, tmp_path, monkeypatch
 ):
@@ -312,7 +311,7 @@ def test_what_a_stopped_call_could_not_check_is_checked_by_the_next(
     assert check_whole(tmp_path, hub)
 
 
-@once
+@backend_independent
 def test_a_repository_of_something_else_is_not_fetched(hub):
     hub.files["main"] = {"README.md": b"x", "model.gguf": b"x" * 100}
     with pytest.raises(ValueError, match=r"neither config\.json nor.*model\.gguf"):

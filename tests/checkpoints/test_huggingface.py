@@ -13,7 +13,8 @@ import transformers
 
 import tiny
 from keras_rgemma import RGemmaBackbone, RGemmaCausalLM, RGemmaTokenizer
-from keras_rgemma.checkpoints import huggingface, names
+from keras_rgemma.checkpoints import names
+from keras_rgemma.checkpoints import safetensors as safetensors_files
 from keras_rgemma.config import RGemmaConfig
 
 # As in parity/test_logits.py: float32, relative to the logit where it is larger than 1.
@@ -178,7 +179,7 @@ def test_a_cap_that_is_not_named_is_the_usual_one(broken):
 
 
 def test_one_file_is_read_rather_than_an_index_beside_it(broken, saved):
-    (broken / huggingface.INDEX).write_text('{"weight_map": {"a": "b"}}')
+    (broken / safetensors_files.INDEX).write_text('{"weight_map": {"a": "b"}}')
     check_logits(broken, saved[1])
 
 
@@ -240,7 +241,7 @@ def test_weights_that_do_not_fit_are_named(broken, edit, message):
 
 def test_files_that_are_broken(tmp_path):
     make(tmp_path, shard="20KB")
-    index = tmp_path / huggingface.INDEX
+    index = tmp_path / safetensors_files.INDEX
     weight_map = json.loads(index.read_text())["weight_map"]
     shard = tmp_path / sorted(weight_map.values())[0]
     outside = {**weight_map, "model.final_norm.weight": "../elsewhere.safetensors"}
@@ -270,7 +271,7 @@ def test_files_that_are_broken(tmp_path):
 
 def test_a_tokenizer_of_another_model_or_a_broken_one(broken, monkeypatch):
     """It is refused before any weights are read."""
-    monkeypatch.setattr(huggingface.SafetensorsFolder, "read", None)
+    monkeypatch.setattr(safetensors_files.SafetensorsFolder, "read", None)
     change(broken / "config.json", vocab_size=399)
     with pytest.raises(ValueError, match=r"400 tokens.*only 399.*belongs to this model"):
         RGemmaCausalLM.from_preset(str(broken))

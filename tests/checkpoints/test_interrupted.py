@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 
 import tiny
-from keras_rgemma import RGemmaCausalLM
-from keras_rgemma.checkpoints import saving
-from once import once
+from backend_independent import backend_independent
+from keras_rgemma import RGemmaCausalLM, files
+from keras_rgemma.checkpoints import export
 
 TESTS = pathlib.Path(__file__).parent.parent
 # Writes the same model again and again, in each format in turn.
 WRITER = """
 import itertools, sys
 import tiny
-from keras_rgemma.checkpoints import huggingface, saving
-huggingface.SHARD_BYTES = 5000
+from keras_rgemma.checkpoints import export, safetensors
+safetensors.SHARD_BYTES = 5000
 lm = tiny.randomize(tiny.causal_lm(sliding_window_size=2048))
 for i in itertools.count():
-    for to in saving.TARGETS:
-        saving.export(lm.backbone, lm.preprocessor.tokenizer, f"{sys.argv[1]}/{i}-{to}", to)
+    for to in export.TARGETS:
+        export.export(lm.backbone, lm.preprocessor.tokenizer, f"{sys.argv[1]}/{i}-{to}", to)
     lm.save_to_preset(f"{sys.argv[1]}/{i}-keras")
 """
 
@@ -39,7 +39,7 @@ def check_same(folder, lm):
     assert found.preprocessor.tokenizer.proto == lm.preprocessor.tokenizer.proto
 
 
-@once
+@backend_independent
 @pytest.mark.slow
 def test_what_a_killed_process_leaves_is_whole_or_hidden(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
@@ -69,11 +69,11 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("to", saving.TARGETS)
+@pytest.mark.parametrize("to", export.TARGETS)
 def test_a_disk_that_takes_no_more(tmp_path, small_files, to):
     backbone = tiny.backbone()
     with pytest.raises(OSError, match=r"could not be written.*Nothing was left.*disk"):
-        saving.export(backbone, None, tmp_path / "out", to)
+        export.export(backbone, None, tmp_path / "out", to)
     assert not list(tmp_path.iterdir())
 
 
@@ -85,7 +85,7 @@ def test_threads_that_outlive_the_error_of_a_writer_leave_nothing(tmp_path):
                 (folder / str(i)).write_bytes(b"late")
             time.sleep(0.005)
 
-    with pytest.raises(ZeroDivisionError), saving.new_folder(tmp_path / "out") as folder:
+    with pytest.raises(ZeroDivisionError), files.new_folder(tmp_path / "out") as folder:
         threading.Thread(target=write, args=(folder / "d",)).start()
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())

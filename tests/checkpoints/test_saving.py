@@ -7,8 +7,8 @@ import torch
 import transformers
 
 import tiny
-from keras_rgemma import RGemmaBackbone, RGemmaCausalLM
-from keras_rgemma.checkpoints import huggingface, saving
+from keras_rgemma import RGemmaBackbone, RGemmaCausalLM, files
+from keras_rgemma.checkpoints import safetensors as safetensors_files
 
 # As in parity/test_logits.py: float32, relative to the logit where it is larger than 1.
 TOLERANCE = 2e-5
@@ -56,7 +56,7 @@ def check_same_weights(one, other):
 
 @pytest.mark.parametrize("shard_bytes", [2**30, 10_000])
 def test_transformers_loads_what_is_exported(lm, tmp_path, monkeypatch, shard_bytes):
-    monkeypatch.setattr(huggingface, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(safetensors_files, "SHARD_BYTES", shard_bytes)
     lm.export_to_transformers(tmp_path / "out")
     sizes = sorted(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     assert (len(sizes) > 2) == (shard_bytes == 10_000)
@@ -175,7 +175,7 @@ def test_numbers_that_are_too_large_for_float16(tmp_path):
 
 def test_writing_that_fails_halfway_leaves_nothing_and_replaces_nothing(tmp_path, lm, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(huggingface, "SHARD_BYTES", 10_000)
+    monkeypatch.setattr(safetensors_files, "SHARD_BYTES", 10_000)
     lm.export_to_transformers(out)
     whole = {path.name: path.read_bytes() for path in out.iterdir()}
     save_file, calls = safetensors.numpy.save_file, []
@@ -198,7 +198,7 @@ def test_writing_that_fails_halfway_leaves_nothing_and_replaces_nothing(tmp_path
 def test_two_at_once_into_one_folder(tmp_path, lm):
     """The one that is ready first stays; the other says so."""
     out = tmp_path / "out"
-    with pytest.raises(FileExistsError, match="out'"), saving.new_folder(out) as partial:
+    with pytest.raises(FileExistsError, match="out'"), files.new_folder(out) as partial:
         (partial / "config.json").write_text("{}")
         lm.export_to_transformers(out)
     check_same_weights(RGemmaCausalLM.from_preset(out), lm)

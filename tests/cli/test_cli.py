@@ -16,11 +16,11 @@ from huggingface_hub import constants
 
 import keras_rgemma
 import tiny
+from backend_independent import backend_independent
 from keras_rgemma import RGemmaCausalLM
 from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.cli import main
 from keras_rgemma.generation.chat import Chat
-from once import once
 
 FOREIGN = ("transformers", "flax", "torch")
 
@@ -138,7 +138,7 @@ def test_a_command_that_is_stopped_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == "keras-rgemma: stopped\n"
 
 
-@once
+@backend_independent
 def test_generate_writes_the_prompt_and_what_follows(preset, capsys, monkeypatch):
     arguments = ["--preset", str(preset[0]), "--max-new-tokens", "5"]
     expected = preset[1].generate("The quick", max_new_tokens=5) + "\n"
@@ -161,7 +161,7 @@ def test_generate_writes_the_prompt_and_what_follows(preset, capsys, monkeypatch
         assert capsys.readouterr().err.startswith("keras-rgemma: `")
 
 
-@once
+@backend_independent
 @pytest.mark.slow
 def test_chat_goes_on_after_an_answer_that_was_stopped(tmp_path):
     """A real process: Ctrl-C ends the answer, the next message is answered, the end is an end."""
@@ -196,7 +196,7 @@ def test_chat_goes_on_after_an_answer_that_was_stopped(tmp_path):
     assert isinstance(chat.send("Again"), str)
 
 
-@once
+@backend_independent
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_in_the_garbage_collector_ends_an_answer(monkeypatch, capsys):
     """What is raised in its callbacks, Python prints and forgets."""

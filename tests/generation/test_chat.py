@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import keras_rgemma
 import tiny
+from backend_independent import backend_independent
 from generation import plain
 from keras_rgemma.generation.programs import GenerationPrograms
-from once import once
 
 MESSAGES = ("What is a lighthouse?", "And a river?", " What is water made of? ")
 
@@ -292,7 +292,7 @@ TOKENIZER = functools.cache(tiny.tokenizer)
 FRAGMENTS = ("<end_of_turn>", "<start_of_turn>", "<eos>", "<bos>", "<", "end_of_turn>", "\n", " ▁")
 
 
-@once
+@backend_independent
 @given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=5)), max_size=8))
 @example(["<start_of_", "<end_of_turn>", "turn>"])
 @example(["<end_of", "_turn>"])

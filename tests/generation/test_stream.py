@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tiny
+from backend_independent import backend_independent
 from generation import plain
-from keras_rgemma.generation.pieces import TextPieces
-from once import once
+from keras_rgemma.generation.text_deltas import TextDeltas
 
 PROMPTS = ["The quick", "A lighthouse is a tower", ""]
 NEW = 10
@@ -173,7 +173,7 @@ def decode(ids):
 
 def pieces_of(ids, stop=()):
     """The pieces of a text, and how many of its tokens were taken."""
-    text, pieces, taken = TextPieces(decode, stop), [], 0
+    text, pieces, taken = TextDeltas(decode, stop), [], 0
     while taken < len(ids) and not text.stopped:
         piece, count = text.extend(ids[taken : taken + 2])
         pieces.append(piece)
@@ -181,7 +181,7 @@ def pieces_of(ids, stop=()):
     return [*pieces, text.rest()], taken
 
 
-@once
+@backend_independent
 @given(st.lists(st.integers(0, 399), max_size=30))
 @example([4, 5, 260, 260, 200, 300])
 def test_pieces_of_any_tokens_are_their_text(ids):
@@ -190,7 +190,7 @@ def test_pieces_of_any_tokens_are_their_text(ids):
     assert taken == len(ids)
 
 
-@once
+@backend_independent
 @given(st.text(min_size=1, max_size=20))
 @example("naïve 日本語 🙂🙃 👩‍👩‍👧")
 def test_characters_of_several_tokens_come_whole(text):
@@ -200,7 +200,7 @@ def test_characters_of_several_tokens_come_whole(text):
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
 
 
-@once
+@backend_independent
 @given(
     st.text("ab é🙂", max_size=20),
     st.lists(st.text("ab é🙂", min_size=1, max_size=4), min_size=1, max_size=3),

@@ -12,7 +12,7 @@ from keras import ops
 from compiled import compiled, program, to_numpy
 from keras_rgemma import RGemmaBackbone
 from keras_rgemma.ops.documents import document_positions
-from keras_rgemma.state import RecurrentState
+from keras_rgemma.state.records import RecurrentState
 
 WINDOW, VOCABULARY, ROWS = 5, 31, 3
 # The piece that holds W + 1 tokens, and a text that is longer than one block of queries (32).

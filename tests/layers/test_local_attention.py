@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compiled import compiled, to_numpy
 from keras_rgemma.layers.local_attention import LocalAttention, updated_ring
-from keras_rgemma.state import AttentionState
+from keras_rgemma.state.records import AttentionState
 
 ROWS, PIECE, KV_HEADS, SIZE = 3, 4, 2, 3
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import keras_rgemma
-from keras_rgemma.model import presets
-from once import once
+from backend_independent import backend_independent
+from keras_rgemma.checkpoints import presets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QUESTION = "<start_of_turn>user\nWhat is a lighthouse?<end_of_turn>\n<start_of_turn>model\n"
@@ -61,7 +61,7 @@ def test_keras_hub_loads_a_saved_folder(lm, tmp_path):
         np.testing.assert_array_equal(np.array(ours), np.array(theirs))
 
 
-@once
+@backend_independent
 @pytest.mark.slow
 def test_an_installed_wheel_finds_its_presets(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]

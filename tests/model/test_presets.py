@@ -8,8 +8,8 @@ import pytest
 import keras_rgemma
 from keras_rgemma.checkpoints.hub import CONFIG, TOKENIZER
 from keras_rgemma.checkpoints.hub import WEIGHTS as ALL
+from keras_rgemma.checkpoints.presets import has_tokenizer, presets, resolve
 from keras_rgemma.config import RGemmaConfig
-from keras_rgemma.model.presets import has_tokenizer, presets, resolve
 
 PUBLISHED = {
     "rgemma_2b_en": "hf://google/recurrentgemma-2b",

@@ -11,8 +11,8 @@ import pytest
 from recurrentgemma import common
 
 from keras_rgemma import RGemmaBackbone
+from keras_rgemma.checkpoints.presets import presets
 from keras_rgemma.config import RGemmaConfig
-from keras_rgemma.model.presets import presets
 from parity import deepmind
 
 ARCHITECTURES = {

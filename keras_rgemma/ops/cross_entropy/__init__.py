@@ -1,9 +1,8 @@
 """The cross-entropy of a language model's head, without all of its logits at a time."""
 
-import importlib
-
-import keras
 from keras import ops
+
+from keras_rgemma.backend import backend_module
 
 CHUNK_NUMBERS = 2**26  # logits that are in memory at a time: 256 MiB in float32
 
@@ -33,7 +32,7 @@ def cross_entropy(hidden, embeddings, labels, soft_cap=None, *, learns=True, chu
     losses, hits = cross_entropy(np.ones((3, 2)), np.eye(5, 2), labels=np.array([0, 1, 4]))
     ```
     """
-    module = importlib.import_module(f"{__name__}.{keras.config.backend()}")
+    module = backend_module(__name__)
     hidden, embeddings = (ops.convert_to_tensor(x) for x in (hidden, embeddings))
     count, width = ops.shape(hidden)
     if chunk_size is None:

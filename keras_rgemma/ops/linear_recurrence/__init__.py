@@ -1,11 +1,8 @@
 """The linear recurrence `h_t = a_t * h_{t-1} + x_t`, and the choice of its implementation."""
 
-import importlib
-
-import keras
 from keras import ops
 
-BACKENDS = ("jax", "tensorflow", "torch")
+from keras_rgemma.backend import backend_module, check_backend
 
 
 def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
@@ -43,29 +40,13 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
     return function(x, a, ops.cast(initial_state, "float32"))
 
 
-def check_backend():
-    """The name of Keras' backend.
-
-    Raises:
-        ValueError: it is not one that this package runs on.
-    """
-    backend = keras.config.backend()
-    if backend not in BACKENDS:
-        raise ValueError(
-            f"keras-rgemma runs on the Keras backends {BACKENDS}. Received: {backend!r}. Set "
-            "KERAS_BACKEND to one of them before the first import of keras."
-        )
-    return backend
-
-
 def _resolve(implementation):
-    backend = check_backend()
-    module = importlib.import_module(f"{__name__}.{backend}")
+    module = backend_module(__name__)
     if implementation == "auto":
         implementation = module.default_implementation()
     if implementation not in module.IMPLEMENTATIONS:
         raise ValueError(
             f"`implementation` must be 'auto' or one of {tuple(module.IMPLEMENTATIONS)} on the "
-            f"{backend} backend. Received: {implementation!r}."
+            f"{check_backend()} backend. Received: {implementation!r}."
         )
     return module.IMPLEMENTATIONS[implementation]

@@ -1,0 +1,127 @@
+"""Fair timing: ceilings of the machine, repeats with a spread, peak memory, own processes."""
+
+import concurrent.futures
+import importlib.metadata
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from keras_rgemma.backend import BACKENDS
+
+_STATUS = pathlib.Path("/proc/self/status")
+
+
+def repeat(function, warmup, repeats):
+    """Seconds of each of `repeats` calls, after `warmup` calls that do not count."""
+    for _ in range(warmup):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(amount, seconds):
+    """Median, lowest and highest rate of `amount` units in each of these times."""
+    return {
+        "median": amount / statistics.median(seconds),
+        "low": amount / max(seconds),
+        "high": amount / min(seconds),
+    }
+
+
+def ceilings():
+    """What the host can do at best, measured now: float32 products and reading memory.
+
+    Returns:
+        dict of `matmul_gflops` and `read_gb_per_s`.
+    """
+    size = 2048
+    left, right = (np.random.RandomState(i).rand(size, size).astype("float32") for i in (0, 1))
+    product = summary(2 * size**3 / 1e9, repeat(lambda: left @ right, 2, 5))
+    memory = np.ones((os.cpu_count(), 2**27 // os.cpu_count()), "float32")
+    # A thread for each CPU: one alone does not use up what the memory can give.
+    with concurrent.futures.ThreadPoolExecutor(len(memory)) as threads:
+        read = summary(memory.nbytes / 1e9, repeat(lambda: [*threads.map(np.max, memory)], 1, 5))
+    return {"matmul_gflops": product["high"], "read_gb_per_s": read["high"]}
+
+
+def versions():
+    """The versions of what is measured, and the commit if this is a checkout."""
+    found = {}
+    for name in ("keras", "keras-hub", *BACKENDS):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    found["commit"] = commit.stdout.strip() or None
+    return found
+
+
+def accelerator_peak_bytes(backend):
+    """The most memory this process has held on the accelerator of a backend, 0 if it has none."""
+    library = sys.modules[backend]
+    if backend == "torch":
+        return library.cuda.max_memory_allocated() if library.cuda.is_available() else 0
+    if backend == "jax":
+        return (library.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    if not library.config.list_physical_devices("GPU"):
+        return 0
+    return library.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
+def resident_bytes(field):
+    """The memory of this process on Linux: `VmRSS` now, `VmHWM` at its peak."""
+    line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def reset_peak():
+    """Lets `VmHWM` start from what this process holds now."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_peak_bytes():
+    """The most memory of the host this process has held."""
+    if _STATUS.exists():
+        # `ru_maxrss` starts from what the parent process held.
+        return resident_bytes("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def in_child(backend, module, *arguments):
+    """Runs a module or a script on a backend, in a process of its own.
+
+    Args:
+        backend: str.
+        module: str, the name of a module or the path of a `.py` file, whose last line is JSON.
+        *arguments: of its command line.
+
+    Returns:
+        The dict in its last line, or one of an `error`.
+    """
+    what = [module] if module.endswith(".py") else ["-m", module]
+    command = [sys.executable, *what, *map(str, arguments)]
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        # A process that is killed, for its memory perhaps, says nothing.
+        said = "".join(done.stderr.strip().splitlines()[-1:])
+        return {"error": f"ended with code {done.returncode}: {said or 'no message'}"}
+    return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,0 +1,129 @@
+"""The built-in presets: what there is, where it lies, and how a name becomes a folder."""
+
+import difflib
+import functools
+import json
+import pathlib
+
+import keras
+
+from keras_rgemma.checkpoints.hub import CONFIG, TOKENIZER, fetch
+from keras_rgemma.keras_internals import preset_config
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+# In a wheel the presets lie inside the package, in a checkout beside it.
+EMBEDDED = "embedded"  # where weights come from that lie in the preset itself
+_ROOTS = (_PACKAGE / "presets", _PACKAGE.parent / "presets")
+
+
+@functools.cache
+def presets():
+    """The metadata of all presets by name, in the order of their size.
+
+    Returns:
+        dict of name to a dict with `description` (str), `parameter_count` (int), `path` (str, the
+        folder of its configs), `weights` (where they come from: "embedded", the handle of a hub
+        repository, or None when none were ever published), `download_bytes` (about how many bytes
+        are fetched, int).
+    """
+    root = next((root for root in _ROOTS if root.is_dir()), None)
+    if root is None:
+        raise FileNotFoundError(
+            f"The folder of the presets is missing; looked for {[str(r) for r in _ROOTS]}. "
+            "Install keras-rgemma again."
+        )
+    found = []
+    for path in root.glob("*/metadata.json"):
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        found.append(
+            (
+                path.parent.name,
+                {
+                    "description": metadata["description"],
+                    "parameter_count": metadata["parameter_count"],
+                    "path": str(path.parent),
+                    "weights": metadata["weights"],
+                    "download_bytes": metadata.get("download_bytes", 0),
+                },
+            )
+        )
+    return dict(sorted(found, key=lambda item: (item[1]["parameter_count"], item[0])))
+
+
+def resolve(preset, part, revision=None):
+    """Where a preset lies: a local folder or file, or a handle that KerasHub fetches.
+
+    What lies on a hub is fetched first.
+
+    Args:
+        preset: str or path.
+        part: what is wanted of it, see `checkpoints.hub.fetch`.
+        revision: str, see there.
+
+    Raises:
+        ValueError: nothing has this name, there is nothing to load, or a revision of what has
+            none. For handles see `checkpoints.hub.fetch`, too.
+    """
+    if not isinstance(preset, (str, pathlib.PurePath)):
+        raise TypeError(
+            "A preset is a name, a folder or a hub handle: a str or a path. Received: "
+            f"{preset!r}. The built-in names are {list(presets())}."
+        )
+    preset = str(preset)
+    known = presets()
+    handle = _handle(preset, known[preset], part) if preset in known else preset
+    if "://" in handle:
+        return fetch(handle, revision, part)
+    if revision is not None:
+        raise ValueError(
+            f"`revision` is for what lies on a hub. Received: {revision!r} with {preset!r}."
+        )
+    if preset in known or (preset.strip() and pathlib.Path(preset).exists()):
+        return handle
+    # Any name is near to some preset; a path is not.
+    near = difflib.get_close_matches(preset, known, n=1, cutoff=0.6 if "/" in preset else 0.0)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"Unknown preset {preset!r}.{hint} The built-in presets are "
+        f"{list(known)}; a folder (this one does not exist) or a hub handle such as "
+        "'hf://user/model' works, too."
+    )
+
+
+def _handle(preset, metadata, part):
+    """The folder, or the handle on a hub, where a built-in preset has what is wanted of it."""
+    if metadata["weights"] == EMBEDDED or part == CONFIG:
+        return metadata["path"]
+    if metadata["weights"] is not None:
+        return metadata["weights"]
+    if part == TOKENIZER:
+        raise ValueError(
+            f"The preset {preset!r} comes without a tokenizer. Create one from a SentencePiece "
+            "file, or use that of 'rgemma_tiny_en'."
+        )
+    raise ValueError(
+        f"The preset {preset!r} has no public weights: it is an architecture from the paper. "
+        "Pass `load_weights=False` for a randomly initialised model."
+    )
+
+
+def has_tokenizer(folder):
+    """Whether a local preset folder holds a tokenizer."""
+    return (pathlib.Path(folder) / "tokenizer.json").exists()
+
+
+def saved_dtype(preset):
+    """The dtype of the weights of a Keras preset, str, which KerasHub does not load it in.
+
+    None for a quantized one, and for one that does not say it.
+    """
+    saved = preset_config(preset)["config"].get("dtype")
+    policy = keras.dtype_policies.get(saved) if saved is not None else None
+    return policy.variable_dtype if type(policy) is keras.DTypePolicy else None
+
+
+class Presets:
+    """The `presets` attribute of the public classes: a fresh dict at each access."""
+
+    def __get__(self, instance, owner):
+        return {name: dict(metadata) for name, metadata in presets().items()}

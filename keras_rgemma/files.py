@@ -1,0 +1,203 @@
+"""Files and folders that are complete or not there, and JSON."""
+
+import contextlib
+import json
+import pathlib
+import shutil
+import time
+import uuid
+
+_PARTIAL = ".partial"  # what the name of a folder ends with until it is complete
+_DELETIONS = 100  # of what is still being written to, in so many twentieths of a second
+# The files and folders that this package writes: a folder of these alone may be replaced.
+_REPLACEABLE_FILES = (
+    "*.json",
+    "*.safetensors",
+    "*.weights.h5",
+    "*.pt",
+    "tokenizer.model",
+    "README.md",
+)
+_REPLACEABLE_FOLDERS = ("assets", "params")
+
+
+def write_json(path, contents):
+    """Writes a dict as a JSON file."""
+    path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path):
+    """The dict in a JSON file.
+
+    Raises:
+        ValueError: it cannot be read as one.
+    """
+    try:
+        contents = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as JSON: {error}.") from error
+    if not isinstance(contents, dict):
+        raise ValueError(f"{str(path)!r} must hold a JSON object.")
+    return contents
+
+
+@contextlib.contextmanager
+def new_folder(destination, overwrite=False):
+    """A folder to write into that takes its name only when it is complete.
+
+    What is killed halfway leaves a hidden `.NAME.*.partial` folder beside it and nothing under the
+    name itself; while one folder takes the place of another, that one is a hidden `.NAME.*.old`.
+
+    Args:
+        destination: str or path.
+        overwrite: bool, whether it may take the place of a folder that holds something.
+
+    Yields:
+        A `pathlib.Path`.
+
+    Raises:
+        FileExistsError: something is there already, or came there in the meantime.
+    """
+    check_free(destination, overwrite)
+    destination = pathlib.Path(destination).resolve()
+    with _partial_folder(destination) as partial:
+        yield partial
+        check_free(destination, overwrite)
+        if overwrite and destination.exists():
+            _exchange(partial, destination)
+        else:
+            if destination.exists():
+                destination.rmdir()  # empty, which some systems do not rename onto
+            partial.rename(destination)
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """A file to write that takes its name, from one before it, too, only when it is complete.
+
+    Args:
+        path: str or path.
+
+    Yields:
+        A `pathlib.Path` with the same endings.
+    """
+    path = pathlib.Path(path)
+    partial = _partial_file(path, uuid.uuid4().hex[:8])
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def unlink_partial(path):
+    """Deletes what a kill left of `new_file`. Nobody else may be writing there."""
+    path = pathlib.Path(path)
+    for partial in path.parent.glob(_partial_file(path, "?" * 8).name):
+        partial.unlink(missing_ok=True)
+
+
+def _partial_file(path, key):
+    return path.with_name(f".{key}{_PARTIAL}.{path.name}")
+
+
+@contextlib.contextmanager
+def preset_folder(destination):
+    """A folder to write a Keras preset into, whose files then go where KerasHub would put them.
+
+    A new folder gets its name when it is complete. In one that holds something, files are replaced
+    one by one, weights before configs, and weights of the model before are deleted.
+
+    Args:
+        destination: str or path.
+
+    Yields:
+        A `pathlib.Path`.
+    """
+    destination = pathlib.Path(destination).resolve()
+    if destination.suffix == _PARTIAL:  # as a model saves its backbone, into its own
+        yield destination
+        return
+    if not destination.is_dir() or not any(destination.iterdir()):
+        with new_folder(destination) as partial:
+            yield partial
+        return
+    with _partial_folder(destination) as partial:
+        yield partial
+        for weights in (*destination.glob("model*.weights.h5"), destination / "model.weights.json"):
+            weights.unlink(missing_ok=True)  # KerasHub would prefer a file to new shards
+        files = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda file: file.suffix == ".json"):
+            (destination / file).parent.mkdir(parents=True, exist_ok=True)
+            (partial / file).replace(destination / file)
+        shutil.rmtree(partial)
+
+
+@contextlib.contextmanager
+def _partial_folder(destination):
+    """A hidden folder beside another, deleted after an error."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    partial.mkdir()
+    try:
+        yield partial
+    except BaseException:
+        _delete(partial)
+        raise
+
+
+def _delete(folder):
+    """Deletes a folder, even while threads of a writer that failed still write into it."""
+    times_gone = 0
+    for _ in range(_DELETIONS):
+        shutil.rmtree(folder, ignore_errors=True)
+        times_gone = 0 if folder.exists() else times_gone + 1
+        if times_gone == 3:
+            return
+        time.sleep(0.05)
+
+
+def check_free(destination, overwrite):
+    """Raises FileExistsError if nothing may be written there, ValueError for no place at all."""
+    if not str(destination).strip():
+        raise ValueError("The destination is empty. Name a folder to write to.")
+    destination = pathlib.Path(destination)
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise FileExistsError(f"{str(destination)!r} is a file. Nothing was written.")
+    if not any(destination.iterdir()):
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{str(destination)!r} is a folder that holds something. Nothing was written. Choose "
+            "another place, delete it, or ask to overwrite it."
+        )
+    if not _is_checkpoint(destination) or pathlib.Path.cwd().is_relative_to(destination.resolve()):
+        raise FileExistsError(
+            f"{str(destination)!r} is more than a checkpoint, so it is not replaced. Nothing was "
+            "written. Choose another place, or delete it."
+        )
+
+
+def _is_checkpoint(folder):
+    """Whether a folder is one that `export` or `save_to_preset` writes, and nothing more."""
+    return all(
+        path.name in _REPLACEABLE_FOLDERS
+        if path.is_dir()
+        else any(map(path.match, _REPLACEABLE_FILES))
+        for path in folder.iterdir()
+    )
+
+
+def _exchange(partial, destination):
+    old = partial.with_suffix(".old")
+    destination.rename(old)
+    try:
+        partial.rename(destination)
+    except OSError:  # somebody else's came there
+        if not destination.exists():
+            old.rename(destination)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,6 @@
+"""The public names of training, `AdamW` and `LongTexts`, under one roof."""
+
+from keras_rgemma.training.long_texts import LongTexts
+from keras_rgemma.training.optimizer import AdamW
+
+__all__ = ["AdamW", "LongTexts"]

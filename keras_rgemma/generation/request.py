@@ -1,0 +1,180 @@
+"""The arguments of `generate` and `stream`, checked: limits, stop tokens and strings, a state."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_rgemma.shapes import as_array, check_token_ids
+from keras_rgemma.state.rgemma_state import RGemmaState
+
+# The buffer of new tokens is made before the first one.
+MOST_NEW_TOKENS = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenBudget:
+    """How many new tokens rows may get.
+
+    Args:
+        max_length: int or None, tokens of a row in all.
+        max_new_tokens: int or None.
+        sequence_length: int or None, the default for `max_length`.
+
+    Raises:
+        ValueError: both limits, or one that is no whole number or negative.
+    """
+
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    sequence_length: int | None = None
+
+    def __post_init__(self):
+        for name in ("max_length", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+                raise ValueError(
+                    f"`{name}` must be a whole number of tokens, at least 0. Received: {value!r}."
+                )
+        if self.max_length is not None and self.max_new_tokens is not None:
+            raise ValueError(
+                "Pass `max_length` (tokens in all) or `max_new_tokens`, not both. Received: "
+                f"max_length={self.max_length}, max_new_tokens={self.max_new_tokens}."
+            )
+
+    def of(self, lengths, default_length=None):
+        """The new tokens for prompts of these lengths.
+
+        Args:
+            lengths: list of ints.
+            default_length: int or None, total tokens when no limit was given.
+
+        Raises:
+            ValueError: a prompt is longer than `max_length`, or the limit is out of reach.
+        """
+        budgets = self._budgets(lengths, default_length)
+        if max(budgets) > MOST_NEW_TOKENS:
+            raise ValueError(
+                f"One call writes at most {MOST_NEW_TOKENS} new tokens a row. Received a limit of "
+                f"{max(budgets)}. Lower it, and call again with the text so far for more."
+            )
+        return budgets
+
+    def _budgets(self, lengths, default_length):
+        if self.max_new_tokens is not None:
+            return [int(self.max_new_tokens)] * len(lengths)
+        total = default_length if self.max_length is None else self.max_length
+        if total is None:
+            usual = self.sequence_length
+            return [usual - n if n < usual else usual for n in lengths]
+        for row, length in enumerate(lengths):
+            if length > total:
+                raise ValueError(
+                    f"`max_length`={total} is shorter than prompt {row}, which has {length} "
+                    f"tokens. Pass at least {length}, or bound the new tokens alone with "
+                    "`max_new_tokens`. Prompts are never cut."
+                )
+        return [int(total) - length for length in lengths]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How prompts are to be continued.
+
+    Attributes:
+        budget: `TokenBudget`.
+        stop_token_ids: tuple of ints.
+        stop: tuple of str.
+        state: `RGemmaState` that each prompt goes on from, or None.
+        copies: int, how many continuations each prompt gets.
+    """
+
+    budget: TokenBudget
+    stop_token_ids: tuple
+    stop: tuple
+    state: RGemmaState | None
+    copies: int
+
+    @classmethod
+    def of(
+        cls,
+        task,
+        *,
+        max_length=None,
+        max_new_tokens=None,
+        stop_token_ids="auto",
+        stop=None,
+        state=None,
+        copies=1,
+    ):
+        """The request in arguments of `generate`, checked.
+
+        Args:
+            task: a `keras.Model` with `preprocessor` and `backbone`.
+        """
+        sequence_length = getattr(task.preprocessor, "sequence_length", None)
+        return cls(
+            TokenBudget(max_length, max_new_tokens, sequence_length),
+            read_stop_token_ids(stop_token_ids, task.preprocessor, task.backbone.vocabulary_size),
+            read_stop(stop, has_text=task.preprocessor is not None),
+            state,
+            copies,
+        )
+
+
+def read_stop_token_ids(stop_token_ids, preprocessor, vocabulary_size):
+    """The ids of tokens that end a text, as a tuple of ints.
+
+    Args:
+        stop_token_ids: "auto", None, or a sequence of ids.
+        preprocessor: whose tokenizer knows those of "auto", or None.
+        vocabulary_size: int.
+
+    Raises:
+        ValueError: it is none of these, one is outside of the vocabulary, or "auto" without a
+            preprocessor.
+    """
+    if stop_token_ids is None:
+        return ()
+    if isinstance(stop_token_ids, str) and stop_token_ids == "auto":
+        if preprocessor is None:
+            raise ValueError(
+                "`stop_token_ids='auto'` needs a preprocessor, whose tokenizer knows what ends "
+                "a text. Pass a tuple of token ids, or None to use up the limit."
+            )
+        tokenizer = preprocessor.tokenizer
+        ends = (tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None))
+        return tuple(id for id in ends if id is not None)
+    ids = as_array(stop_token_ids, "stop_token_ids")
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(
+            "`stop_token_ids` must be 'auto', None or a sequence of token ids, such as (1, 107). "
+            f"Received: {stop_token_ids!r}."
+        )
+    check_token_ids(ids[None], vocabulary_size, "stop_token_ids")
+    return tuple(int(id) for id in ids)
+
+
+def read_stop(stop, has_text):
+    """The strings that end a text, as a tuple.
+
+    Args:
+        stop: str, sequence of str, or None.
+        has_text: bool, whether the model has a preprocessor to tell the text of tokens.
+
+    Raises:
+        ValueError: an empty string, something else than strings, or no preprocessor.
+    """
+    strings = [stop] if isinstance(stop, str) else [] if stop is None else list(stop)
+    if not all(isinstance(string, str) and string for string in strings):
+        raise ValueError(
+            "`stop` must be a str or a sequence of str, none of them empty, such as ['\\n\\n']. "
+            f"Received: {stop!r}."
+        )
+    if strings and not has_text:
+        raise ValueError(
+            "`stop` needs a preprocessor, which tells the text of tokens. Received: "
+            f"{stop!r}. Attach one, or pass `stop_token_ids`."
+        )
+    return tuple(strings)

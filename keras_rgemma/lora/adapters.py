@@ -1,0 +1,195 @@
+"""Adapter files: what LoRA has learned, keyed by layer, and which model it belongs to."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from keras_rgemma.files import new_file
+from keras_rgemma.layers.lora import FACTORS
+from keras_rgemma.lora import backbone as lora
+from keras_rgemma.state.fingerprint import Fingerprint, fingerprint
+
+FORMAT = "keras-rgemma LoRA"
+VERSION = 1
+_SUFFIX = ".lora.h5"
+# Weights that no quantization changes, by the last part of their paths.
+_KEPT = ("a_param", "bias", "scale")
+
+
+class Adapter(NamedTuple):
+    """LoRA of a layer.
+
+    Attributes:
+        a, b: float32 arrays, [..., rank] and [rank, ...].
+        alpha: float; the product of both counts alpha / rank times.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    alpha: float
+
+    @property
+    def rank(self):
+        return len(self.b)
+
+
+class Base(NamedTuple):
+    """The model below an adapter.
+
+    Attributes:
+        quantization: str, which of its layers are quantized, how and from which dtype; "" for none.
+        model: `Fingerprint` of it.
+        kept: `Fingerprint` of its weights that quantization leaves as they are.
+    """
+
+    quantization: str
+    model: Fingerprint
+    kept: Fingerprint
+
+    @classmethod
+    def of(cls, backbone):
+        """The base of a backbone, whether LoRA is enabled on it or not."""
+        layers = [*lora.linear_layers(backbone).values(), backbone.token_embedding]
+        return cls(
+            # What was rounded to bfloat16 before is rounded to other integers.
+            ",".join(
+                f"{x.path}:{x.quantization_mode}:{x.variable_dtype}"
+                for x in layers
+                if x.quantization_mode
+            ),
+            fingerprint(backbone, lambda name: name not in FACTORS),
+            fingerprint(backbone, lambda name: name in _KEPT),
+        )
+
+    def difference(self, other):
+        """What another base differs in, str; empty if adapters of one fit the other."""
+        if self.quantization == other.quantization:
+            return self.model.difference(other.model)
+        return self.kept.difference(other.kept)
+
+
+def save(backbone, path):
+    """See `RGemmaBackbone.save_lora_weights`."""
+    if not str(path).endswith(_SUFFIX):
+        raise ValueError(f"The name of an adapter file ends in {_SUFFIX!r}. Received: {path!r}.")
+    found = adapters(backbone)
+    base = Base.of(backbone)
+    with new_file(path) as partial, h5py.File(partial, "w") as file:
+        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+        file.attrs["base"] = json.dumps(base)
+        file.attrs["targets"] = json.dumps(list(found))
+        file.attrs["hash"] = _hash(found)
+        for path, adapter in found.items():
+            group = file.create_group(f"layers/{path}")
+            group.attrs["rank"], group.attrs["alpha"] = adapter.rank, adapter.alpha
+            for name, value in zip(FACTORS, adapter[:2], strict=True):
+                group[name] = value
+
+
+def load(backbone, path):
+    """See `RGemmaBackbone.load_lora_weights`."""
+    base, found = _read(path)
+    if reason := base.difference(Base.of(backbone)):
+        raise ValueError(
+            f"{str(path)!r} is the adapter of another model: {reason}. Load the base that it was "
+            "trained on."
+        )
+    install(backbone, found, path)
+
+
+def adapters(backbone):
+    """Dict of path to `Adapter`.
+
+    Raises:
+        ValueError: LoRA is not enabled.
+    """
+    layers = lora.checked_layers(backbone)
+    return {path: Adapter(*layer.lora_values()) for path, layer in layers.items()}
+
+
+def install(backbone, found, path):
+    """Gives a backbone adapters; LoRA is enabled where they need it.
+
+    Args:
+        backbone: `RGemmaBackbone`, without LoRA or with such LoRA as the adapters are.
+        found: dict of path to `Adapter`.
+        path: str or path they came from, for errors.
+
+    Raises:
+        ValueError: a layer that the model does not have, of another shape, or LoRA of other ranks
+            or on other layers is enabled; nothing has changed then.
+    """
+    layers = lora.linear_layers(backbone)
+    for name, adapter in found.items():
+        if name not in layers:
+            raise ValueError(f"{str(path)!r} has LoRA for {name!r}, which this model has not.")
+        expected = _shapes(layers[name], adapter.rank)
+        if (adapter.a.shape, adapter.b.shape) != expected:
+            raise ValueError(
+                f"{str(path)!r} has LoRA of the shapes {adapter.a.shape} and {adapter.b.shape} for "
+                f"{name!r}. Expected: {expected[0]} and {expected[1]}."
+            )
+    ranks = {name: adapter.rank for name, adapter in found.items()}
+    enabled = {name: layer.lora_rank for name, layer in lora.lora_layers_by_path(backbone).items()}
+    if enabled and enabled != ranks:
+        names = sorted({*ranks, *enabled})
+        name = next(name for name in names if ranks.get(name) != enabled.get(name))
+        raise ValueError(
+            f"The model has LoRA of rank {enabled.get(name)} on {name!r}, and {str(path)!r} of "
+            f"rank {ranks.get(name)}. Call `disable_lora()` first: the file then brings its own."
+        )
+    if not enabled:
+        lora.add_lora(backbone, {name: (x.rank, x.alpha) for name, x in found.items()})
+    for name, adapter in found.items():
+        layers[name].assign_lora(*adapter)
+
+
+def _shapes(layer, rank):
+    """The shapes of A and B for a layer."""
+    *inputs, output = layer.weight_shape
+    return (*inputs, rank), (rank, output)
+
+
+def _read(path):
+    """The `Base` and the adapters in a file."""
+    try:
+        with h5py.File(path) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise ValueError("it is no adapter of keras-rgemma. `save_lora_weights` writes one")
+            if file.attrs["version"] != VERSION:
+                raise ValueError(
+                    f"its format has version {file.attrs['version']}, and this is version "
+                    f"{VERSION}: use the keras-rgemma that wrote it, or a newer one"
+                )
+            quantization, model, kept = json.loads(file.attrs["base"])
+            base = Base(quantization, Fingerprint(*model), Fingerprint(*kept))
+            targets = json.loads(file.attrs["targets"])
+            found = {name: _adapter(file[f"layers/{name}"]) for name in targets}
+            if file.attrs["hash"] != _hash(found):
+                raise ValueError("it is damaged. Copy it again")
+            return base, found
+    except FileNotFoundError:
+        raise
+    except (OSError, LookupError, ValueError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be used: {error}.") from error
+
+
+def _hash(found):
+    """A hash of adapters, str."""
+    digest = hashlib.sha256()
+    for name, adapter in found.items():
+        digest.update(json.dumps([name, adapter.alpha, adapter.a.shape, adapter.b.shape]).encode())
+        digest.update(adapter.a.astype("<f4").tobytes() + adapter.b.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _adapter(group):
+    a, b = (group[name][()] for name in FACTORS)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError(f"{group.name!r} holds numbers that are not finite")
+    if len(b) != group.attrs["rank"]:
+        raise ValueError(f"{group.name!r} says rank {group.attrs['rank']}, but has {len(b)}")
+    return Adapter(a, b, float(group.attrs["alpha"]))

@@ -1,0 +1,132 @@
+"""LoRA on a backbone: which layers have it, switched on, merged, and taken away."""
+
+import numbers
+import re
+
+from keras_rgemma.config import check_count
+from keras_rgemma.layers.lora import CALIBRATED, LoRA, lora_layers
+
+# Keras has no products of low rank beside these.
+_WITHOUT = (*CALIBRATED, "float8")
+
+
+def enable(backbone, rank, target_layer_names=None, alpha=None):
+    """See `RGemmaBackbone.enable_lora`."""
+    rank = check_count("rank", rank)
+    alpha = rank if alpha is None else alpha
+    if not (isinstance(alpha, numbers.Real) and 0 < alpha < float("inf")):
+        raise ValueError(f"`alpha` must be a positive number. Received: {alpha!r}.")
+    if lora_layers_by_path(backbone):
+        raise ValueError(
+            "LoRA is enabled already. Call `merge_lora()` to keep what it has learned, or "
+            "`disable_lora()` to drop it, before you enable it anew."
+        )
+    add_lora(backbone, dict.fromkeys(_targets(backbone, target_layer_names), (rank, alpha)))
+
+
+def add_lora(backbone, sizes):
+    """Puts LoRA onto layers, and freezes all else.
+
+    Args:
+        backbone: `RGemmaBackbone` without LoRA.
+        sizes: dict of a layer's path to a pair of its rank and alpha.
+
+    Raises:
+        ValueError: a layer is quantized in a way that leaves no room for it.
+    """
+    layers = linear_layers(backbone)
+    for path in sizes:
+        if (mode := layers[path].quantization_mode) in _WITHOUT:
+            raise ValueError(
+                f"{path!r} is quantized to {mode}, which Keras cannot train LoRA on. Enable LoRA "
+                "on the model as it was, or quantize that to int8 or int4."
+            )
+    freeze(backbone)
+    for path, (rank, alpha) in sizes.items():
+        layers[path].enable_lora(rank, alpha)
+
+
+def freeze(backbone):
+    """Freezes a backbone without LoRA, which is to get some; one that has some is frozen."""
+    if not lora_layers(backbone):
+        backbone.trainable = True
+        _set_trainable(backbone, False)
+
+
+def disable(backbone):
+    """See `RGemmaBackbone.disable_lora`."""
+    for layer in checked_layers(backbone).values():
+        layer.disable_lora()
+    _set_trainable(backbone, True)
+
+
+def merge(backbone):
+    """See `RGemmaBackbone.merge_lora`."""
+    for layer in checked_layers(backbone).values():
+        layer.merge_lora()
+    _set_trainable(backbone, True)
+
+
+def linear_layers(backbone):
+    """Dict of path to layer, of all that can have LoRA."""
+    return {x.path: x for x in backbone._flatten_layers() if isinstance(x, LoRA)}
+
+
+def lora_layers_by_path(backbone):
+    """Dict of path to layer, of those with LoRA."""
+    return {layer.path: layer for layer in lora_layers(backbone)}
+
+
+def checked_layers(backbone):
+    """Dict of path to layer, of those with LoRA.
+
+    Raises:
+        ValueError: there are none, or one is none that adapters are kept of.
+    """
+    layers = lora_layers_by_path(backbone)
+    if not layers:
+        raise ValueError("LoRA is not enabled on this model. Call `enable_lora(rank)` first.")
+    for layer in backbone._flatten_layers():
+        if getattr(layer, "lora_enabled", False) and layer.path not in layers:
+            raise ValueError(
+                f"LoRA is enabled on {layer.path!r}, which is no linear layer of a block. Save it "
+                "with the whole model: `save_to_preset` merges it."
+            )
+    return layers
+
+
+def _set_trainable(backbone, value):
+    for layer in backbone._flatten_layers(include_self=False):
+        layer.trainable = value
+
+
+def _targets(backbone, patterns):
+    """The paths of the layers whose name or path a pattern matches as a whole."""
+    layers = linear_layers(backbone)
+    if patterns is None:
+        return list(layers)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    chosen = set()
+    for pattern in patterns:
+        try:
+            expression = re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                "`target_layer_names` holds names, paths or regular expressions. Received: "
+                f"{pattern!r} ({error})."
+            ) from error
+        found = {
+            path
+            for path, layer in layers.items()
+            if expression.fullmatch(layer.name) or expression.fullmatch(path)
+        }
+        if not found:
+            raise ValueError(
+                f"`target_layer_names`: {pattern!r} matches no linear layer of a block. They are "
+                f"called {backbone.default_lora_layer_names()}, and a path is such as "
+                f"{next(iter(layers))!r}."
+            )
+        chosen |= found
+    if not chosen:
+        raise ValueError("`target_layer_names` is empty. Name a layer, or pass None for all.")
+    return [path for path in layers if path in chosen]

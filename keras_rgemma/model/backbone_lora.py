@@ -1,0 +1,96 @@
+"""The methods of a backbone that concern LoRA."""
+
+from keras_rgemma.lora import adapters
+from keras_rgemma.lora import backbone as lora
+
+
+class BackboneLoRA:
+    """Mixin for `RGemmaBackbone` that enables, merges, saves and loads LoRA."""
+
+    def default_lora_layer_names(self):
+        """The names of all linear layers of the blocks, as `enable_lora` takes them."""
+        return sorted({layer.name for layer in lora.linear_layers(self).values()})
+
+    def enable_lora(self, rank, target_layer_names=None, *, alpha=None):
+        """Freezes the model and adds trainable matrices of low rank to linear layers.
+
+        LoRA (arXiv 2106.09685, section 4.1): such a layer computes
+        `x W + (alpha / rank) (x A) B`, of which A and B are trained, in float32. B is zero at
+        first, so nothing changes. On a model quantized to int8 or int4 this is QLoRA. Call
+        `compile` before the next `fit` if the model has been trained already.
+
+        Args:
+            rank: int.
+            target_layer_names: str or sequence of str: names of layers ("ffw_up"), paths
+                ("block_0/mlp_block/ffw_up") or regular expressions that match one as a whole
+                ("block_[0-7]/.*"). None: every linear layer of recurrent, attention and MLP blocks,
+                the gates of the recurrence included.
+            alpha: float; None for `rank`.
+
+        Raises:
+            ValueError: no layer of such a name, a rank or alpha that is not positive, LoRA that is
+                enabled already, or layers quantized by GPTQ, AWQ or to float8.
+
+        Example:
+        ```python
+        lm.backbone.enable_lora(8, alpha=16)
+        lm.fit(["In the beginning", "was the word"], epochs=1)
+        lm.backbone.save_lora_weights("words.lora.h5")
+        ```
+        """
+        lora.enable(self, rank, target_layer_names, alpha)
+
+    def disable_lora(self):
+        """Takes LoRA away, with all that it has learned. Every weight is trainable again.
+
+        Raises:
+            ValueError: LoRA is not enabled.
+        """
+        lora.disable(self)
+
+    def merge_lora(self):
+        """Adds what LoRA has learned to the weights, and takes it away.
+
+        The model computes what it did, up to the rounding of the weights' dtype; the weights of a
+        layer in int8 or int4 are rounded to that anew, which can change its outputs. Every weight
+        is trainable again.
+
+        Raises:
+            ValueError: LoRA is not enabled.
+        """
+        lora.merge(self)
+
+    def save_lora_weights(self, filepath):
+        """Writes what LoRA has learned, and nothing of the base.
+
+        The file (HDF5) is keyed by the paths of the layers and carries the rank and alpha of each,
+        and a fingerprint of the base.
+
+        Args:
+            filepath: str or path that ends in ".lora.h5".
+
+        Raises:
+            ValueError: another ending, or LoRA is not enabled.
+            OSError: it cannot be written.
+        """
+        adapters.save(self, filepath)
+
+    def load_lora_weights(self, filepath):
+        """Loads an adapter file, and enables LoRA as the file needs it.
+
+        If LoRA is enabled already, with the same ranks on the same layers, the file takes the place
+        of what it has learned. An adapter trained on a quantized base fits that base in full
+        precision, too, and the other way round.
+
+        Args:
+            filepath: str or path.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such file, damaged, or the adapter of another model; LoRA of other
+                ranks or on other layers is enabled (call `disable_lora()` first).
+        """
+        adapters.load(self, filepath)
+
+    def _freeze(self):
+        lora.freeze(self)

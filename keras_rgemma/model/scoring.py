@@ -1,0 +1,108 @@
+"""Logits and losses of given tokens."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_rgemma.generation.programs import Programs, padded_length
+from keras_rgemma.ops.documents import continued_positions, document_positions
+from keras_rgemma.shapes import check_padding_mask, check_token_ids
+from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_column
+
+
+class Scoring:
+    """Mixin for `RGemmaCausalLM` that scores tokens."""
+
+    def score(
+        self,
+        token_ids,
+        padding_mask=None,
+        scoring_mode="logits",
+        layer_intercept_fn=None,
+        target_ids=None,
+        *,
+        state=None,
+    ):
+        """Logits or losses of given tokens, as `keras_hub.models.GemmaCausalLM.score`.
+
+        Args:
+            token_ids: int [B, T].
+            padding_mask: int or bool [B, T]; None: no pads. Documents in a packed row are scored
+                each for itself.
+            scoring_mode: "logits" or "loss".
+            layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
+                (-1 for the embeddings) that returns the activations to go on with. The layers then
+                run one by one, as gradients with respect to activations need; without it they are
+                one program, which on PyTorch keeps no gradients.
+            target_ids: int [B, T], the tokens that the loss is taken against.
+            state: `RGemmaState` that the rows go on from; their tokens then come first, pads last.
+                Activations have one column more in front, of the token that the state carries.
+
+        Returns:
+            Float [B, T, V] for "logits", float [B, T] for "loss".
+
+        Raises:
+            ValueError: another `scoring_mode`, no targets for "loss", targets or a mask of
+                another shape, ids outside of the vocabulary, a state of another model or of
+                another number of rows.
+
+        Example:
+        ```python
+        ids = np.array([[2, 300, 301, 302]])
+        losses = lm.score(ids, scoring_mode="loss", target_ids=np.roll(ids, -1, axis=1))
+        ```
+        """
+        if scoring_mode not in ("logits", "loss"):
+            raise ValueError(
+                f"`scoring_mode` must be 'logits' or 'loss'. Received: {scoring_mode!r}."
+            )
+        if scoring_mode == "loss" and target_ids is None:
+            raise ValueError("`scoring_mode='loss'` needs `target_ids`, the tokens to predict.")
+        vocabulary_size = self.backbone.vocabulary_size
+        ids = check_token_ids(_numpy(token_ids), vocabulary_size)
+        mask = check_padding_mask(_numpy(padding_mask), ids.shape)
+        logits = self._score(ids, mask, state, layer_intercept_fn)
+        if scoring_mode == "logits":
+            return logits
+        targets = check_token_ids(_numpy(target_ids), vocabulary_size, name="target_ids")
+        if targets.shape != ids.shape:
+            raise ValueError(
+                f"`target_ids` must have the shape of `token_ids`, {ids.shape}. Received: "
+                f"{targets.shape}."
+            )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+        return loss(ops.convert_to_tensor(targets), logits)
+
+    def _score(self, ids, mask, state, layer_intercept_fn):
+        """Logits [B, T, V], in one program unless activations are to be intercepted."""
+        self.sync_weights()
+        consumed, first = (), 0
+        if state is not None:
+            consumed, first = consumed_by(self, state), 1
+            ids, mask = prepend_carried_column(state, ids, mask)
+        if layer_intercept_fn:
+            rows = map(ops.convert_to_tensor, (ids, mask))
+            return self._logits(*rows, consumed, layer_intercept_fn)[:, first:]
+        if self._scoring_programs is None or not self._scoring_programs.are_for(self):
+            self._scoring_programs = Programs(self)
+        length = ids.shape[1]
+        pads = [(0, 0), (0, padded_length(length) - length)]
+        rows = (ops.convert_to_tensor(np.pad(x, pads)) for x in (ids, mask))
+        logits = self._scoring_programs.compiled(self._logits)(*rows, consumed)
+        return logits[:, first:length]
+
+    def _logits(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
+        if consumed:
+            positions = continued_positions(padding_mask, consumed.num_tokens)
+            layers = consumed.layers
+        else:
+            positions, layers = document_positions(padding_mask), None
+        hidden = self.backbone.call_layers(
+            token_ids, positions, layers, layer_intercept_fn=layer_intercept_fn
+        )
+        return self.compute_logits(hidden)
+
+
+def _numpy(x):
+    """Tensors as NumPy arrays, from wherever they lie."""
+    return ops.convert_to_numpy(x) if ops.is_tensor(x) else x

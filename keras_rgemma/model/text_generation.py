@@ -1,0 +1,186 @@
+"""The methods of a causal language model that write and read text."""
+
+from keras_rgemma.config import check_count
+from keras_rgemma.generation import generate, prefill, stream
+from keras_rgemma.generation.chat import Chat
+from keras_rgemma.generation.request import Request
+
+
+class TextGeneration:
+    """Mixin for `RGemmaCausalLM` that generates, streams, prefills and chats."""
+
+    def generate(
+        self,
+        inputs,
+        max_length=None,
+        stop_token_ids="auto",
+        strip_prompt=False,
+        *,
+        max_new_tokens=None,
+        stop=None,
+        num_return_sequences=1,
+        state=None,
+        return_state=False,
+    ):
+        """Continues prompts, with the sampler given to `compile`.
+
+        With a deterministic sampler a row's answer depends on that row alone: not on the rows
+        beside it, on padding, or on `max_length`.
+
+        Args:
+            inputs: a str; a list, tuple or array of str; a dict of `token_ids` int [B, T] and,
+                if rows are padded, `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of
+                any of these.
+            max_length: int, how many tokens a row may have in all, its prompt included; what
+                `state` holds does not count. With neither limit: the width of `token_ids` for a
+                dict, else the preprocessor's `sequence_length` for the total, or for the new tokens
+                of a prompt that is longer than it.
+            stop_token_ids: "auto" for the tokenizer's `<eos>` and `<end_of_turn>`, a sequence of
+                ids, or None to always use up the limit.
+            strip_prompt: bool, whether to return the new text alone.
+            max_new_tokens: int, how many tokens each row may get, instead of `max_length`.
+            stop: str or sequence of str that end a row, too; the text ends before them.
+            num_return_sequences: int, how many continuations each prompt gets, one after the
+                other in what is returned. The prompt is read once.
+            state: `RGemmaState` that the prompts go on from, without a start token; they may be
+                empty. It stays as it is.
+            return_state: bool, whether to return an `RGemmaState` beside the text.
+
+        Returns:
+            A str for a str, a list of str for several, a dict of arrays `token_ids` and
+            `padding_mask` (rows begin at column 0) for a dict. With `return_state` a pair of that
+            and the state after it, a stop string included.
+
+        Raises:
+            ValueError: no prompts, an empty prompt without a start token, ids outside of the
+                vocabulary, a mask of another shape, a limit that is negative, shorter than a
+                prompt or out of reach, or both limits; a state of another model, or of another
+                number of rows.
+            TypeError: prompts that are no text.
+
+        Example:
+        ```python
+        lm.generate("In the beginning", max_length=64)
+        lm.generate({"token_ids": np.array([[2, 300, 301]])}, max_new_tokens=8)
+        text, state = lm.generate("In the beginning", max_new_tokens=8, return_state=True)
+        lm.generate(" And", state=state, stop=".")
+        ```
+        """
+        request = Request.of(
+            self,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            stop=stop,
+            state=state,
+            copies=check_count("num_return_sequences", num_return_sequences),
+        )
+        return generate.generate(self, inputs, request, strip_prompt, return_state)
+
+    def stream(
+        self,
+        inputs,
+        max_length=None,
+        stop_token_ids="auto",
+        *,
+        max_new_tokens=None,
+        stop=None,
+        state=None,
+    ):
+        """Continues prompts, and gives the new text as it is made.
+
+        The pieces joined are what `generate(..., strip_prompt=True)` returns. No piece ends with
+        half a character, or with what may be the beginning of a stop string.
+
+        Args:
+            inputs: as of `generate`, a single batch.
+            max_length, stop_token_ids, max_new_tokens, stop, state: as of `generate`.
+
+        Returns:
+            An iterator of str for a str, of lists of B str for several prompts, of dicts of
+            arrays for a dict. Its attribute `state` is the `RGemmaState` after what it has given
+            so far; `close()` ends it. Nothing is computed between two pieces.
+
+        Raises:
+            ValueError: a sampler that does not write token by token (beam, contrastive), and as
+                `generate`.
+
+        Example:
+        ```python
+        for piece in lm.stream("In the beginning", max_new_tokens=64):
+            print(piece, end="", flush=True)
+        ```
+        """
+        request = Request.of(
+            self,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            stop=stop,
+            state=state,
+        )
+        return stream.stream(self, inputs, request)
+
+    def prefill(self, inputs, state=None, chunk_size=2048):
+        """Reads text of any length into a state of fixed size.
+
+        Args:
+            inputs: a str; a list of str, a batch; token ids as a list, an array [T] or [B, T] or a
+                dict as of `generate`; or an iterator of the pieces of one text (such as an open
+                file), each a str or the ids of a row. Each str is tokenized for itself, so a word
+                should not be cut between two of them. The start token comes before text, once.
+            state: `RGemmaState` to go on from, which stays as it is; None for the beginning.
+            chunk_size: int, how many tokens of a row are read at a time. The memory that reading
+                needs grows with it, and not with the text.
+
+        Returns:
+            `RGemmaState` of all the text.
+
+        Raises:
+            ValueError: no token at all, ids outside of the vocabulary, a mask of another shape; a
+                state of another model, or of another number of rows.
+
+        Example:
+        ```python
+        state = lm.prefill("In the beginning God created")
+        state = lm.prefill([330, 331], state=state)
+        lm.generate("", state=state, max_new_tokens=8)
+        ```
+        """
+        return prefill.prefill(self, inputs, state, check_count("chunk_size", chunk_size))
+
+    def chat(self, history=(), max_new_tokens=None, stop=None):
+        """Begins a conversation in the format that instruction-tuned models are trained with.
+
+        Args:
+            history, max_new_tokens, stop: see `keras_rgemma.generation.chat.Chat`.
+
+        Returns:
+            `keras_rgemma.generation.chat.Chat`.
+
+        Raises:
+            ValueError: no preprocessor, or a vocabulary without `<start_of_turn>` and
+                `<end_of_turn>`.
+
+        Example:
+        ```python
+        chat = lm.chat()
+        chat.send("What is a lighthouse?")
+        for piece in chat.stream("And a river?"):
+            print(piece, end="", flush=True)
+        ```
+        """
+        return Chat(self, history, max_new_tokens, stop)
+
+    def load_chat(self, path, max_new_tokens=None, stop=None):
+        """Goes on with a conversation that `Chat.save` wrote, on whatever backend.
+
+        Args:
+            path: str or path.
+            max_new_tokens, stop: as of `chat`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such file, damaged, or a conversation with another model.
+        """
+        return Chat.load(self, path, max_new_tokens=max_new_tokens, stop=stop)

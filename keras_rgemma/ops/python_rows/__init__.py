@@ -1,1 +1,0 @@
-"""Rows of arrays that plain Python makes inside of a graph."""

@@ -1,0 +1,137 @@
+"""The file of a state: it says what it is, is checked as a whole, and loads on any backend."""
+
+import hashlib
+import json
+import pathlib
+
+import keras
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from keras import ops
+
+from keras_rgemma.files import new_file
+from keras_rgemma.state.fingerprint import Fingerprint
+from keras_rgemma.state.records import RECORDS, ModelState
+
+# A file is MAGIC, the SHA-256 of what follows, and a safetensors file with the rest in its header.
+MAGIC = b"RGSTATE\n"
+VERSION = 1
+_DIGEST_BYTES = 32
+_DTYPES = {"I32": "int32", "F32": "float32", "F16": "float16", "BF16": ml_dtypes.bfloat16}
+
+
+def write(path, last_token_ids, consumed, fingerprint, extra=None):
+    """Writes the parts of a state, and other data of JSON types.
+
+    Args:
+        path: str or path.
+        last_token_ids: int32 [B], the token of each text that is not consumed yet.
+        consumed: `ModelState` of the tokens before it.
+        fingerprint: `Fingerprint` of the model.
+        extra: dict of JSON types.
+    """
+    tensors = {name: _to_numpy(x) for name, x in _named(last_token_ids, consumed).items()}
+    metadata = {
+        "format": "keras-rgemma state",
+        "version": str(VERSION),
+        **fingerprint._asdict(),
+        "extra": json.dumps(extra or {}),
+    }
+    payload = safetensors.numpy.save(tensors, metadata=metadata)
+    with new_file(path) as partial:
+        partial.write_bytes(MAGIC + hashlib.sha256(payload).digest() + payload)
+
+
+def read(path):
+    """Reads the parts of a state, and the other data in its file.
+
+    Args:
+        path: str or path.
+
+    Returns:
+        The arguments of `write` but the path: last token ids, `ModelState`, `Fingerprint`, dict.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, damaged, or of another version of the format.
+    """
+    content = pathlib.Path(path).read_bytes()
+    start = len(MAGIC) + _DIGEST_BYTES
+    digest, payload = content[len(MAGIC) : start], content[start:]
+    if not content.startswith(MAGIC):
+        raise _refused(path, "it does not begin like one, so it is another kind of file")
+    if hashlib.sha256(payload).digest() != digest:
+        raise _refused(path, "its checksum is another: it is cut or damaged")
+    try:
+        metadata, tensors = parsed(payload)
+        version = metadata.get("version")
+        parts = None
+        if version == str(VERSION):
+            parts = (*_state(metadata, tensors), json.loads(metadata["extra"]))
+    except (LookupError, ValueError, TypeError) as error:
+        raise _refused(path, f"its parts do not make a state ({error})") from error
+    if parts is None:
+        raise _refused(
+            path,
+            f"its format has version {version!r}, and this is version {VERSION}: use the "
+            "keras-rgemma that wrote it, or a newer one",
+        )
+    return parts
+
+
+def _named(last_token_ids, consumed):
+    """The arrays of a state by the names that they have in a file."""
+    named = {"last_token_ids": last_token_ids, "num_consumed": consumed.num_tokens}
+    for i, layer in enumerate(consumed.layers):
+        named |= {f"layers.{i}.{field}": array for field, array in layer._asdict().items()}
+    return named
+
+
+def parsed(payload):
+    """The metadata and the arrays in the bytes of a safetensors file."""
+    size = int.from_bytes(payload[:8], "little")
+    metadata = json.loads(payload[8 : 8 + size])["__metadata__"]
+    tensors = {
+        name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in safetensors.deserialize(payload)
+    }
+    return metadata, tensors
+
+
+def _state(metadata, tensors):
+    batch_size = len(tensors["last_token_ids"])
+    if any(len(array) != batch_size for array in tensors.values()):
+        raise ValueError("their numbers of rows differ")
+    fields = {}
+    for name, array in tensors.items():
+        if name.startswith("layers."):
+            _, number, field = name.split(".")
+            fields.setdefault(int(number), {})[field] = _to_tensor(array)
+    layers = [RECORDS[tuple(sorted(fields[i]))](**fields[i]) for i in range(len(fields))]
+    last, consumed = (_to_tensor(tensors[name]) for name in ("last_token_ids", "num_consumed"))
+    fingerprint = Fingerprint(**{k: metadata[k] for k in Fingerprint._fields})
+    consumed = ModelState(consumed, tuple(layers))
+    if unknown := sorted(set(tensors) - set(_named(last, consumed))):
+        raise ValueError(f"unknown: {unknown}")
+    return last, consumed, fingerprint
+
+
+def numpy_dtype(array):
+    """NumPy's dtype for that of a tensor of any backend."""
+    name = keras.backend.standardize_dtype(array.dtype)
+    return ml_dtypes.bfloat16 if name == "bfloat16" else name
+
+
+def _to_numpy(array):
+    """An array in its own dtype; Keras gives bfloat16 as float32 on some backends."""
+    return ops.convert_to_numpy(array).astype(numpy_dtype(array))
+
+
+def _to_tensor(array):
+    return ops.convert_to_tensor(array, dtype=array.dtype.name)
+
+
+def _refused(path, reason):
+    return ValueError(f"{str(path)!r} is not a state that can be used: {reason}.")

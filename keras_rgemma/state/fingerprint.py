@@ -1,0 +1,58 @@
+"""Which model this is: its architecture, and a hash of a sample of its weights."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import ml_dtypes
+from keras import ops
+
+# What changes nothing that a model computes.
+_TRAINING = ("dropout", "gradient_checkpointing")
+_SAMPLES = 4  # at most, along each axis of a weight
+
+
+class Fingerprint(NamedTuple):
+    """Which model a state belongs to.
+
+    Attributes:
+        architecture: str, the JSON of the sizes and switches of its config.
+        weights: str, a hash of a sample of its weights.
+    """
+
+    architecture: str
+    weights: str
+
+    def difference(self, other):
+        """What another one differs in, str; empty if it is the same."""
+        mine, theirs = json.loads(self.architecture), json.loads(other.architecture)
+        names = [x for x in sorted({*mine, *theirs}) if mine.get(x) != theirs.get(x)]
+        if names:
+            return ", ".join(f"`{x}` {mine.get(x)} and {theirs.get(x)}" for x in names)
+        return "" if self.weights == other.weights else "the same sizes, but other weights"
+
+
+def fingerprint(backbone, counts=lambda name: True):
+    """The `Fingerprint` of a backbone, the same on every backend.
+
+    Weights are rounded to bfloat16 before they are hashed: a model in float32 and the same in
+    bfloat16 have one fingerprint. Rounded to float16 first, some come out as others, so that a
+    model in float16 has a fingerprint of its own.
+
+    Args:
+        backbone: `RGemmaBackbone`.
+        counts: function of the last part of a weight's path that says whether it is hashed.
+    """
+    config = backbone.config.to_dict()
+    sizes = {name: value for name, value in config.items() if name not in _TRAINING}
+    digest = hashlib.sha256()
+    for weight in backbone.weights:
+        if counts(weight.path.rpartition("/")[2]):
+            digest.update(weight.path.encode())
+            digest.update(_sample(weight.value).tobytes())
+    return Fingerprint(json.dumps(sizes, sort_keys=True), digest.hexdigest())
+
+
+def _sample(value):
+    steps = tuple(slice(None, None, -(-size // _SAMPLES)) for size in value.shape)
+    return ops.convert_to_numpy(ops.cast(value[steps], "float32")).astype(ml_dtypes.bfloat16)

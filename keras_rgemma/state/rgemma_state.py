@@ -1,0 +1,313 @@
+"""The state of a conversation or a document: kept, forked, and gone on from."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_rgemma.backend import backend_module
+from keras_rgemma.keras_internals import register_pytree
+from keras_rgemma.shapes import check_one_document
+from keras_rgemma.state import file
+from keras_rgemma.state.fingerprint import Fingerprint
+from keras_rgemma.state.records import ModelState
+
+MOST_TOKENS = 2**31 - 2**23  # of one text: positions are int32, and one call writes up to 2^22
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RGemmaState:
+    """All that a model remembers of B texts. Its size does not grow with them.
+
+    It has consumed every token of a text but the last one, which it carries: what comes next is
+    fed behind that token, exactly once, and nothing has to come for a text to go on. A state never
+    changes: each call that goes on from it returns another one, so it can be used again, by
+    several requests at a time.
+
+    `RGemmaCausalLM.prefill` and `generate(..., return_state=True)` make them. It is a pytree for
+    `keras.tree` and, on JAX, for `jax.tree`. `state[i]` and `state[i:j]` are states of these rows.
+
+    Attributes:
+        last_token_ids: int32 [B], the token of each text that is not consumed yet.
+        consumed: `keras_rgemma.state.records.ModelState` of the tokens before it.
+        fingerprint: `keras_rgemma.state.fingerprint.Fingerprint` of the model that it belongs to.
+
+    Example:
+    ```python
+    lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en")
+    state = lm.prefill("In the beginning God created")
+    lm.generate(" the", state=state, max_new_tokens=8)
+    lm.generate([" man", " woman"], state=state.repeat(2), max_new_tokens=8)
+    ```
+    """
+
+    last_token_ids: object
+    consumed: ModelState
+    fingerprint: Fingerprint
+
+    @property
+    def batch_size(self):
+        """B, int."""
+        return int(self.last_token_ids.shape[0])
+
+    def __len__(self):
+        return self.batch_size
+
+    @property
+    def num_tokens(self):
+        """How many tokens each text has, the carried one included; a NumPy int array [B]."""
+        return ops.convert_to_numpy(self.consumed.num_tokens).astype("int64") + 1
+
+    @property
+    def nbytes(self):
+        """The bytes of its arrays, int."""
+        return sum(_nbytes(array) for array in keras.tree.flatten(self.tree_flatten()[0]))
+
+    def __repr__(self):
+        return (
+            f"RGemmaState(batch_size={self.batch_size}, num_tokens={self.num_tokens.tolist()}, "
+            f"nbytes={self.nbytes})"
+        )
+
+    def __getitem__(self, rows):
+        """The state of some rows.
+
+        Args:
+            rows: int, slice, or sequence of ints or booleans.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        index = np.arange(self.batch_size)[rows]  # NumPy knows every kind of index, and its errors
+        if index.ndim > 1:
+            raise IndexError(f"Rows are an int, a slice or a sequence. Received: {rows!r}.")
+        return keras.tree.map_structure(
+            lambda array: ops.take(array, np.atleast_1d(index), axis=0), self
+        )
+
+    def repeat(self, repeats):
+        """A state in which each row stands `repeats` times, one after the other.
+
+        Args:
+            repeats: int, at least 1.
+
+        Raises:
+            ValueError: another number.
+        """
+        if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
+            raise ValueError(f"`repeats` must be a positive integer. Received: {repeats!r}.")
+        return self[np.repeat(np.arange(self.batch_size), repeats)]
+
+    @classmethod
+    def concatenate(cls, several):
+        """One state with the rows of several states of the same model.
+
+        Args:
+            several: sequence of `RGemmaState`.
+
+        Raises:
+            ValueError: none, or states of models that differ.
+            TypeError: something else than states.
+        """
+        several = list(several)
+        if not several:
+            raise ValueError("`RGemmaState.concatenate` needs at least one state. Received: [].")
+        for state in several:
+            check_is_state(state)
+        for other in several[1:]:
+            if reason := several[0].fingerprint.difference(other.fingerprint):
+                raise ValueError(f"These states belong to different models: {reason}.")
+        return keras.tree.map_structure(lambda *arrays: ops.concatenate(arrays, axis=0), *several)
+
+    # === A pytree, as Keras and JAX take classes for one ===
+
+    def tree_flatten(self):
+        """Its arrays, and what they belong to."""
+        return (self.last_token_ids, self.consumed), self.fingerprint
+
+    @classmethod
+    def tree_unflatten(cls, fingerprint, children):
+        """The inverse of `tree_flatten`."""
+        return cls(*children, fingerprint)
+
+    torchtree_flatten = tree_flatten
+
+    @classmethod
+    def torchtree_unflatten(cls, children, fingerprint):
+        """The same, as Keras wants it on PyTorch."""
+        return cls(*children, fingerprint)
+
+    # === Files ===
+
+    def save(self, path):
+        """Writes a file that `load` reads on any backend.
+
+        It is complete or not there. The arrays have the dtypes that they have in memory.
+
+        Args:
+            path: str or path, by convention with the suffix `.rgstate`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_state(path, self)
+
+    @classmethod
+    def load(cls, path):
+        """Reads a file that `save` wrote, on whatever backend.
+
+        Whether the state fits a model is checked when that model is given it.
+
+        Args:
+            path: str or path.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such file, damaged, or of another version of the format.
+        """
+        return read_state(path)[0]
+
+
+def _register():
+    register_pytree(RGemmaState)
+    if keras.config.backend() == "jax":  # which has a registry of its own
+        backend_module("keras_rgemma.state").register_pytree(RGemmaState)
+
+
+_register()
+
+
+def _nbytes(array):
+    return int(np.prod(array.shape)) * np.dtype(file.numpy_dtype(array)).itemsize
+
+
+def write_state(path, state, extra=None):
+    """Writes a state and other data of JSON types into one file.
+
+    Args:
+        path: str or path.
+        state: `RGemmaState`.
+        extra: dict of JSON types.
+    """
+    file.write(path, state.last_token_ids, state.consumed, state.fingerprint, extra)
+
+
+def read_state(path):
+    """Reads a state and the other data of its file.
+
+    Args:
+        path: str or path.
+
+    Returns:
+        A pair of `RGemmaState` and a dict.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, damaged, or of another version of the format.
+    """
+    *parts, extra = file.read(path)
+    return RGemmaState(*parts), extra
+
+
+# === What a model does with a state that it is given ===
+
+
+def consumed_by(task, state):
+    """The `ModelState` of a state, in the dtypes of a model.
+
+    Args:
+        task: a `keras.Model` with `fingerprint()` and `state_specification()`.
+        state: `RGemmaState`.
+
+    Raises:
+        TypeError: it is no state.
+        ValueError: it does not fit the model.
+    """
+    check_is_state(state)
+    if reason := state.fingerprint.difference(task.fingerprint()):
+        raise ValueError(
+            f"This state belongs to another model: {reason}. Load the model that made it, or read "
+            "the text again with `prefill`."
+        )
+    expected = task.state_specification()
+    shapes = [tuple(array.shape[1:]) for array in keras.tree.flatten(state.consumed)]
+    if shapes != [tuple(array.shape[1:]) for array in keras.tree.flatten(expected)]:
+        raise ValueError(f"The arrays of this state have other shapes than this model's: {shapes}.")
+    return keras.tree.map_structure(
+        lambda array, like: ops.cast(array, like.dtype), state.consumed, expected
+    )
+
+
+def check_is_state(state):
+    """Raises TypeError for anything but a state."""
+    if not isinstance(state, RGemmaState):
+        raise TypeError(f"`state` must be an RGemmaState. Received: {state!r}.")
+
+
+def check_rows(state, count):
+    """Raises ValueError if a state is not one of `count` rows, TypeError if it is none."""
+    check_is_state(state)
+    if state.batch_size != count:
+        raise ValueError(
+            f"The state holds {state.batch_size} rows, but {count} were given to go on with. Use "
+            "`state.repeat(n)` for several continuations of each row, or `state[i]` for one row."
+        )
+
+
+def prepend_carried_token(state, rows):
+    """Rows of tokens, each with the token before it that the state carries.
+
+    Args:
+        state: `RGemmaState` of B rows.
+        rows: list of B int arrays.
+
+    Raises:
+        ValueError: a row would have more tokens than can be counted.
+    """
+    check_lengths(state.num_tokens + [len(row) for row in rows])
+    last = ops.convert_to_numpy(state.last_token_ids)[:, None]
+    pairs = zip(last, rows, strict=True)
+    return [np.concatenate(pair).astype("int32") for pair in pairs]
+
+
+def prepend_carried_column(state, token_ids, padding_mask):
+    """Arrays of rows, each with the token before it that the state carries in front.
+
+    Args:
+        state: `RGemmaState` of B rows.
+        token_ids: int32 [B, T].
+        padding_mask: int32 [B, T], tokens first.
+
+    Returns:
+        Two int32 arrays [B, T + 1].
+
+    Raises:
+        ValueError: another number of rows, pads before tokens, or several documents in a row.
+    """
+    check_rows(state, len(token_ids))
+    check_one_document(padding_mask, may_be_empty=True)
+    if (np.diff(padding_mask > 0, axis=1, prepend=True).astype(int) > 0).any():
+        raise ValueError("Behind a state the tokens of a row come first, then its pads.")
+    check_lengths(state.num_tokens + token_ids.shape[1])
+    last = ops.convert_to_numpy(state.last_token_ids)
+    mask = np.pad(padding_mask > 0, ((0, 0), (1, 0)), constant_values=True)
+    return np.hstack([last[:, None], token_ids]), mask.astype("int32")
+
+
+def check_lengths(lengths):
+    """Raises ValueError if texts would have more tokens than can be counted."""
+    if max(lengths) > MOST_TOKENS:
+        raise ValueError(f"A text has at most {MOST_TOKENS:,} tokens. This has {max(lengths):,}.")
+
+
+def state_of(fingerprint, last_tokens, consumed):
+    """The `RGemmaState` of rows.
+
+    Args:
+        fingerprint: of the model as it was when it read them.
+        last_tokens: list of B ints, each row's last token.
+        consumed: `ModelState` of the tokens before it.
+    """
+    last = ops.convert_to_tensor(np.array(last_tokens, "int32"))
+    return RGemmaState(last, consumed, fingerprint)

@@ -1,0 +1,42 @@
+"""Conversations: a history that is well formed, and its tokens as an example to learn from."""
+
+from keras_rgemma.text.documents import Document
+
+ROLES = ("user", "model")
+
+
+def check_history(history):
+    """A copy of a history.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    messages = []
+    for place, message in enumerate(history):
+        role = ROLES[place % 2]
+        is_message = isinstance(message, dict) and isinstance(message.get("content"), str)
+        if not is_message or message.get("role") != role:
+            raise ValueError(
+                "A history is a list of {'role': 'user', 'content': ...} and {'role': 'model', "
+                "'content': ...} in turn (what others call 'assistant' is 'model'). Received as "
+                f"message {place}: {message!r}."
+            )
+        messages.append({"role": role, "content": message["content"]})
+    if len(messages) % 2:
+        raise ValueError("A history ends with the model's answer. The last message is the user's.")
+    return messages
+
+
+def conversation(tokenizer, turns):
+    """The tokens of a conversation as `Chat` has them; the loss falls on the model's answers."""
+    _, end_of_turn = tokenizer.control_token_ids()
+    ids, counts = [tokenizer.start_token_id], [False]
+    for place, turn in enumerate(check_history(turns)):
+        is_answer = turn["role"] == "model"
+        # An answer is tokenized for itself, as it will be written.
+        heading = "" if is_answer else turn["content"]
+        answer = tokenizer.literal_token_ids(turn["content"].strip()) if is_answer else []
+        said = tokenizer.turn_token_ids(turn["role"], heading, is_first=place == 0)
+        ids += [*said, *answer, end_of_turn]
+        counts += [False] * len(said) + [is_answer] * (len(answer) + 1)
+    return Document(ids, counts, is_text=False)

@@ -1,0 +1,168 @@
+"""Truncated backpropagation through time: documents of any length, learned piece by piece."""
+
+import itertools
+import sys
+
+import keras
+from keras import ops
+
+from keras_rgemma.config import check_count
+from keras_rgemma.model.causal_lm import RGemmaCausalLM
+from keras_rgemma.model.training import callbacks_of
+from keras_rgemma.text.documents import arrays, pieces
+from keras_rgemma.text.examples import documents
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class LongTexts(RGemmaCausalLM):
+    """A model that goes on, in each batch, from the state in which the batch before left its rows.
+
+    So a document of any length is learned from in pieces, as `pieces` cuts it: every token is
+    predicted from all that was before it, and gradients reach back to the beginning of the piece.
+    It shares the weights of the model that it is made of; that one has learned what this has.
+
+    Args:
+        lm: `RGemmaCausalLM`.
+        batch_size: int, B, rows of every batch.
+
+    Call arguments:
+        inputs: dict of `token_ids` and `padding_mask` [B, T], tokens first, then pads. The mask
+            numbers documents: a row whose number is that of the batch before goes on with the
+            document, and one with another begins a new one.
+
+    Example:
+    ```python
+    long = keras_rgemma.finetuning.LongTexts(lm, batch_size=4)
+    x, y, sample_weight = long.pieces([open("book.txt").read()], length=512)
+    long.compile(keras_rgemma.finetuning.AdamW(1e-4))
+    long.fit(x, y, sample_weight=sample_weight)
+    lm.generate("In the beginning")
+    ```
+    """
+
+    # KerasHub takes every class with one for a task that presets can be loaded into.
+    backbone_cls = None
+
+    def __init__(self, lm, batch_size, **kwargs):
+        super().__init__(lm.backbone, preprocessor=None, **kwargs)
+        self._tokens_of = lm.preprocessor
+        self.batch_size = check_count("batch_size", batch_size)
+        zeros = self.backbone.initial_state(self.batch_size)
+        self._carried = [
+            self.add_weight(
+                name=f"state_{i}",
+                shape=tuple(zero.shape),
+                dtype=keras.backend.standardize_dtype(zero.dtype),
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+            )
+            for i, zero in enumerate([*keras.tree.flatten(zeros), zeros.num_tokens])
+        ]
+
+    def get_config(self):
+        preprocessor = keras.saving.serialize_keras_object(self._tokens_of)
+        return {**super().get_config(), "preprocessor": preprocessor, "batch_size": self.batch_size}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        parts = {name: config.pop(name) for name in ("backbone", "preprocessor")}
+        return cls(RGemmaCausalLM.from_config(parts), **config)
+
+    def reset(self):
+        """Forgets the rows of the batch before."""
+        for variable in self._carried:
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
+
+    def pieces(self, texts, length):
+        """Documents as consecutive pieces, several documents beside each other.
+
+        Args:
+            texts: what `RGemmaCausalLMPreprocessor` takes as examples.
+            length: int, T, tokens of a piece.
+
+        Returns:
+            `(x, y, sample_weight)` of arrays [N * B, T]: rows B k to B (k + 1) are a batch, whose
+            rows go on with those of the batch before.
+        """
+        preprocessor = self._tokens_of
+        length = check_count("length", length)
+        columns = [[] for _ in range(self.batch_size)]
+        found = documents(preprocessor, texts, length=sys.maxsize - 1)  # none is cut
+        for number, document in enumerate(found, start=1):
+            shortest = min(columns, key=len)
+            shortest += [{number: piece} for piece in pieces(document, length)]
+        batches = itertools.zip_longest(*columns, fillvalue={})
+        rows = list(itertools.chain.from_iterable(batches))
+        return arrays(rows, length, preprocessor.tokenizer.pad_token_id)
+
+    def fit(self, x, y, sample_weight=None, validation_data=None, callbacks=None, **kwargs):
+        """Learns from pieces in their order; every epoch begins anew.
+
+        Args:
+            x, y, sample_weight: as of `pieces`.
+            validation_data: tuple of such arrays.
+            callbacks, **kwargs: of `keras.Model.fit`, but `batch_size` and `validation_split`.
+
+        Raises:
+            ValueError: rows that are no whole batches, or such an argument.
+        """
+        for rows in (y, *(validation_data or ())[1:2]):
+            self._check(rows, kwargs)
+        begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: self.reset())
+        return super().fit(
+            x,
+            y,
+            batch_size=self.batch_size,
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            callbacks=[begin, *callbacks_of(callbacks)],
+            shuffle=False,
+            **kwargs,
+        )
+
+    def evaluate(self, x, y=None, sample_weight=None, **kwargs):
+        """The loss and metrics on pieces in their order, from the beginning."""
+        if not kwargs.get("_use_cached_eval_dataset"):
+            self._check(y, kwargs)
+        before = [ops.copy(variable.value) for variable in self._carried]
+        self.reset()
+        try:
+            kwargs["batch_size"] = self.batch_size
+            return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
+        finally:
+            for variable, value in zip(self._carried, before, strict=True):
+                variable.assign(value)
+
+    def _check(self, rows, settings):
+        for name in {"batch_size", "validation_split"} & {*settings}:
+            raise ValueError(
+                f"`{name}` is no setting here: a batch goes on from the one before, and has "
+                f"batch_size={self.batch_size} rows. Make validation data with `pieces`."
+            )
+        if len(rows) % self.batch_size:
+            raise ValueError(
+                f"There are {len(rows)} rows, which are no whole batches of {self.batch_size}. "
+                "Pass what `pieces` returns, or a multiple of that many rows."
+            )
+
+    def hidden_states(self, inputs, training):
+        *arrays, last_number = (ops.convert_to_tensor(variable) for variable in self._carried)
+        token_ids, mask = (ops.convert_to_tensor(inputs[x]) for x in ("token_ids", "padding_mask"))
+        mask = ops.cast(mask, "int32")
+        number = ops.max(mask, axis=1)
+        goes_on = ops.logical_or(number == last_number, number == 0)
+
+        def kept(array):
+            shape = (-1,) + (1,) * (len(array.shape) - 1)
+            return ops.where(ops.reshape(goes_on, shape), array, ops.zeros_like(array))
+
+        like = self.backbone.initial_state(self.batch_size)
+        state = keras.tree.pack_sequence_as(like, [kept(array) for array in arrays])
+        hidden, state = self.backbone.step(token_ids, mask, state)
+        number = ops.where(number > 0, number, last_number)
+        carried = [*keras.tree.flatten(state), number]
+        for variable, value in zip(self._carried, carried, strict=True):
+            variable.assign(ops.stop_gradient(ops.cast(value, variable.dtype)))
+        return hidden
