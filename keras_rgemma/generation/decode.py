@@ -1,127 +1,144 @@
-"""The decode loop: one step, and stock samplers that call it until every row has ended."""
+"""Decoding as data: one step for all samplers, and blocks of steps that end early."""
 
-import copy
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_rgemma.state.records import ModelState
 
+# The most tokens that one run of the program writes in each row.
+BLOCK = 32
+NO_TOKEN = -1
 
-def sample(
-    model,
-    sampler,
-    tokens,
-    index,
-    budgets,
-    state,
-    stop_token_ids,
-    prompt_hidden=(),
-):
-    """Lets a sampler write new tokens for rows whose prompts are in the state.
 
-    The rows are aligned: each one's last prompt token, which the state has not consumed, stands at
-    `index - 1`, so rows of different lengths never wait for each other. A step feeds the token
-    before it exactly once. A row that has ended is frozen: its state no longer changes and the
-    only token that it can go on with has probability one, so that the scores of its beams stay
-    what they are, whatever its neighbours do.
+class DecodeState(NamedTuple):
+    """The rows of a decode loop.
+
+    Attributes:
+        last_token_ids: int32 [B], the token of each row that its state has not consumed.
+        ended: bool [B], whether a row has its stop token or has used up its budget.
+        budgets: int32 [B], how many more tokens each row may get.
+        model: `ModelState` of the tokens before the last ones.
+        sampler: tuple of arrays, the values of the sampler's variables, shared by all rows.
+    """
+
+    last_token_ids: Any
+    ended: Any
+    budgets: Any
+    model: ModelState
+    sampler: tuple = ()
+
+
+def take_row(state, row):
+    """Takes one row out of a `DecodeState`.
 
     Args:
-        model: a `keras.Model` with `step(token_ids, padding_mask, state)`, which returns hidden
-            states [B, T, D] and a state, and `compute_logits(hidden)`, [..., D] to [..., V].
-        sampler: a `keras_hub.samplers.Sampler`.
-        tokens: int32 [B, C]. Columns from `index` on are written.
-        index: int32 scalar, the first column to write; the sampler goes on to column C - 1.
-        budgets: int32 [B], how many tokens each row may get.
-        state: `ModelState`, after each row's prompt without its last token.
-        stop_token_ids: tuple of ints; a row ends with any of them. May be empty.
-        prompt_hidden: (), or for samplers that compare hidden states a pair: float [B, C, D],
-            those of the prompt in columns that end at `index - 2`, and bool [B, C], where they
-            are.
+        state: `DecodeState` of B rows.
+        row: int or int32 scalar.
 
     Returns:
-        A pair of int32 [B, C] (what a row holds after its first stop token or its budget has no
-        meaning), and the `ModelState` after each row's last token, which it has not consumed; ()
-        instead of that with a sampler from which it cannot be had.
+        `DecodeState` of one row, without the sampler's values.
     """
-    filler = stop_token_ids[0] if stop_token_ids else 0
+    index = ops.reshape(ops.convert_to_tensor(row, dtype="int32"), (1,))
+    rows = state._replace(sampler=())
+    return keras.tree.map_structure(lambda array: ops.take(array, index, axis=0), rows)
 
-    def next_token(prompt, cache, index_):
-        state, budget, ended_before = cache
-        token = ops.take(prompt, index_ - 1, axis=1)
-        ended = ops.logical_or(ended_before, budget <= 0)
-        for stop in stop_token_ids:
-            is_stop = ops.logical_and(token == stop, index_ > index)
-            ended = ops.logical_or(ended, is_stop)
-        # A sampler that compares hidden states wants that of a last token, too.
-        frozen = ended_before if prompt_hidden else ended
-        going = ops.cast(ops.logical_not(frozen), "int32")
-        hidden, state = model.step(token[:, None], going[:, None], state)
-        logits = model.compute_logits(hidden[:, 0])
-        # Only the filler is possible for a row that has ended.
-        forced = ops.where(ops.arange(logits.shape[-1]) == filler, 0.0, -float("inf"))
-        logits = ops.where(ended[:, None], ops.cast(forced, logits.dtype), logits)
-        return logits, hidden[:, 0], (state, budget - 1, ended)
 
-    ended = ops.zeros_like(budgets, dtype="bool")
-    cache = (state, budgets, ended)
-    hidden_states = None
-    if prompt_hidden:
-        # Contrastive search wants the last prompt token, too. Columns without a token repeat it:
-        # its largest similarity to the past then is the same as without them.
-        _, last_hidden, _ = next_token(tokens, cache, index)
-        hidden, known = prompt_hidden
-        hidden_states = ops.where(known[:, :, None], hidden, last_hidden[:, None])
-    columns = ops.arange(tokens.shape[1], dtype="int32")[None]
-    sampler, loops = _recorded(sampler)
-    written = sampler(
-        next=next_token,
-        prompt=tokens,
-        cache=cache,
-        index=index,
-        mask=ops.logical_and(columns < index, ops.ones_like(tokens, dtype="bool")),
-        stop_token_ids=stop_token_ids or None,
-        hidden_states=hidden_states,
-        model=model,
+def put_row(state, row, one):
+    """Puts one row into a `DecodeState`, in the place of another.
+
+    Args:
+        state: `DecodeState` of B rows.
+        row: int or int32 scalar, the place.
+        one: `DecodeState` of one row.
+
+    Returns:
+        `DecodeState` of B rows, with the sampler's values of `state`.
+    """
+    is_row_B = ops.arange(state.ended.shape[0], dtype="int32") == row
+
+    def put(array, new):
+        mask = ops.reshape(is_row_B, (-1, *[1] * (len(array.shape) - 1)))
+        return ops.where(mask, ops.cast(new, array.dtype), array)
+
+    rows, new = state._replace(sampler=()), one._replace(sampler=())
+    return keras.tree.map_structure(put, rows, new)._replace(sampler=state.sampler)
+
+
+def decode_step(model, sampler, stop_token_ids, state, all_go_on=False, has_begun=False):
+    """Writes one token in each row that has not ended.
+
+    It feeds each row's last token exactly once. A row that has ended is frozen: neither its last
+    token nor its state changes, whatever its neighbours do.
+
+    Args:
+        model: `generation.model.Model`.
+        sampler: `keras_hub.samplers.Sampler`, whose `compute_probabilities` and `get_next_token`
+            choose the token.
+        stop_token_ids: int32 [S], a row ends with any of them; `NO_TOKEN` fills unused places.
+        state: `DecodeState`.
+        all_go_on: bool, whether it is known that no row has ended.
+        has_begun: as of `Model.step`.
+
+    Returns:
+        The new `DecodeState`, and int32 [B], the tokens (`NO_TOKEN` in rows that had ended).
+    """
+    going = None if all_go_on else ops.logical_not(state.ended)
+    mask = None if all_go_on else going[:, None]
+    hidden, after = model.step(state.last_token_ids[:, None], mask, state.model, has_begun)
+    logits = model.compute_logits(hidden[:, 0])
+    token, sampler_values = _next_token(sampler, logits, state.sampler)
+    token = ops.cast(token, "int32")
+    budgets = state.budgets - 1
+    is_last = ops.any(token[:, None] == stop_token_ids, axis=-1)
+    ended = ops.logical_or(is_last, budgets <= 0)
+    last = written = token
+    if not all_go_on:
+        ended = ops.logical_or(ended, state.ended)
+        budgets = ops.where(going, budgets, state.budgets)
+        last = ops.where(going, token, state.last_token_ids)
+        written = ops.where(going, token, NO_TOKEN)
+    return DecodeState(last, ended, budgets, after, sampler_values), written
+
+
+def _next_token(sampler, logits, values):
+    """Samples a token from logits; the sampler's variables have the given values, and get new ones.
+
+    Its variables are mapped explicitly, so that no loop changes them behind the back of another.
+    """
+    variables = sampler.variables
+    mapping = list(zip(variables, values, strict=True))
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        token = sampler.get_next_token(sampler.compute_probabilities(logits))
+        current = [scope.get_current_value(variable) for variable in variables]
+    return token, tuple(
+        before if now is None else ops.convert_to_tensor(now)
+        for now, before in zip(current, values, strict=True)
     )
-    # One that compares hidden states runs ahead: its state has consumed the last token, too.
-    return written, () if prompt_hidden else _state_after(written, loops)
 
 
-def _recorded(sampler):
-    """A copy of a sampler, and the list that its loops append their last variables to.
+def decode_block(model, sampler, stop_token_ids, state, size):
+    """Writes tokens until every row has ended, at most `size` in each.
 
-    Samplers return tokens alone, but keep what `next` returned among the variables of their loop.
+    Args:
+        model, sampler, stop_token_ids, state: as of `decode_step`.
+        size: int32 scalar, at most `BLOCK`.
+
+    Returns:
+        int32 [BLOCK, B], the tokens, `NO_TOKEN` behind the end of a row; and the new `DecodeState`.
     """
-    loops, copied = [], copy.copy(sampler)
+    rows = state.ended.shape[0]
+    tokens = ops.full((BLOCK, rows), NO_TOKEN, dtype="int32")
 
-    def run_loop(*args, **kwargs):
-        loops.append(sampler.run_loop(*args, **kwargs))
-        return loops[-1]
+    def goes_on(count, tokens, state):
+        return ops.logical_and(count < size, ops.logical_not(ops.all(state.ended)))
 
-    copied.run_loop = run_loop
-    return copied, loops
+    def write(count, tokens, state):
+        # One row alone has not ended, or the loop would have.
+        state, written = decode_step(model, sampler, stop_token_ids, state, all_go_on=rows == 1)
+        return count + 1, ops.slice_update(tokens, (count, 0), written[None]), state
 
-
-def _state_after(written, loops):
-    """The state of the rows that a sampler has written, from the last variables of its loop."""
-    if len(loops) != 1 or not _is_ours(loops[0][1]):
-        return ()
-    prompt, (state, *_), *_ = loops[0]
-    return _of_best_beams(state, prompt, written)
-
-
-def _is_ours(cache):
-    return isinstance(cache, tuple) and len(cache) == 3 and isinstance(cache[0], ModelState)
-
-
-def _of_best_beams(state, prompt, written):
-    """The rows of a state that belong to the beams that were chosen: those with the same tokens."""
-    count = prompt.shape[0] // written.shape[0]
-    if count == 1:
-        return state
-    beams = ops.reshape(prompt, (-1, count, prompt.shape[1]))
-    same = ops.all(beams == written[:, None], axis=-1)
-    chosen = ops.argmax(ops.cast(same, "int32"), axis=-1)
-    rows = ops.cast(chosen, "int32") + count * ops.arange(written.shape[0], dtype="int32")
-    return keras.tree.map_structure(lambda array: ops.take(array, rows, axis=0), state)
+    start = ops.convert_to_tensor(0, dtype="int32")
+    _, tokens, state = ops.while_loop(goes_on, write, (start, tokens, state))
+    return tokens, state

@@ -1,9 +1,13 @@
-"""How a function of arrays becomes one compiled program on JAX."""
+"""Compiles functions of a model and arrays on JAX."""
 
 import functools
 
 import jax
 import keras
+
+from keras_rgemma.generation.decode import decode_block
+
+__all__ = ["compile_program", "decode_block"]
 
 _LARGE = 1 << 30  # bytes of weights
 
@@ -12,7 +16,7 @@ def compile_program(function, model, sampler, jit_compile):
     """Compiles `function`, with all weights as arguments of the program.
 
     Args:
-        function: takes and returns arrays, and reads the variables of both others.
+        function: of the model and of arrays; it may read the variables of model and sampler.
         model: `keras.Model` whose variables are read.
         sampler: None, or `keras_hub.samplers.Sampler` whose variables (seeds) are read and
             updated.
@@ -29,7 +33,7 @@ def compile_program(function, model, sampler, jit_compile):
     def program(values, seeds, args):
         mapping = [*zip(read, values, strict=True), *zip(updated, seeds, strict=True)]
         with keras.StatelessScope(state_mapping=mapping) as scope:
-            outputs = function(*args)
+            outputs = function(model, *args)
             return outputs, [scope.get_current_value(seed) for seed in updated]
 
     def run(*args):

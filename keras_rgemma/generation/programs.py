@@ -1,5 +1,6 @@
 """The compiled programs of generation, and rows of tokens run through them."""
 
+import functools
 import operator
 
 import keras
@@ -7,8 +8,9 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import backend_module
-from keras_rgemma.generation.decode import sample
+from keras_rgemma.generation.decode import BLOCK, NO_TOKEN, DecodeState
 from keras_rgemma.generation.prompts import pad_right
+from keras_rgemma.generation.search import has_own_loop, search
 
 PREFILL_CHUNK = 2048
 SMALLEST_PIECE, PIECE_GROWTH = 32, 4
@@ -76,7 +78,7 @@ class Programs:
         )
 
     def compiled(self, function):
-        """A function of arrays as a program."""
+        """Returns a function of the model and of arrays as a program of the arrays."""
         if function not in self._compiled:
             self._compiled[function] = self._compile(function)
         return self._compiled[function]
@@ -87,13 +89,14 @@ class Programs:
         return sum(program.count() for program in self._made)
 
     def _compile(self, function):
-        if self.model.run_eagerly and keras.config.backend() != "torch":
-            return function
         backend = backend_module("keras_rgemma.generation")
-        self._made.append(
-            backend.compile_program(function, self.model, self.sampler, self.model.jit_compile)
+        if self.model.run_eagerly and keras.config.backend() != "torch":
+            return functools.partial(function, self.model)
+        program = backend.compile_program(
+            function, self.model, self.sampler, self.model.jit_compile
         )
-        return self._made[-1]
+        self._made.append(program)
+        return program
 
 
 def _settings(model, sampler):
@@ -105,13 +108,12 @@ def _settings(model, sampler):
 class GenerationPrograms(Programs):
     """Prefill and decode.
 
-    Shapes come from few sizes, so that another prompt length or another limit seldom needs another
-    program: prompts run in pieces of `piece_sizes`, padded on the right, and new tokens are written
-    at the end of a buffer whose size is a power of four, from whatever column leaves just enough
-    room.
+    Shapes come from few sizes, so that another prompt length, limit or set of stop tokens seldom
+    needs another program: prompts run in pieces of `piece_sizes`, padded on the right, and new
+    tokens come in blocks, of which `stream` asks for one token and `generate` for all.
 
     Args:
-        model: a `keras.Model` as `decode.sample` takes, with `initial_state(batch_size)`.
+        model: `generation.model.GenerativeModel`.
         sampler: `keras_hub.samplers.Sampler`.
         runs: the sampler that is called in its place, if another gives the same tokens sooner.
         hidden_dim: int, D, for samplers that compare the hidden states of the prompt with those
@@ -124,29 +126,15 @@ class GenerationPrograms(Programs):
         self.runs = runs or sampler
         self.hidden_dim = hidden_dim
         self.is_stepwise = is_stepwise
-        self._decoders = {}
+        self._searches = {}
 
-    def _prefill_step(self, token_ids, padding_mask, state):
-        hidden, state = self.model.step(token_ids, padding_mask, state)
+    def _prefill_step(self, model, token_ids, padding_mask, state):
+        hidden, state = model.step(token_ids, padding_mask, state)
         return (hidden if self.hidden_dim else ()), state
 
-    def _decode_program(self, stop_token_ids):
-        if stop_token_ids not in self._decoders:
-
-            def decode(tokens, index, budgets, state, prompt_hidden):
-                return sample(
-                    self.model,
-                    self.runs,
-                    tokens,
-                    index,
-                    budgets,
-                    state,
-                    stop_token_ids,
-                    prompt_hidden,
-                )
-
-            self._decoders[stop_token_ids] = self._compile(decode)
-        return self._decoders[stop_token_ids]
+    def _decode_block(self, model, stop_token_ids, state, size):
+        backend = backend_module("keras_rgemma.generation")
+        return backend.decode_block(model, self.runs, stop_token_ids, state, size)
 
     def prefill(self, rows, state, chunk_size=PREFILL_CHUNK, progress=None):
         """Runs tokens through the model.
@@ -184,7 +172,7 @@ class GenerationPrograms(Programs):
         return [np.concatenate([nothing, *pieces]) for pieces in hidden], state
 
     def decode(self, last_tokens, budgets, stop_token_ids, state, hidden=None):
-        """New tokens for each row.
+        """Writes new tokens for each row.
 
         Args:
             last_tokens: B ints, the token of each row that its state has not consumed.
@@ -197,20 +185,71 @@ class GenerationPrograms(Programs):
         Returns:
             A list of B int32 arrays, the new tokens, the stop token included; and the `ModelState`
             that has consumed all of each row but its last token. None in place of that with a
-            sampler from which it cannot be had.
+            sampler that has a loop of its own.
         """
         most = int(max(budgets))
         if most == 0:
             return [np.zeros(0, "int32") for _ in last_tokens], state
+        if has_own_loop(self.runs):
+            return self._search(last_tokens, budgets, stop_token_ids, state, hidden), None
+        budgets = np.array(budgets, "int32")
+        rows = DecodeState(
+            ops.convert_to_tensor(np.array(last_tokens, "int32")),
+            ops.convert_to_tensor(budgets <= 0),
+            ops.convert_to_tensor(budgets),
+            state,
+        )
+        stops = ops.convert_to_tensor(padded_stops(stop_token_ids))
+        blocks = []
+        for start in range(0, most, BLOCK):
+            tokens, rows = self._run_block(stops, rows, min(BLOCK, most - start))
+            blocks.append(tokens)
+            if (tokens[-1] == NO_TOKEN).all():
+                break
+        columns = np.concatenate(blocks)
+        return [column[column != NO_TOKEN] for column in columns.T], rows.model
+
+    def _run_block(self, stop_token_ids, rows, size):
+        variables = self.runs.variables
+        rows = rows._replace(sampler=tuple(ops.convert_to_tensor(v) for v in variables))
+        tokens, rows = self.compiled(self._decode_block)(
+            stop_token_ids, rows, ops.convert_to_tensor(size, dtype="int32")
+        )
+        for variable, value in zip(variables, rows.sampler, strict=True):
+            variable.assign(value)
+        return ops.convert_to_numpy(tokens)[:size], rows
+
+    def _search_program(self, stop_token_ids):
+        if stop_token_ids not in self._searches:
+
+            def run(model, tokens, index, budgets, state, prompt_hidden):
+                return search(
+                    model,
+                    self.model,
+                    self.runs,
+                    tokens,
+                    index,
+                    budgets,
+                    state,
+                    stop_token_ids,
+                    prompt_hidden,
+                )
+
+            self._searches[stop_token_ids] = self._compile(run)
+        return self._searches[stop_token_ids]
+
+    def _search(self, last_tokens, budgets, stop_token_ids, state, hidden):
+        """The new tokens of `decode`, from the loop of the sampler."""
+        most = int(max(budgets))
         room = 1 + most
         if self.hidden_dim:
             room += max(len(states) for states in hidden)
         size = bucket(room)
         index = size - most
         # Nothing that could pass for a stop token stands where tokens are still to be written.
-        tokens = np.full((len(last_tokens), size), -1, "int32")
+        tokens = np.full((len(last_tokens), size), NO_TOKEN, "int32")
         tokens[:, index - 1] = last_tokens
-        written, state = self._decode_program(stop_token_ids)(
+        written = self._search_program(stop_token_ids)(
             ops.convert_to_tensor(tokens),
             ops.convert_to_tensor(index, "int32"),
             ops.convert_to_tensor(np.array(budgets, "int32")),
@@ -218,11 +257,10 @@ class GenerationPrograms(Programs):
             self._aligned_hidden(hidden, index, size),
         )
         written = ops.convert_to_numpy(written)[:, index:].astype("int32")
-        new = [
+        return [
             until_stop(row[:budget], stop_token_ids)
             for row, budget in zip(written, budgets, strict=True)
         ]
-        return new, state or None
 
     def _aligned_hidden(self, hidden, index, size):
         """The hidden states in columns that end at `index - 2`, and where they are."""
@@ -241,3 +279,11 @@ def until_stop(row, stop_token_ids):
     """A row of tokens up to and with its first stop token."""
     stops = np.flatnonzero(np.isin(row, stop_token_ids))
     return row[: stops[0] + 1] if len(stops) else row
+
+
+def padded_stops(stop_token_ids):
+    """Stop tokens as an int32 array of few sizes, 4, 16, 64, ..., filled with `NO_TOKEN`."""
+    size = 4
+    while size < len(stop_token_ids):
+        size *= 4
+    return np.array([*stop_token_ids, *[NO_TOKEN] * (size - len(stop_token_ids))], "int32")

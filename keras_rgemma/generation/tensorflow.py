@@ -1,21 +1,25 @@
-"""How a function of tensors becomes compiled programs on TensorFlow."""
+"""Compiles functions of a model and tensors on TensorFlow."""
 
 import tensorflow as tf
+
+from keras_rgemma.generation.decode import decode_block
+
+__all__ = ["compile_program", "decode_block"]
 
 
 def compile_program(function, model, sampler, jit_compile):
     """Compiles `function` into a graph for each structure and shapes of its arguments.
 
     Args:
-        function: takes and returns tensors. The variables it reads are captured.
-        model: unused here.
+        function: of the model and of tensors. The variables that it reads are captured.
+        model: `keras.Model`.
         sampler: unused here.
         jit_compile: bool, whether XLA compiles the graphs.
 
     Returns:
         The program, with an attribute `count`: how many it is, one for each shape.
     """
-    del model, sampler
+    del sampler
     programs = {}
 
     def run(*args):
@@ -25,7 +29,7 @@ def compile_program(function, model, sampler, jit_compile):
             structure = tf.nest.map_structure(lambda _: None, args)
 
             def of_tensors(*tensors):
-                return function(*tf.nest.pack_sequence_as(structure, tensors))
+                return function(model, *tf.nest.pack_sequence_as(structure, tensors))
 
             # Concrete: a tf.function of many shapes warns that it retraces, which buckets intend.
             graph = tf.function(of_tensors, jit_compile=bool(jit_compile))

@@ -3,10 +3,17 @@
 import keras
 
 
+def gelu_tanh(x):
+    """Computes GELU by its tanh formula."""
+    return keras.ops.gelu(x, approximate=True)
+
+
+def gelu(x):
+    """Computes GELU by the error function."""
+    return keras.ops.gelu(x, approximate=False)
+
+
 def activation(name):
-    """The function of x that `RGemmaConfig.activation` names. "gelu_tanh" is the tanh formula."""
-    if name == "gelu_tanh":
-        return lambda x: keras.ops.gelu(x, approximate=True)
-    if name == "gelu":
-        return lambda x: keras.ops.gelu(x, approximate=False)
-    return keras.activations.get(name)
+    """Returns the function of x that `RGemmaConfig.activation` names."""
+    own = {"gelu_tanh": gelu_tanh, "gelu": gelu}
+    return own[name] if name in own else keras.activations.get(name)

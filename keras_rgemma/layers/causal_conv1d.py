@@ -1,9 +1,12 @@
 """Depthwise causal convolution that never reads across a document's beginning."""
 
+import functools
+
 import keras
 from keras import ops
 
-from keras_rgemma.ops.documents import last_token
+from keras_rgemma.layers.binding import unchanged
+from keras_rgemma.ops.places import places_of
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -19,7 +22,7 @@ class CausalConv1D(keras.layers.Layer):
 
     Call arguments:
         x: float [B, T, L].
-        positions: int32 [B, T], the place of each token in its document, -1 at pads.
+        places: `Places` of the tokens, or their positions int32 [B, T], -1 at pads.
         state: None, or float [B, width - 1, L]: the inputs before x, oldest first.
         return_state: bool.
 
@@ -41,39 +44,61 @@ class CausalConv1D(keras.layers.Layer):
         self.bias = self.add_weight(name="bias", shape=(channels,), initializer="zeros")
         self.built = True
 
-    def call(self, x, positions, state=None, return_state=False):
-        return causal_conv1d(x, self.kernel, self.bias, positions, state, return_state)
+    def call(self, x, places, state=None, return_state=False):
+        return self.bound(unchanged)(x, places, state, return_state)
+
+    def bound(self, bind):
+        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        return functools.partial(
+            bind(causal_conv1d), kernel=bind(self.kernel), bias=bind(self.bias)
+        )
 
     def get_config(self):
         return {**super().get_config(), "width": self.width}
 
 
-def causal_conv1d(x, kernel, bias, positions, state=None, return_state=False):
+def causal_conv1d(x, places, state=None, return_state=False, *, kernel, bias):
     """The function of `CausalConv1D`, with kernel [width, L] and bias [L]."""
-    reach = kernel.shape[0] - 1
+    places = places_of(places)
+    kernel_RL, bias_L = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
+    reach = kernel_RL.shape[0] - 1
+    if state is not None and x.shape[1] == 1:
+        return _next_token(x, kernel_RL, bias_L, places, state, return_state)
     length = ops.shape(x)[1]
     if state is None:
-        padded = ops.pad(x, ((0, 0), (reach, 0), (0, 0)))
+        padded_BTL = ops.pad(x, ((0, 0), (reach, 0), (0, 0)))
     else:
-        padded = ops.concatenate([ops.cast(state, x.dtype), x], axis=1)
-    kernel, bias = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
-    y = bias + x * kernel[reach]
+        padded_BTL = ops.concatenate([ops.cast(state, x.dtype), x], axis=1)
+    y_BTL = bias_L + x * kernel_RL[reach]
     for shift in range(1, reach + 1):
-        shifted = padded[:, reach - shift : reach - shift + length]
-        same_document = ops.cast(positions >= shift, x.dtype)[:, :, None]
-        y = y + shifted * same_document * kernel[reach - shift]
+        shifted_BTL = padded_BTL[:, reach - shift : reach - shift + length]
+        same_document_BT1 = ops.cast(places.positions >= shift, x.dtype)[:, :, None]
+        y_BTL = y_BTL + shifted_BTL * same_document_BT1 * kernel_RL[reach - shift]
     if not return_state:
-        return y
-    return y, _final_state(padded, positions, reach)
+        return y_BTL
+    return y_BTL, _final_state(padded_BTL, places, reach)
 
 
-def _final_state(padded, positions, reach):
+def _next_token(x_B1L, kernel_RL, bias_L, places, state, return_state):
+    """One token a row, behind a state, which holds zeros where its document is shorter."""
+    recent_BRL = ops.concatenate([ops.cast(state, x_B1L.dtype), x_B1L], axis=1)
+    y_B1L = ops.sum(recent_BRL * kernel_RL, axis=1, keepdims=True) + bias_L
+    if not return_state:
+        return y_B1L
+    state_BRL = recent_BRL[:, 1:]
+    if places.is_token is not None:
+        state_BRL = ops.where(places.is_token[:, :, None], state_BRL, recent_BRL[:, :-1])
+    return y_B1L, state_BRL
+
+
+def _final_state(padded_BTL, places, reach):
     """The last `reach` inputs of the row's last document, zeros where it is shorter."""
-    last_B, length_B = last_token(positions)
+    last_B, length_B = places.last, places.length
     back_R = ops.arange(reach, dtype="int32")
     # Index last + 1 + i of the padded row is `reach - 1 - i` tokens before the last one.
-    recent = ops.take_along_axis(padded, (last_B[:, None] + 1 + back_R)[:, :, None], axis=1)
-    known = length_B[:, None] >= reach - back_R
+    index_BR = last_B[:, None] + 1 + back_R
+    recent_BRL = ops.take_along_axis(padded_BTL, index_BR[:, :, None], axis=1)
+    known_BR = length_B[:, None] >= reach - back_R
     # A row without a token keeps the state it came with, which is what the indices point to.
-    known = ops.logical_or(known, last_B[:, None] < 0)
-    return ops.where(known[:, :, None], recent, ops.zeros_like(recent))
+    known_BR = ops.logical_or(known_BR, last_B[:, None] < 0)
+    return ops.where(known_BR[:, :, None], recent_BRL, ops.zeros_like(recent_BRL))

@@ -1,8 +1,11 @@
 """The gated MLP."""
 
+import functools
+
 import keras
 
 from keras_rgemma.layers.activation import activation
+from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.linear import linear
 
 
@@ -44,7 +47,17 @@ class GatedMLP(keras.layers.Layer):
         self.built = True
 
     def call(self, x):
-        return self.ffw_down(activation(self.activation)(self.ffw_gate(x)) * self.ffw_up(x))
+        return self.bound(unchanged)(x)
+
+    def bound(self, bind):
+        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        return functools.partial(
+            gated_mlp,
+            ffw_gate=bind(self.ffw_gate),
+            ffw_up=bind(self.ffw_up),
+            ffw_down=bind(self.ffw_down),
+            nonlinearity=bind(activation(self.activation)),
+        )
 
     def get_config(self):
         return {
@@ -53,3 +66,8 @@ class GatedMLP(keras.layers.Layer):
             "activation": self.activation,
             "output_variance": self.output_variance,
         }
+
+
+def gated_mlp(x, ffw_gate, ffw_up, ffw_down, nonlinearity):
+    """The function of `GatedMLP`, of three linear maps [..., D] -> M, M and [..., M] -> D."""
+    return ffw_down(nonlinearity(ffw_gate(x)) * ffw_up(x))

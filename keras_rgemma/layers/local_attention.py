@@ -1,13 +1,15 @@
 """Local multi-query attention with rotary positions on part of each head."""
 
+import functools
+
 import keras
 from keras import ops
 
+from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.linear import linear
-from keras_rgemma.ops.documents import last_token
-from keras_rgemma.ops.rope import rotate
-from keras_rgemma.ops.window_attention import window_attention
-from keras_rgemma.state.records import AttentionState
+from keras_rgemma.ops.places import places_of
+from keras_rgemma.ops.rope import apply_rotation
+from keras_rgemma.ops.window_attention import updated_ring, window_attention
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -28,7 +30,7 @@ class LocalAttention(keras.layers.Layer):
 
     Call arguments:
         x: float [B, T, D].
-        positions: int32 [B, T], the place of each token in its document, -1 at pads.
+        places: `Places` of the tokens, or their positions int32 [B, T], -1 at pads.
         state: None, or `AttentionState`.
         return_state: bool.
 
@@ -72,25 +74,29 @@ class LocalAttention(keras.layers.Layer):
         self.attention_output.build((*input_shape[:-1], queries))
         self.built = True
 
-    def call(self, x, positions, state=None, return_state=False):
-        places = ops.maximum(positions, 0)
-        query = self._rotate(self._split(self.query(x), self.num_query_heads), places)
-        key = self._rotate(self._split(self.key(x), self.num_key_value_heads), places)
-        value = self._split(self.value(x), self.num_key_value_heads)
-        attended = window_attention(
-            query, key, value, positions, self.sliding_window_size, history=state
+    @property
+    def rope(self):
+        """The arguments of `ops.rope.rotation` beside the positions."""
+        return self.rope_max_wavelength, self.rotated_size
+
+    def call(self, x, places, state=None, return_state=False):
+        return self.bound(unchanged)(x, places, state, return_state)
+
+    def bound(self, bind):
+        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        return functools.partial(
+            local_attention,
+            query=bind(self.query),
+            key=bind(self.key),
+            value=bind(self.value),
+            attention_output=bind(self.attention_output),
+            split_heads=bind(split_heads),
+            join_heads=bind(join_heads),
+            updated_ring=bind(updated_ring),
+            head_dim=self.head_dim,
+            window=self.sliding_window_size,
+            rope=self.rope,
         )
-        merged = (-1, ops.shape(x)[1], self.num_query_heads * self.head_dim)
-        out = self.attention_output(ops.reshape(attended, merged))
-        if not return_state:
-            return out
-        return out, updated_ring(state, key, value, positions, self.sliding_window_size)
-
-    def _split(self, x, heads):
-        return ops.reshape(x, (-1, ops.shape(x)[1], heads, self.head_dim))
-
-    def _rotate(self, x, positions):
-        return rotate(x, positions, self.rope_max_wavelength, self.rotated_size)
 
     def get_config(self):
         return {
@@ -105,25 +111,51 @@ class LocalAttention(keras.layers.Layer):
         }
 
 
-def updated_ring(state, key, value, positions, window):
-    """The `AttentionState` after a row, from the one before it (None: empty).
+def split_heads(x, head_dim):
+    """[B, T, H * K] -> [B, T, H, K]."""
+    return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] // head_dim, head_dim))
 
-    Slot s holds the latest position p with p % W = s, so each slot can tell by itself whether its
-    key is in the row, and where; the others keep what they had.
+
+def join_heads(x):
+    """[B, T, H, K] -> [B, T, H * K]."""
+    return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] * x.shape[3]))
+
+
+def local_attention(
+    x,
+    places,
+    state=None,
+    return_state=False,
+    *,
+    query,
+    key,
+    value,
+    attention_output,
+    split_heads,
+    join_heads,
+    updated_ring,
+    head_dim,
+    window,
+    rope,
+):
+    """The function of `LocalAttention`, of four linear maps.
+
+    Args:
+        x, places, state, return_state: as of `LocalAttention`.
+        query, key, value, attention_output: linear maps.
+        split_heads: function of [B, T, H * K] and K that returns [B, T, H, K].
+        join_heads: its inverse, a function of [B, T, H, K].
+        updated_ring: as `ops.window_attention.updated_ring`.
+        head_dim: int, K.
+        window: int, W.
+        rope: pair of `max_wavelength` and `rotated_size`.
     """
-    last_B, length_B = last_token(positions)
-    slots_1W = ops.arange(window, dtype="int32")[None]
-    age_BW = (length_B[:, None] - 1 - slots_1W) % window  # 0 for the last token
-    index_BW = last_B[:, None] - age_BW
-    nearest_BW = ops.maximum(index_BW, 0)
-    place_BW = ops.take_along_axis(positions, nearest_BW, axis=1)
-    in_row_BW = ops.logical_and(index_BW >= 0, place_BW == length_B[:, None] - 1 - age_BW)
-    in_row_BW = ops.logical_and(in_row_BW, place_BW >= 0)[:, :, None, None]
-    gathered = (ops.take_along_axis(x, nearest_BW[:, :, None, None], axis=1) for x in (key, value))
-    before = (ops.zeros_like(key[:, :1]),) * 2 if state is None else state
-    return AttentionState(
-        *(
-            ops.where(in_row_BW, new, ops.cast(old, new.dtype))
-            for new, old in zip(gathered, before, strict=True)
-        )
-    )
+    places = places_of(places, rope)
+    query_BTHK = apply_rotation(split_heads(query(x), head_dim), places.rotation)
+    key_BTHK = apply_rotation(split_heads(key(x), head_dim), places.rotation)
+    value_BTHK = split_heads(value(x), head_dim)
+    out_BTHK = window_attention(query_BTHK, key_BTHK, value_BTHK, places, window, state)
+    out_BTD = attention_output(join_heads(out_BTHK))
+    if not return_state:
+        return out_BTD
+    return out_BTD, updated_ring(state, key_BTHK, value_BTHK, places, window)

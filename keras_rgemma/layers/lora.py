@@ -61,6 +61,23 @@ class LoRA:
         finally:
             self.lora_enabled = enabled
 
+    def linear_map_parts(self):
+        import types
+
+        v = {"kernel": self._kernel}
+        if self.bias is not None:
+            v["bias"] = self.bias
+        if self.lora_enabled:
+            v |= {n: getattr(self, n) for n in FACTORS}
+        return types.SimpleNamespace(
+            variables=v,
+            quantization_mode=self.quantization_mode,
+            lora_scale=self.lora_scale if self.lora_enabled else None,
+        )
+
+    def linear_map(self):
+        return self.quantized_call
+
     def quantize(self, mode=None, type_check=True, config=None):
         # Keras quantizes no subclass, unless it is told that it is one of its own kind.
         super().quantize(mode, type_check=False, config=config)

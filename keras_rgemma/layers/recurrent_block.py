@@ -1,8 +1,11 @@
 """The recurrent block: two branches, of which one remembers."""
 
+import functools
+
 import keras
 
 from keras_rgemma.layers.activation import activation
+from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.linear import linear
 from keras_rgemma.layers.rg_lru import RGLRU
@@ -25,7 +28,7 @@ class RecurrentBlock(keras.layers.Layer):
 
     Call arguments:
         x: float [B, T, D].
-        positions: int32 [B, T], the place of each token in its document, -1 at pads.
+        places: `Places` of the tokens, or their positions int32 [B, T], -1 at pads.
         state: None, or `RecurrentState`.
         return_state: bool.
 
@@ -64,18 +67,20 @@ class RecurrentBlock(keras.layers.Layer):
             layer.build(inner)
         self.built = True
 
-    def call(self, x, positions, state=None, return_state=False):
-        y = activation(self.activation)(self.linear_y(x))
-        conv_state, recurrence = (None, None) if state is None else (state.conv, state.recurrence)
-        z = self.linear_x(x)
-        z = self.conv_1d(z, positions, state=conv_state, return_state=return_state)
-        if return_state:
-            z, conv_state = z
-        z = self.rg_lru(z, positions, state=recurrence, return_state=return_state)
-        if return_state:
-            z, recurrence = z
-        out = self.linear_out(y * z)
-        return (out, RecurrentState(recurrence, conv_state)) if return_state else out
+    def call(self, x, places, state=None, return_state=False):
+        return self.bound(unchanged)(x, places, state, return_state)
+
+    def bound(self, bind):
+        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        return functools.partial(
+            recurrent_block,
+            linear_y=bind(self.linear_y),
+            linear_x=bind(self.linear_x),
+            conv_1d=bind(self.conv_1d),
+            rg_lru=bind(self.rg_lru),
+            linear_out=bind(self.linear_out),
+            nonlinearity=bind(activation(self.activation)),
+        )
 
     def get_config(self):
         return {
@@ -86,3 +91,29 @@ class RecurrentBlock(keras.layers.Layer):
             "activation": self.activation,
             "output_variance": self.output_variance,
         }
+
+
+def recurrent_block(
+    x,
+    places,
+    state=None,
+    return_state=False,
+    *,
+    linear_y,
+    linear_x,
+    conv_1d,
+    rg_lru,
+    linear_out,
+    nonlinearity,
+):
+    """The function of `RecurrentBlock`, of linear maps, a convolution and a recurrence."""
+    conv_state, recurrence = (None, None) if state is None else (state.conv, state.recurrence)
+    y_BTL = nonlinearity(linear_y(x))
+    z_BTL = conv_1d(linear_x(x), places, state=conv_state, return_state=return_state)
+    if return_state:
+        z_BTL, conv_state = z_BTL
+    z_BTL = rg_lru(z_BTL, places, state=recurrence, return_state=return_state)
+    if return_state:
+        z_BTL, recurrence = z_BTL
+    out_BTD = linear_out(y_BTL * z_BTL)
+    return (out_BTD, RecurrentState(recurrence, conv_state)) if return_state else out_BTD

@@ -1,13 +1,17 @@
 """The residual block, one layer of the model, and the layers of a whole configuration."""
 
+import functools
+
 import keras
 from keras import ops
 
 from keras_rgemma.config import RECURRENT
+from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.local_attention import LocalAttention
 from keras_rgemma.layers.recurrent_block import RecurrentBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
+from keras_rgemma.ops.places import places_of
 from keras_rgemma.shapes import check_same_rows
 
 
@@ -30,7 +34,7 @@ class ResidualBlock(keras.layers.Layer):
 
     Call arguments:
         x: float [B, T, D].
-        positions: int32 [B, T], the place of each token in its document, -1 at pads. None: every
+        places: `Places` of the tokens, or their positions int32 [B, T], -1 at pads. None: every
             row is one document that begins at its first token.
         state: None, or the layer's `RecurrentState` or `AttentionState`.
         return_state: bool.
@@ -79,35 +83,41 @@ class ResidualBlock(keras.layers.Layer):
         self.mlp_block.build(input_shape)
         self.built = True
 
-    def call(self, x, positions=None, state=None, return_state=False, training=None):
-        if positions is None:
+    def call(self, x, places=None, state=None, return_state=False, training=None):
+        if places is None:
             ones = ops.ones_like(x[:, :, 0], dtype="int32")
-            positions = ops.cumsum(ones, axis=1) - 1
-        check_same_rows(tuple(x.shape[:2]), tuple(positions.shape))
-        x = ops.cast(x, self.compute_dtype)
-        # A new function each time: JAX keeps the trace of one that it knows, and with it the
-        # weights that were read then.
-        recomputed = (
-            keras.remat if self.gradient_checkpointing and training else lambda function: function
+            places = ops.cumsum(ones, axis=1) - 1
+        places = places_of(places)
+        check_same_rows(tuple(x.shape[:2]), tuple(places.positions.shape))
+        block = self.bound(
+            unchanged,
+            # Dropout stays outside of what is recomputed: its seed moves on once.
+            drop=lambda x: self.residual_dropout(x, training=training),
+            recompute=keras.remat if self.gradient_checkpointing and training else unchanged,
+        )
+        return block(ops.cast(x, self.compute_dtype), places, state, return_state)
+
+    def bound(self, bind, drop=unchanged, recompute=unchanged):
+        """Returns the function of this layer with other parts, see `binding.unchanged`.
+
+        Args:
+            bind: function of a part.
+            drop: function of what is added to the residual stream.
+            recompute: as of `residual_block`.
+        """
+        return functools.partial(
+            residual_block,
+            temporal_pre_norm=bind(self.temporal_pre_norm),
+            temporal_block=bind(self.temporal_block),
+            channel_pre_norm=bind(self.channel_pre_norm),
+            mlp_block=bind(self.mlp_block),
+            drop=drop,
+            recompute=recompute,
         )
 
-        def mix(x, *flat_state):  # whose gradients TensorFlow would lose if it were not an argument
-            before = keras.tree.pack_sequence_as(state, flat_state) if flat_state else None
-            x = self.temporal_pre_norm(x)
-            return self.temporal_block(x, positions, state=before, return_state=return_state)
-
-        mixed = recomputed(mix)(x, *([] if state is None else keras.tree.flatten(state)))
+    def compute_output_spec(self, x, places=None, state=None, return_state=False, training=None):
         if return_state:
-            mixed, state = mixed
-        # Dropout stays outside of what is recomputed: its seed moves on once.
-        x = x + self.residual_dropout(mixed, training=training)
-        fed = recomputed(lambda x: self.mlp_block(self.channel_pre_norm(x)))(x)
-        x = x + self.residual_dropout(fed, training=training)
-        return (x, state) if return_state else x
-
-    def compute_output_spec(self, x, positions=None, state=None, return_state=False, training=None):
-        if return_state:
-            return super().compute_output_spec(x, positions, state, return_state, training)
+            return super().compute_output_spec(x, places, state, return_state, training)
         # Known without a trace, which makes deep models quick to build.
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
@@ -121,6 +131,47 @@ class ResidualBlock(keras.layers.Layer):
             "dropout": self.dropout,
             "gradient_checkpointing": self.gradient_checkpointing,
         }
+
+
+def residual_block(
+    x,
+    places,
+    state=None,
+    return_state=False,
+    *,
+    temporal_pre_norm,
+    temporal_block,
+    channel_pre_norm,
+    mlp_block,
+    drop=unchanged,
+    recompute=unchanged,
+):
+    """The function of `ResidualBlock`, of two norms, a temporal block and an MLP.
+
+    Args:
+        x, places, state, return_state: as of `ResidualBlock`.
+        temporal_pre_norm, channel_pre_norm, mlp_block: functions of [B, T, D].
+        temporal_block: function of x, places, state and `return_state`.
+        drop: function of what is added to the residual stream.
+        recompute: function that returns another one of the same value, such as `keras.remat`.
+    """
+
+    # New functions at each call: JAX keeps the trace of one that it knows, and with it the weights
+    # that were read then. TensorFlow would lose the gradients of a state that is no argument.
+    def mix(x, *flat_state):
+        before = keras.tree.pack_sequence_as(state, flat_state) if flat_state else state
+        return temporal_block(temporal_pre_norm(x), places, state=before, return_state=return_state)
+
+    def feed(x):
+        return mlp_block(channel_pre_norm(x))
+
+    is_recomputed = recompute is not unchanged and state is not None
+    mixed = recompute(mix)(x, *(keras.tree.flatten(state) if is_recomputed else ()))
+    if return_state:
+        mixed, state = mixed
+    x = x + drop(mixed)
+    x = x + drop(recompute(feed)(x))
+    return (x, state) if return_state else x
 
 
 def residual_blocks(config, dtype):

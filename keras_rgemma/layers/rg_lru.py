@@ -1,11 +1,15 @@
 """The real-gated linear recurrent unit."""
 
+import functools
+
 import keras
 from keras import ops
 
+from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.block_diagonal import block_diagonal_dense, from_blocks, to_blocks
 from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
+from keras_rgemma.ops.places import places_of
 
 MIN_RADIUS, MAX_RADIUS = 0.9, 0.999
 DECAY_SCALE = 8.0  # the paper's c
@@ -48,7 +52,7 @@ class RGLRU(keras.layers.Layer):
 
     Call arguments:
         x: float [B, T, L].
-        positions: int32 [B, T], the place of each token in its document, -1 at pads.
+        places: `Places` of the tokens, or their positions int32 [B, T], -1 at pads.
         state: None, or float32 [B, L], h before the first token.
         return_state: bool.
 
@@ -75,37 +79,57 @@ class RGLRU(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, x, positions, state=None, return_state=False):
-        return rg_lru(
-            x,
-            self.input_gate,
-            self.a_gate,
-            self.a_param,
-            self.num_blocks,
-            positions,
-            state,
-            return_state,
+    def call(self, x, places, state=None, return_state=False):
+        return self.bound(unchanged)(x, places, state, return_state)
+
+    def bound(self, bind):
+        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        blocked, joined = bind(to_blocks), bind(from_blocks)
+        input_gate, a_gate = bind(self.input_gate), bind(self.a_gate)
+        return functools.partial(
+            rg_lru,
+            input_gate=lambda x_HBTK: joined(input_gate(x_HBTK)),
+            a_gate=lambda x_HBTK: joined(a_gate(x_HBTK)),
+            a_param=bind(self.a_param),
+            to_blocks=lambda x_BTL: blocked(x_BTL, self.num_blocks),
+            root=bind(bounded_sqrt),
         )
 
     def get_config(self):
         return {**super().get_config(), "num_blocks": self.num_blocks}
 
 
-def rg_lru(x, input_gate, a_gate, a_param, num_blocks, positions, state=None, return_state=False):
-    """The function of `RGLRU`. The gates are callables on head-major arrays [H, B, T, L / H]."""
-    heads = to_blocks(x, num_blocks)
-    gated_input = ops.sigmoid(from_blocks(input_gate(heads))) * x
-    decay_gate = ops.cast(ops.sigmoid(from_blocks(a_gate(heads))), "float32")
-    log_a = -DECAY_SCALE * decay_gate * ops.softplus(ops.cast(a_param, "float32"))
-    a = ops.exp(log_a)
+def rg_lru(
+    x, places, state=None, return_state=False, *, input_gate, a_gate, a_param, to_blocks, root
+):
+    """The function of `RGLRU`.
+
+    Args:
+        x, places, state, return_state: as of `RGLRU`.
+        input_gate, a_gate: linear maps of `to_blocks(x)`, [B, T, L].
+        a_param: [L].
+        to_blocks: function of x that returns what both gates take.
+        root: function, the square root.
+    """
+    places = places_of(places)
+    blocks = to_blocks(x)
+    gated_BTL = ops.cast(ops.sigmoid(input_gate(blocks)) * x, "float32")
+    decay_gate_BTL = ops.cast(ops.sigmoid(a_gate(blocks)), "float32")
+    rate_L = -DECAY_SCALE * ops.softplus(ops.cast(a_param, "float32"))
+    log_a_BTL = decay_gate_BTL * rate_L
+    a_BTL = ops.exp(log_a_BTL)
     # 1 - a^2, without the cancellation that would cost half the digits as a goes to 1.
-    multiplier = bounded_sqrt(-ops.expm1(2.0 * log_a))
-    first = (positions == 0)[:, :, None]
-    token = (positions >= 0)[:, :, None]
-    normed = ops.where(first, 1.0, multiplier) * ops.cast(gated_input, "float32")
+    multiplier_BTL = root(-ops.expm1(2.0 * log_a_BTL))
     # The first token forgets what was before it; a pad changes nothing.
-    a = ops.where(token, ops.where(first, 0.0, a), 1.0)
-    normed = ops.where(token, normed, 0.0)
-    h, last = linear_recurrence(normed, a, state)
-    h = ops.cast(h, x.dtype)
-    return (h, last) if return_state else h
+    if places.is_first is not None:
+        first_BT1 = places.is_first[:, :, None]
+        multiplier_BTL = ops.where(first_BT1, 1.0, multiplier_BTL)
+        a_BTL = ops.where(first_BT1, 0.0, a_BTL)
+    normed_BTL = multiplier_BTL * gated_BTL
+    if places.is_token is not None:
+        token_BT1 = places.is_token[:, :, None]
+        a_BTL = ops.where(token_BT1, a_BTL, 1.0)
+        normed_BTL = ops.where(token_BT1, normed_BTL, 0.0)
+    h_BTL, last_BL = linear_recurrence(normed_BTL, a_BTL, state)
+    h_BTL = ops.cast(h_BTL, x.dtype)
+    return (h_BTL, last_BL) if return_state else h_BTL

@@ -1,7 +1,11 @@
 """Root-mean-square normalisation."""
 
+import functools
+
 import keras
 from keras import ops
+
+from keras_rgemma.layers.binding import unchanged
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -40,7 +44,11 @@ class RMSNorm(keras.layers.Layer):
         self.built = True
 
     def call(self, x):
-        return rms_norm(x, self.scale, self.epsilon)
+        return self.bound(unchanged)(x)
+
+    def bound(self, bind):
+        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        return functools.partial(bind(rms_norm), scale=bind(self.scale), epsilon=self.epsilon)
 
     def get_config(self):
         return {**super().get_config(), "epsilon": self.epsilon}

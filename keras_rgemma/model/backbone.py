@@ -11,6 +11,7 @@ from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import Presets, resolve
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
+from keras_rgemma.layers.document_places import DocumentPlaces
 from keras_rgemma.layers.document_positions import DocumentPositions
 from keras_rgemma.layers.lora import CALIBRATED, LoRA
 from keras_rgemma.layers.residual_block import residual_blocks
@@ -150,9 +151,10 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         positions = DocumentPositions(dtype=dtype, name="document_positions")(
             inputs["padding_mask"]
         )
+        places = DocumentPlaces(rope=self.rope, dtype=dtype, name="document_places")(positions)
         super().__init__(
             inputs=inputs,
-            outputs=self.call_layers(inputs["token_ids"], positions),
+            outputs=self.call_layers(inputs["token_ids"], places),
             dtype=dtype,
             **kwargs,
         )

@@ -1,79 +1,143 @@
 """The forward pass of a backbone, with a state that goes in and comes out."""
 
+import functools
+
 from keras import ops
 
-from keras_rgemma.ops.documents import continued_positions, last_token
+from keras_rgemma.config import ATTENTION
+from keras_rgemma.layers.binding import unchanged
+from keras_rgemma.ops.documents import continued_positions
+from keras_rgemma.ops.places import next_places, places_of
 from keras_rgemma.state import records
 
 
 class BackboneState:
     """Mixin for `RGemmaBackbone` that runs its layers, from a state or from nothing."""
 
+    def bound(self, bind):
+        """Returns the forward pass with other parts, see `layers.binding.unchanged`.
+
+        Args:
+            bind: function of a layer that returns a function of its call arguments.
+
+        Returns:
+            `forward` of this backbone, a function of `token_ids`, `places`, `layer_states`,
+            `return_state` and `layer_intercept_fn`.
+        """
+        return functools.partial(
+            forward,
+            token_embedding=bind(self.token_embedding),
+            embedding_scale=self.config.embedding_scale,
+            blocks=[bind(layer) for layer in self.transformer_layers],
+            final_norm=bind(self.final_norm),
+        )
+
+    @property
+    def rope(self):
+        """The arguments of `ops.rope.rotation` beside the positions; None without attention."""
+        is_used = ATTENTION in self.config.layer_types
+        return (self.config.rope_max_wavelength, self.config.rotated_size) if is_used else None
+
     def call_layers(
         self,
         token_ids,
-        positions,
+        places,
         layer_states=None,
         return_state=False,
         layer_intercept_fn=None,
     ):
-        """The forward pass: of training, scoring, prefill and decoding alike.
+        """Runs all layers: of training, scoring, prefill and decoding alike.
 
         Args:
             token_ids: int32 [B, T].
-            positions: int32 [B, T], the place of each token in its document, -1 at pads.
+            places: `Places` of the tokens, or their positions int32 [B, T], -1 at pads.
             layer_states: None (each document begins in this row), or the `layers` of a
                 `ModelState`, of which the rows go on; they then hold tokens first, pads last.
             return_state: bool.
             layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
-                (-1 for the embeddings) that returns what goes on instead.
+                (-1 for the embeddings) that returns the activations to go on with.
 
         Returns:
             The final hidden states [B, T, D], or with `return_state` a pair of them and the tuple
-            of the layers' new records.
+            of the layers' new states.
         """
-        intercept = layer_intercept_fn or (lambda x, _: x)
-        x = self.embed(token_ids, lambda x: intercept(x, -1))
-        new_states = []
-        for i, layer in enumerate(self.transformer_layers):
-            layer_state = None if layer_states is None else layer_states[i]
-            x = layer(x, positions, state=layer_state, return_state=return_state)
-            if return_state:
-                x, layer_state = x
-                new_states.append(layer_state)
-            x = intercept(x, i)
-        x = self.final_norm(x)
-        return (x, tuple(new_states)) if return_state else x
+        places = places_of(places, self.rope)
+        run = self.bound(unchanged)
+        return run(token_ids, places, layer_states, return_state, layer_intercept_fn)
 
-    def embed(self, token_ids, intercept=lambda x: x):
-        """The activations [B, T, D] that the first block gets.
+    def embed(self, token_ids):
+        """Returns the activations [B, T, D] that the first block gets for int32 [B, T]."""
+        return embed(token_ids, self.token_embedding, self.config.embedding_scale)
 
-        Args:
-            token_ids: int32 [B, T].
-            intercept: a function of the embeddings [B, T, D], before they are scaled.
-        """
-        x = intercept(self.token_embedding(token_ids))
-        if self.config.scale_embeddings:
-            x = x * ops.cast(self.config.embedding_scale, x.dtype)
-        return x
-
-    def step(self, token_ids, padding_mask, state):
+    def step(self, token_ids, padding_mask, state, has_begun=False, bind=unchanged):
         """Consumes more tokens of each row's document.
 
         Args:
             token_ids: int32 [B, T].
-            padding_mask: int or bool [B, T], tokens first, then pads; pads change no state.
+            padding_mask: int or bool [B, T], tokens first, then pads; pads change no state. None:
+                every place holds a token.
             state: `ModelState`.
+            has_begun: bool, whether every row is known to have consumed a token before.
+            bind: as of `bound`.
 
         Returns:
             The final hidden states [B, T, D] and the new `ModelState`.
         """
-        positions = continued_positions(padding_mask, state.num_tokens)
-        hidden, layers = self.call_layers(token_ids, positions, state.layers, return_state=True)
-        last, length = last_token(positions)
-        num_tokens = ops.where(last >= 0, length, state.num_tokens)
-        return hidden, records.ModelState(num_tokens, layers)
+        return self.bound_step(bind)(token_ids, padding_mask, state, has_begun)
+
+    def bound_step(self, bind):
+        """Returns `step` with other parts, a function of its first arguments."""
+        return functools.partial(step, self.bound(bind), self.rope)
 
     def initial_state(self, batch_size):
-        """The `ModelState` of `batch_size` rows that have consumed nothing."""
+        """Returns the `ModelState` of `batch_size` rows that have consumed nothing."""
         return records.zeros(self.config, batch_size, self.compute_dtype)
+
+
+def embed(token_ids, token_embedding, embedding_scale, intercept=unchanged):
+    """Looks embeddings up and scales them: [B, T] -> [B, T, D]."""
+    x = intercept(token_embedding(token_ids))
+    return x if embedding_scale == 1.0 else x * ops.cast(embedding_scale, x.dtype)
+
+
+def forward(
+    token_ids,
+    places,
+    layer_states=None,
+    return_state=False,
+    layer_intercept_fn=None,
+    *,
+    token_embedding,
+    embedding_scale,
+    blocks,
+    final_norm,
+):
+    """The function of `BackboneState.call_layers`, of an embedding, blocks and a norm."""
+    intercept = layer_intercept_fn or (lambda x, _: x)
+    x = embed(token_ids, token_embedding, embedding_scale, lambda x: intercept(x, -1))
+    new_states = []
+    for i, block in enumerate(blocks):
+        layer_state = None if layer_states is None else layer_states[i]
+        x = block(x, places, state=layer_state, return_state=return_state)
+        if return_state:
+            x, layer_state = x
+            new_states.append(layer_state)
+        x = intercept(x, i)
+    x = final_norm(x)
+    return (x, tuple(new_states)) if return_state else x
+
+
+def step(run, rope, token_ids, padding_mask, state, has_begun=False):
+    """The function of `BackboneState.step`, of the forward pass and RoPE's settings."""
+    if token_ids.shape[1] == 1:
+        is_token = None if padding_mask is None else ops.cast(padding_mask[:, 0], "bool")
+        places = next_places(state.num_tokens, is_token, has_begun, rope)
+    else:
+        mask = ops.ones_like(token_ids) if padding_mask is None else padding_mask
+        places = places_of(continued_positions(mask, state.num_tokens), rope)
+    hidden, layers = run(token_ids, places, state.layers, return_state=True)
+    if places.is_token is None:
+        num_tokens = places.length
+    else:
+        num_tokens = ops.where(places.last >= 0, places.length, state.num_tokens)
+    return hidden, records.ModelState(num_tokens, layers)

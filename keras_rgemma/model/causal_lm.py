@@ -1,6 +1,7 @@
 """The causal language model: logits, text generation, scoring."""
 
 import dataclasses
+import functools
 import pathlib
 
 import keras
@@ -13,6 +14,7 @@ from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import Presets, has_tokenizer, resolve
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
+from keras_rgemma.generation.model import BoundModel
 from keras_rgemma.generation.programs import GenerationPrograms
 from keras_rgemma.lora import peft
 from keras_rgemma.model import calibration
@@ -274,9 +276,14 @@ class RGemmaCausalLM(CausalLM):
         """The `Fingerprint` (of `keras_rgemma.state`) of this architecture with these weights."""
         return fingerprint(self.backbone)
 
-    def step(self, token_ids, padding_mask, state):
+    def step(self, token_ids, padding_mask, state, has_begun=False):
         """Consumes more tokens of each row: see `RGemmaBackbone.step`."""
-        return self.backbone.step(token_ids, padding_mask, state)
+        return self.backbone.step(token_ids, padding_mask, state, has_begun)
+
+    def bound(self, bind):
+        """Returns the `BoundModel` of other parts, see `layers.binding.unchanged`."""
+        logits = functools.partial(bind(self.backbone.token_embedding), reverse=True)
+        return BoundModel(self.backbone.bound_step(bind), logits)
 
     def compute_logits(self, hidden):
         """Logits [..., V] of final hidden states [..., D], soft cap included."""

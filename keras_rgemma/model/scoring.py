@@ -88,8 +88,12 @@ class Scoring:
         length = ids.shape[1]
         pads = [(0, 0), (0, padded_length(length) - length)]
         rows = (ops.convert_to_tensor(np.pad(x, pads)) for x in (ids, mask))
-        logits = self._scoring_programs.compiled(self._logits)(*rows, consumed)
+        logits = self._scoring_programs.compiled(self._program)(*rows, consumed)
         return logits[:, first:length]
+
+    def _program(self, model, token_ids, padding_mask, consumed):
+        del model  # which is this one, or its raw tensors
+        return self._logits(token_ids, padding_mask, consumed)
 
     def _logits(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
         if consumed:

@@ -29,7 +29,7 @@ every_width = pytest.mark.parametrize("width", [1, 2, 4])
 @functools.cache
 def program(with_state):
     def run(x, kernel, bias, positions, state=None):
-        return causal_conv1d(x, kernel, bias, positions, state, return_state=True)
+        return causal_conv1d(x, positions, state, True, kernel=kernel, bias=bias)
 
     return compiled(run if with_state else lambda *args: run(*args))
 

@@ -16,6 +16,7 @@ import tiny
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.layers.block_diagonal import BlockDiagonal
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
+from keras_rgemma.layers.document_places import DocumentPlaces
 from keras_rgemma.layers.document_positions import DocumentPositions
 from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.linear import Linear
@@ -187,6 +188,7 @@ EINSUM = {"equation": "bti,ij->btj", "output_shape": (None, 24), "bias_axes": "j
 LAYERS = {
     "BlockDiagonal": [(BlockDiagonal, EINSUM)],
     "CausalConv1D": [(CausalConv1D, {"width": 3})],
+    "DocumentPlaces": [(DocumentPlaces, {"rope": [100.0, 4]})],
     "DocumentPositions": [(DocumentPositions, {})],
     "GatedMLP": [(GatedMLP, MLP)],
     "Linear": [(Linear, {"units": 24, "use_bias": False})],

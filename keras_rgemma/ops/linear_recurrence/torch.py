@@ -63,4 +63,10 @@ class _LinearRecurrence(torch.autograd.Function):
         return x_gradient, x_gradient * before_BTL, a[:, 0] * x_gradient[:, 0]
 
 
-IMPLEMENTATIONS = {"chunked": _LinearRecurrence.apply}
+def _linear_recurrence(x, a, initial_state):
+    if torch.is_grad_enabled():
+        return _LinearRecurrence.apply(x, a, initial_state)
+    return _run(x, a, initial_state)
+
+
+IMPLEMENTATIONS = {"chunked": _linear_recurrence}

@@ -5,10 +5,12 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_rgemma.backend import resolve
+
 _DIGIT = 2048  # positions are split in base 2048: three digits hold any int32
 
 
-def rotate(x, positions, max_wavelength, rotated_size):
+def rotate(x, positions, max_wavelength, rotated_size, *, implementation="auto"):
     """Rotates the first `rotated_size` features of each head by its token's position.
 
     RoFormer (arXiv 2104.09864), section 3.2.2; halves are split, not interleaved, and the other
@@ -19,19 +21,45 @@ def rotate(x, positions, max_wavelength, rotated_size):
         positions: int32 [B, T], not negative.
         max_wavelength: float, the base of the wavelengths.
         rotated_size: int, even, at most K.
+        implementation: as of `apply_rotation`.
 
     Returns:
         As `x`, in its dtype; the rotation itself is done in float32.
     """
-    if rotated_size == 0:
+    angles = rotation(positions, max_wavelength, rotated_size)
+    return apply_rotation(x, angles, implementation=implementation)
+
+
+def rotation(positions, max_wavelength, rotated_size):
+    """Computes the cosines and sines of the angles by which RoPE rotates.
+
+    Args:
+        positions: int32 [B, T], not negative.
+        max_wavelength: float, the base of the wavelengths.
+        rotated_size: int, even.
+
+    Returns:
+        A pair of float32 arrays [B, T, 1, rotated_size / 2]. The angle of feature i at position p
+        is `p * max_wavelength^(-2 i / rotated_size)`.
+    """
+    angle = _angles(positions, max_wavelength, rotated_size // 2)[:, :, None, :]
+    return ops.cos(angle), ops.sin(angle)
+
+
+def apply_rotation(x, rotation, *, implementation="auto"):
+    """Rotates the first features of each head by given angles.
+
+    Args:
+        x: float [B, T, H, K].
+        rotation: pair of float32 [B, T, 1, R / 2], cosines and sines, R at most K.
+        implementation: "auto", or the name of one of this backend's implementations ("split").
+
+    Returns:
+        As `x`, in its dtype. Features from R on are unchanged.
+    """
+    if rotation[0].shape[-1] == 0:
         return x
-    half = rotated_size // 2
-    angle = _angles(positions, max_wavelength, half)[:, :, None, :]
-    cos, sin = ops.cos(angle), ops.sin(angle)
-    first = ops.cast(x[..., :half], "float32")
-    second = ops.cast(x[..., half:rotated_size], "float32")
-    turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return ops.concatenate([ops.cast(turned, x.dtype), x[..., rotated_size:]], axis=-1)
+    return resolve("rope", implementation)(x, *rotation)
 
 
 def _angles(positions, max_wavelength, half):

@@ -1,0 +1,67 @@
+"""The protocol of a model that can generate."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+
+class Model(Protocol):
+    """The two functions that decoding needs of a model."""
+
+    def step(self, token_ids, padding_mask, state, has_begun=False):
+        """Consumes more tokens of each row.
+
+        Args:
+            token_ids: int32 [B, T].
+            padding_mask: int or bool [B, T], tokens first, then pads; None if there are no pads.
+            state: `ModelState`.
+            has_begun: bool, whether every row is known to have consumed a token before.
+
+        Returns:
+            The final hidden states [B, T, D] and the new `ModelState`.
+        """
+
+    def compute_logits(self, hidden):
+        """Returns the logits [..., V] of final hidden states [..., D]."""
+
+
+class GenerativeModel(Model, Protocol):
+    """A `keras.Model` that generates: what the files of this folder call a task."""
+
+    preprocessor: Any
+    backbone: Any
+    sampler: Any
+
+    def bound(self, bind):
+        """Returns the `BoundModel` of other parts, see `layers.binding.unchanged`."""
+
+    def initial_state(self, batch_size):
+        """Returns the `ModelState` of rows that have consumed nothing."""
+
+    def state_specification(self):
+        """Returns the `ModelState` with a `keras.KerasTensor` in place of each array."""
+
+    def fingerprint(self):
+        """Returns the `Fingerprint` of the architecture and the weights."""
+
+    def compile_key(self):
+        """Returns a tuple of the objects that a compiled program depends on."""
+
+    def make_generate_function(self):
+        """Returns the `GenerationPrograms` for the sampler, the weights and the settings."""
+
+    def text_preprocessor(self, text):
+        """Returns the preprocessor, or raises a ValueError that names the text."""
+
+
+class BoundModel(NamedTuple):
+    """A `Model` whose functions hold raw tensors.
+
+    Attributes:
+        step, compute_logits: functions as of `Model`.
+        step_in_place: as `step`, but it may write into the ring buffers of the state that it is
+            given; None where arrays cannot change.
+    """
+
+    step: Callable
+    compute_logits: Callable
+    step_in_place: Callable | None = None

@@ -1,0 +1,166 @@
+"""The layers of a model as functions of raw tensors, for decoding on PyTorch.
+
+A call of a Keras layer takes 0.1 to 0.2 ms, which is more than the products of a small model. So
+each layer is bound once: its wiring is its own `bound` method, its weights are raw tensors, and
+operations have forms of few kernels. A layer of another type, such as a user's subclass or wrapper,
+is called as it is.
+"""
+
+import keras
+import torch
+from torch.nn import functional
+
+from keras_rgemma.layers import activation, block_diagonal, local_attention
+from keras_rgemma.layers.block_diagonal import BlockDiagonal
+from keras_rgemma.layers.causal_conv1d import CausalConv1D
+from keras_rgemma.layers.gated_mlp import GatedMLP
+from keras_rgemma.layers.linear import Linear
+from keras_rgemma.layers.local_attention import LocalAttention
+from keras_rgemma.layers.recurrent_block import RecurrentBlock
+from keras_rgemma.layers.residual_block import ResidualBlock
+from keras_rgemma.layers.rg_lru import RGLRU
+from keras_rgemma.layers.rms_norm import RMSNorm, rms_norm
+from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
+from keras_rgemma.ops.window_attention import torch as window_attention
+from keras_rgemma.ops.window_attention import updated_ring
+from keras_rgemma.state.records import AttentionState
+
+
+def bind(part, bind_part=None):
+    """Returns the form in which a part of a layer is used for decoding.
+
+    Args:
+        part: a sublayer, a weight or an operation, see `layers.binding.unchanged`.
+        bind_part: function that binds the parts of a layer; None for this one.
+    """
+    if isinstance(part, keras.Variable):
+        return part.value
+    if not isinstance(part, keras.layers.Layer):
+        return OPERATIONS.get(part, part)
+    if "call" in vars(part):  # whoever replaced the call of one layer wants it called
+        return part
+    if type(part) in WIRED:
+        return part.bound(bind_part or bind)
+    return MAPS[type(part)](part) if type(part) in MAPS else part
+
+
+def bind_in_place(part):
+    """Does what `bind` does, but ring buffers are written in place."""
+    return _write_ring if part is updated_ring else bind(part, bind_in_place)
+
+
+def _linear(layer):
+    """A linear map of [..., I]; LoRA is a second product."""
+    parts = layer.linear_map_parts()
+    if parts.quantization_mode:
+        return layer.linear_map()
+    dtype = getattr(torch, layer.compute_dtype)
+    kernel, bias = (_value(parts.variables.get(name), dtype) for name in ("kernel", "bias"))
+
+    def run(x):
+        x = x.to(dtype)
+        y = x @ kernel() if bias is None else x @ kernel() + bias()
+        return y if low_rank is None else y + low_rank(x)
+
+    low_rank = _low_rank(parts, dtype)
+    return run
+
+
+def _block_diagonal(layer):
+    """A linear map of blocks [H, B, T, I]."""
+    parts = layer.linear_map_parts()
+    if parts.quantization_mode:
+        return layer.linear_map()
+    dtype = getattr(torch, layer.compute_dtype)
+    kernel, bias = (_value(parts.variables.get(name), dtype) for name in ("kernel", "bias"))
+    low_rank = _low_rank(parts, dtype)
+
+    def run(x_HBTI):
+        x_HNI = x_HBTI.to(dtype).flatten(1, 2)
+        y_HNJ = torch.baddbmm(bias()[:, 0], x_HNI, kernel())
+        if low_rank is not None:
+            y_HNJ = y_HNJ + low_rank(x_HNI)
+        return y_HNJ.unflatten(1, x_HBTI.shape[1:3])
+
+    return run
+
+
+def _value(variable, dtype):
+    """A function of nothing that returns the tensor of a variable, as it is then, in a dtype."""
+    if variable is None:
+        return None
+    tensor = variable.value
+    return (lambda: tensor) if tensor.dtype == dtype else (lambda: tensor.to(dtype))
+
+
+def _low_rank(parts, dtype):
+    if parts.lora_scale is None:
+        return None
+    a, b = (parts.variables[f"lora_kernel_{x}"].value for x in "ab")
+    return lambda x: (x @ a.to(dtype)) @ (parts.lora_scale * b).to(dtype)
+
+
+def _embedding(layer):
+    """Looks tokens up, or with `reverse` returns logits."""
+    if layer.quantization_mode or layer.mask_zero or not layer.tie_weights or layer.reverse_dtype:
+        return layer
+    embeddings_VD = _value(layer.embeddings, getattr(torch, layer.compute_dtype))
+    cap = layer.logit_soft_cap
+
+    def run(x, reverse=False):
+        if not reverse:
+            return functional.embedding(x, embeddings_VD())
+        logits = functional.linear(x, embeddings_VD())
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return run
+
+
+def _rms_norm(x, scale, epsilon):
+    x32 = x.float()
+    root = torch.rsqrt(x32.square().mean(-1, keepdim=True) + epsilon)
+    return (x32 * root * (1.0 + scale.float())).to(x.dtype)
+
+
+def _to_blocks(x_BTL, num_blocks):
+    return x_BTL.unflatten(-1, (num_blocks, -1)).permute(2, 0, 1, 3)
+
+
+def _from_blocks(x_HBTK):
+    return x_HBTK.permute(1, 2, 0, 3).flatten(2)
+
+
+def _split_heads(x, head_dim):
+    return x.unflatten(-1, (-1, head_dim))
+
+
+def _join_heads(x):
+    return x.flatten(-2)
+
+
+def _write_ring(state, key, value, places, window):
+    """Does what `updated_ring` does for one new token a row, in the memory of the state."""
+    slot_B = (places.last + places.length - 1) % window
+    write = window_attention.write_slots_in_place
+    return AttentionState(
+        write(state.keys, slot_B, key[:, 0], places.is_token),
+        write(state.values, slot_B, value[:, 0], places.is_token),
+    )
+
+
+OPERATIONS = {
+    activation.gelu_tanh: lambda x: functional.gelu(x, approximate="tanh"),
+    activation.gelu: functional.gelu,
+    bounded_sqrt: torch.sqrt,
+    rms_norm: _rms_norm,
+    block_diagonal.to_blocks: _to_blocks,
+    block_diagonal.from_blocks: _from_blocks,
+    local_attention.split_heads: _split_heads,
+    local_attention.join_heads: _join_heads,
+}
+MAPS = {
+    Linear: _linear,
+    BlockDiagonal: _block_diagonal,
+    keras.layers.ReversibleEmbedding: _embedding,
+}
+WIRED = {CausalConv1D, GatedMLP, LocalAttention, RGLRU, RMSNorm, RecurrentBlock, ResidualBlock}

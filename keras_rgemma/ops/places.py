@@ -1,0 +1,74 @@
+"""Where the tokens of a batch stand, derived from their positions once for all layers."""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_rgemma.ops.documents import last_token
+from keras_rgemma.ops.rope import rotation as rotation_of
+
+
+class Places(NamedTuple):
+    """The positions of tokens and the arrays that layers derive from them.
+
+    A layer that is called with positions alone makes this record for itself.
+
+    Attributes:
+        positions: int32 [B, T], the place of each token in its document, -1 at pads.
+        is_token: bool [B, T], False at pads; None if there is no pad.
+        is_first: bool [B, T], whether a token is the first of its document; None if none is.
+        last: int32 [B], the index of the last token in the row, -1 if there is none.
+        length: int32 [B], the tokens of the last document up to that token.
+        rotation: pair of float32 [B, T, 1, rotated_size / 2], the cosines and sines of RoPE's
+            angles; () if no layer rotates.
+    """
+
+    positions: Any
+    is_token: Any
+    is_first: Any
+    last: Any
+    length: Any
+    rotation: Any = ()
+
+
+def places_of(positions, rope=None):
+    """Derives the `Places` of tokens from their positions.
+
+    Args:
+        positions: int32 [B, T], the place of each token in its document, -1 at pads; or `Places`,
+            which are returned with the rotation that they may lack.
+        rope: None, or a pair of `max_wavelength`, float, and `rotated_size`, int.
+    """
+    if isinstance(positions, tuple | list):
+        places = Places(*positions)  # a model that was saved gives back a plain tuple
+    else:
+        last, length = last_token(positions)
+        places = Places(positions, positions >= 0, positions == 0, last, length)
+    if rope is None or places.rotation:
+        return places
+    return places._replace(rotation=rotation_of(ops.maximum(places.positions, 0), *rope))
+
+
+def next_places(num_tokens, is_token=None, has_begun=False, rope=None):
+    """Derives the `Places` of one token a row that follows `num_tokens` earlier ones.
+
+    Args:
+        num_tokens: int32 [B].
+        is_token: bool [B], False for rows without a token; None if each row has one.
+        has_begun: bool, whether every row is known to have consumed a token already.
+        rope: as of `places_of`.
+
+    Returns:
+        `Places` with T = 1.
+    """
+    zeros = ops.zeros_like(num_tokens)
+    if is_token is None:
+        positions, last, length = num_tokens, zeros, num_tokens + 1
+    else:
+        positions = ops.where(is_token, num_tokens, -1)
+        last = ops.where(is_token, zeros, -1)
+        length = ops.where(is_token, num_tokens + 1, 0)
+        is_token = is_token[:, None]
+    positions = positions[:, None]
+    is_first = None if has_begun else positions == 0
+    return places_of(Places(positions, is_token, is_first, last, length), rope)

@@ -1,0 +1,14 @@
+"""RoPE as its definition reads, in NumPy and float64: what the tests hold the others to."""
+
+import numpy as np
+
+
+def rotate(x, positions, max_wavelength, rotated_size):
+    """Rotates the first `rotated_size` features of x [B, T, H, K] by positions int [B, T]."""
+    half = rotated_size // 2
+    frequency = float(max_wavelength) ** (-np.arange(half, dtype="float64") / max(half, 1))
+    angle = positions[:, :, None, None].astype("float64") * frequency
+    first, second, rest = x[..., :half], x[..., half:rotated_size], x[..., rotated_size:]
+    turned = first * np.cos(angle) - second * np.sin(angle)
+    other = second * np.cos(angle) + first * np.sin(angle)
+    return np.concatenate([turned, other, rest], axis=-1)

@@ -1,0 +1,136 @@
+"""Local attention in blocks of queries, for any backend: no mask of all tokens against all."""
+
+from keras import ops
+
+BLOCK = 256
+
+
+def attend(query, key, value, places, window, history=None):
+    """Computes `window_attention` in blocks of queries, or at once for few of them."""
+    heads, size = query.shape[2], query.shape[3]
+    kv_heads = key.shape[2]
+    # The queries that share a key/value head become rows of one product.
+    query = ops.reshape(query, (-1, ops.shape(query)[1], kv_heads, heads // kv_heads, size))
+    query = query * ops.cast(size**-0.5, query.dtype)
+    length = query.shape[1]
+    block = min(BLOCK, -(-window // 32) * 32)
+    if length == 1 and history is not None:
+        out = _attend_one(query, key, value, places, window, history)
+    elif length is not None and length <= block:
+        out = _attend_at_once(query, key, value, places.positions, window, history)
+    else:
+        out = _attend_in_blocks(query, key, value, places.positions, window, history, block)
+    return ops.reshape(out, (-1, ops.shape(out)[1], heads, size))
+
+
+def _attend_one(query, key, value, places, window, history):
+    """The query of one new token, against the ring buffer as it lies and against itself."""
+    # Slots fill from the first one on, and all W tokens before the new one are in its reach.
+    slots_1W = ops.arange(window, dtype="int32")[None]
+    parts = [(*history, (slots_1W < places.positions)[:, None]), (key, value, None)]
+    return _softmax_over_parts(query, parts)
+
+
+def _visible(query_index, first_visible, key_index):
+    """bool [..., T, S]: the keys from the first visible one up to the query itself."""
+    key_index = ops.expand_dims(key_index, -2)
+    at_most = key_index <= ops.expand_dims(query_index, -1)
+    return ops.logical_and(at_most, key_index >= ops.expand_dims(first_visible, -1))
+
+
+def _reach(positions, window):
+    """int32 [B, T]: how many keys to its left a query sees. A pad sees itself alone."""
+    return ops.minimum(ops.maximum(positions, 0), window)
+
+
+def _attend_at_once(query, key, value, positions, window, history):
+    """One block of queries, keys in two parts: the ring buffer as it lies, and the row itself."""
+    index_T = ops.arange(query.shape[1], dtype="int32")
+    index_BT = ops.zeros_like(positions) + index_T
+    first_BT = index_BT - _reach(positions, window)
+    parts = [(key, value, _visible(index_BT, first_BT, index_BT))]
+    if history is not None:
+        slots_BW = _slot_indices(positions, window)
+        parts.insert(0, (*history, _visible(index_BT, first_BT, slots_BW)))
+    return _softmax_over_parts(query, parts)
+
+
+def _slot_indices(positions, window):
+    """int32 [B, W]: the index, counted from the row's first token, of what each slot holds.
+
+    They are negative, -1 for the latest key. Slots that were never filled come out further back
+    than any query reaches.
+    """
+    num_tokens_B1 = ops.maximum(positions[:, :1], 0)
+    slots_1W = ops.arange(window, dtype="int32")[None]
+    return -1 - (num_tokens_B1 - 1 - slots_1W) % window
+
+
+def _softmax_over_parts(query, parts):
+    """Softmax over the keys of all parts together, without copying them beside each other.
+
+    Parts are triples of keys, values and bool [B, T, S], which keys are seen; None for all.
+    """
+    logits = []
+    for key, _, visible in parts:
+        part = ops.cast(ops.einsum("btkgh,bskh->bkgts", query, key), "float32")
+        if visible is not None:
+            part = ops.where(visible[:, None, None], part, -1e30)
+        logits.append(part)
+    weights = ops.softmax(ops.concatenate(logits, axis=-1), axis=-1)
+    weights = ops.cast(weights, query.dtype)
+    out, start = 0, 0
+    for key, value, _ in parts:
+        size = key.shape[1]
+        out = out + ops.einsum("bkgts,bskh->btkgh", weights[..., start : start + size], value)
+        start += size
+    return out
+
+
+def _attend_in_blocks(query, key, value, positions, window, history, block):
+    """Blocks of C queries, each against its own keys and those of the blocks it reaches back to."""
+    length = query.shape[1]
+    if history is None and length is not None:
+        window = min(window, length - 1)
+    reached = -(-window // block)
+    if history is None:
+        before = [(0, 0), (reached * block, 0), (0, 0), (0, 0)]
+        key, value = ops.pad(key, before), ops.pad(value, before)
+    else:
+        key = _after_history(history[0], key, positions, window, reached * block)
+        value = _after_history(history[1], value, positions, window, reached * block)
+    blocks = -(-ops.shape(query)[1] // block)
+    padding = blocks * block - ops.shape(query)[1]
+    query_N = _to_blocks(query, padding, block)
+    reach_N = _to_blocks(_reach(positions, window), padding, block)
+    key_N = _with_earlier_blocks(_to_blocks(key, padding, block), reached)
+    value_N = _with_earlier_blocks(_to_blocks(value, padding, block), reached)
+    # Indices are counted from the first key of the block's own span.
+    index_C = ops.arange(block, dtype="int32") + reached * block
+    span_S = ops.arange((reached + 1) * block, dtype="int32")
+    visible = _visible(index_C + ops.zeros_like(reach_N), index_C - reach_N, span_S)
+    merged = lambda x: ops.reshape(x, (-1, *x.shape[2:]))  # noqa: E731
+    out = _softmax_over_parts(merged(query_N), [(merged(key_N), merged(value_N), merged(visible))])
+    out = ops.reshape(out, (-1, blocks * block, *out.shape[2:]))
+    return out[:, : ops.shape(query)[1]]
+
+
+def _after_history(ring, row, positions, window, space):
+    """The ring buffer in the order of time, after as many pads as fill `space`, then the row."""
+    num_tokens_B1 = ops.maximum(positions[:, :1], 0)
+    slots_BW = (num_tokens_B1 + ops.arange(window, dtype="int32")[None]) % window
+    ordered = ops.take_along_axis(ring, slots_BW[:, :, None, None], axis=1)
+    ordered = ops.pad(ordered, [(0, 0), (space - window, 0), (0, 0), (0, 0)])
+    return ops.concatenate([ordered, row], axis=1)
+
+
+def _to_blocks(x, padding, block):
+    """[B, T, ...] -> [B, N, C, ...], with `padding` zeros after the last token."""
+    x = ops.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (len(x.shape) - 2))
+    return ops.reshape(x, (-1, ops.shape(x)[1] // block, block, *x.shape[2:]))
+
+
+def _with_earlier_blocks(x, reached):
+    """[B, reached + N, C, ...] -> [B, N, (reached + 1) * C, ...]."""
+    count = ops.shape(x)[1] - reached
+    return ops.concatenate([x[:, i : i + count] for i in range(reached + 1)], axis=2)

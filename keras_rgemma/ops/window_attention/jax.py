@@ -1,0 +1,24 @@
+"""Local attention on JAX."""
+
+import jax.numpy as jnp
+
+from keras_rgemma.ops.window_attention.blocks import attend
+
+
+def default_implementation():
+    return "blocks"
+
+
+def write_slots(ring_BWKH, slot_B, new_BKH, is_token_B1):
+    """Writes one slot of each row of a ring buffer; rows without a token stay."""
+    batch, window = ring_BWKH.shape[:2]
+    if is_token_B1 is not None:
+        slot_B = jnp.where(is_token_B1[:, 0], slot_B, window)  # outside, where nothing is written
+    rows_B = jnp.arange(batch)
+    new_BKH = new_BKH.astype(ring_BWKH.dtype)
+    return ring_BWKH.at[rows_B, slot_B].set(
+        new_BKH, mode="drop", unique_indices=True, indices_are_sorted=True
+    )
+
+
+IMPLEMENTATIONS = {"blocks": attend}
