@@ -102,7 +102,8 @@ def _low_rank(parts, dtype):
 
 def _embedding(layer):
     """Looks tokens up, or with `reverse` returns logits."""
-    if layer.quantization_mode or layer.mask_zero or not layer.tie_weights or layer.reverse_dtype:
+    is_plain = layer.tie_weights and not (layer.mask_zero or layer.reverse_dtype)
+    if not is_plain or layer.quantization_mode or layer.lora_enabled:
         return layer
     embeddings_VD = _value(layer.embeddings, getattr(torch, layer.compute_dtype))
     cap = layer.logit_soft_cap
