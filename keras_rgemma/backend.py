@@ -1,14 +1,27 @@
-"""The Keras backend, and the module of each operation that belongs to it."""
+"""The Keras backend, and which implementation of an operation runs on it.
 
+An operation is a folder of `keras_rgemma/ops/` with one module a backend. Each of these modules has
+`IMPLEMENTATIONS`, a dict of functions by name, and `default_implementation()`, which returns the
+name of the best one for the device.
+"""
+
+import contextlib
+import contextvars
+import functools
 import importlib
 
 import keras
 
 BACKENDS = ("jax", "tensorflow", "torch")
+OPERATIONS = ("cross_entropy", "linear_recurrence")
+
+_of_process = {}  # names of implementations by operation, chosen by `set_implementation`
+_of_context = contextvars.ContextVar("implementation", default=())  # the same as sorted pairs
+_keys = {}
 
 
 def check_backend():
-    """The name of Keras' backend.
+    """Returns the name of Keras' backend.
 
     Raises:
         ValueError: it is not one that this package runs on.
@@ -23,9 +36,127 @@ def check_backend():
 
 
 def backend_module(package):
-    """The module of a package that is named after the backend.
+    """Imports the module of a package that is named after the backend.
 
     Args:
         package: str, the dotted name of the package.
     """
     return importlib.import_module(f"{package}.{check_backend()}")
+
+
+def resolve(operation, implementation="auto"):
+    """Returns the function that implements an operation on the backend.
+
+    Args:
+        operation: str, one of `OPERATIONS`.
+        implementation: str, the argument of the operation. "auto" takes the choice of the
+            innermost `with keras_rgemma.implementation(...)`, or that of
+            `keras_rgemma.set_implementation`, or the default of the backend and device, in this
+            order.
+
+    Raises:
+        ValueError: the operation, or the implementation on this backend, does not exist.
+    """
+    if implementation == "auto":
+        implementation = _choices().get(operation, "auto")
+    module = _check(operation, implementation)
+    if implementation == "auto":
+        implementation = module.default_implementation()
+    return module.IMPLEMENTATIONS[implementation]
+
+
+def set_implementation(**implementations):
+    """Chooses the implementations of operations for the whole process, until the next choice.
+
+    Args:
+        **implementations: the name of an implementation by operation (`linear_recurrence="loop"`);
+            "auto" goes back to the default. Other operations keep their choices.
+
+    Raises:
+        ValueError: an operation, or an implementation on this backend, does not exist. No choice
+            is changed then, and none is ever replaced by another without notice.
+
+    Example:
+    ```python
+    keras_rgemma.set_implementation(linear_recurrence="auto")
+    ```
+    """
+    for operation, implementation in implementations.items():
+        _check(operation, implementation)
+    _of_process.update(implementations)
+
+
+@contextlib.contextmanager
+def implementation(**implementations):
+    """Chooses the implementations of operations inside of a `with` block, in its thread alone.
+
+    Blocks may be nested: an inner one changes the operations that it names. Programs that were
+    compiled under other choices are compiled again.
+
+    Args:
+        **implementations: as of `set_implementation`; "auto" is the default of the backend and
+            device here, too, whatever the choices outside of the block.
+
+    Raises:
+        ValueError: an operation, or an implementation on this backend, does not exist.
+
+    Example:
+    ```python
+    with keras_rgemma.implementation(linear_recurrence="auto"):
+        text = lm.generate("What is a river?")
+    ```
+    """
+    for operation, name in implementations.items():
+        _check(operation, name)
+    outer = dict(_of_context.get())
+    token = _of_context.set(tuple(sorted({**outer, **implementations}.items())))
+    try:
+        yield
+    finally:
+        _of_context.reset(token)
+
+
+def implementation_key():
+    """Describes the choices in force: a tuple, one object for the same choices.
+
+    A program that was traced under one key must not run under another. Keys may be compared by
+    identity.
+    """
+    key = tuple(sorted(pair for pair in _choices().items() if pair[1] != "auto"))
+    return _keys.setdefault(key, key)
+
+
+def bound(function):
+    """Returns a function that runs under the choices in force now, whatever they are later.
+
+    PyTorch computes activations again in a thread of its own, which knows no `with` block.
+    """
+    choices = tuple(sorted(_choices().items()))
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        token = _of_context.set(choices)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _of_context.reset(token)
+
+    return run
+
+
+def _choices():
+    return {**_of_process, **dict(_of_context.get())}
+
+
+def _check(operation, implementation):
+    """Returns the module of an operation on this backend, if it has an implementation."""
+    if operation not in OPERATIONS:
+        raise ValueError(f"The operations are {OPERATIONS}. Received: {operation!r}.")
+    module = backend_module(f"keras_rgemma.ops.{operation}")
+    if implementation != "auto" and implementation not in module.IMPLEMENTATIONS:
+        raise ValueError(
+            f"The implementation of {operation!r} must be 'auto' or one of "
+            f"{tuple(module.IMPLEMENTATIONS)} on the {check_backend()} backend. Received: "
+            f"{implementation!r}."
+        )
+    return module

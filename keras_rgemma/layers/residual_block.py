@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_rgemma.backend import bound
 from keras_rgemma.config import RECURRENT
 from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.local_attention import LocalAttention
@@ -87,9 +88,10 @@ class ResidualBlock(keras.layers.Layer):
         x = ops.cast(x, self.compute_dtype)
         # A new function each time: JAX keeps the trace of one that it knows, and with it the
         # weights that were read then.
-        recomputed = (
-            keras.remat if self.gradient_checkpointing and training else lambda function: function
-        )
+        recomputes = self.gradient_checkpointing and training
+
+        def recomputed(function):
+            return keras.remat(bound(function)) if recomputes else function
 
         def mix(x, *flat_state):  # whose gradients TensorFlow would lose if it were not an argument
             before = keras.tree.pack_sequence_as(state, flat_state) if flat_state else None

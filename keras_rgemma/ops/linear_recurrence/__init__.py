@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_rgemma.backend import backend_module, check_backend
+from keras_rgemma.backend import resolve
 
 
 def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
@@ -17,8 +17,9 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
         x: float [B, T, L], T >= 1.
         a: float [B, T, L].
         initial_state: float [B, L], h before the first step. None: zeros.
-        implementation: "auto", or the name of one of this backend's implementations ("loop" and
-            "associative" on JAX, "chunked" on TensorFlow and PyTorch).
+        implementation: "auto" for the choice of `keras_rgemma.implementation`, or the name of one
+            of this backend's implementations ("loop" and "associative" on JAX, "chunked" on
+            TensorFlow and PyTorch).
 
     Returns:
         A pair of float32 arrays: h [B, T, L] and its last step [B, L].
@@ -32,21 +33,9 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
     # h = [[[1.0], [1.5], [1.75]]], last = [[1.75]]
     ```
     """
-    function = _resolve(implementation)
+    function = resolve("linear_recurrence", implementation)
     x = ops.cast(x, "float32")
     a = ops.cast(a, "float32")
     if initial_state is None:
         initial_state = ops.zeros_like(x[:, 0])
     return function(x, a, ops.cast(initial_state, "float32"))
-
-
-def _resolve(implementation):
-    module = backend_module(__name__)
-    if implementation == "auto":
-        implementation = module.default_implementation()
-    if implementation not in module.IMPLEMENTATIONS:
-        raise ValueError(
-            f"`implementation` must be 'auto' or one of {tuple(module.IMPLEMENTATIONS)} on the "
-            f"{check_backend()} backend. Received: {implementation!r}."
-        )
-    return module.IMPLEMENTATIONS[implementation]
