@@ -1,6 +1,7 @@
 """RecurrentGemma for Keras 3, on JAX, TensorFlow and PyTorch."""
 
 from keras_rgemma import finetuning
+from keras_rgemma.backend import implementation, set_implementation
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
@@ -16,4 +17,6 @@ __all__ = [
     "RGemmaState",
     "RGemmaTokenizer",
     "finetuning",
+    "implementation",
+    "set_implementation",
 ]

@@ -127,7 +127,7 @@ def implementation_key():
     return _keys.setdefault(key, key)
 
 
-def bound(function):
+def keep_choices(function):
     """Returns a function that runs under the choices in force now, whatever they are later.
 
     PyTorch computes activations again in a thread of its own, which knows no `with` block.

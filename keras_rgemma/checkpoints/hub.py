@@ -148,16 +148,19 @@ def _names_in(folder):
 
 
 def _check_new_files(handle, blobs):
-    """Compares what was fetched with the hashes that it is named after; sizes were checked.
+    """Compares each file that has come with the hash that it is named after, once.
 
-    Those that were compared before are listed beside them, so that a call that was stopped in
-    between leaves nothing unchecked. Where there are no symbolic links the cache has no such files.
+    The client compares sizes alone, and files of Xet storage have come whole in size and other in
+    content, too (huggingface_hub#3643). Files that were compared are listed beside them: later
+    loads read nothing again, and a call that was stopped in between leaves nothing unchecked.
+    Where there are no symbolic links the cache has no such files.
     """
     listed = blobs.parent / _CHECKED
-    if not os.access(blobs, os.W_OK):  # nothing can have come
-        return
     checked = set(listed.read_text().split()) if listed.is_file() else set()
-    damaged = [name for name in _names_in(blobs) - checked if _hash_like(blobs / name) != name]
+    new = _names_in(blobs) - checked
+    if not new or not os.access(blobs, os.W_OK):
+        return
+    damaged = [name for name in new if _hash_like(blobs / name) != name]
     links = [link for link in blobs.parent.rglob("snapshots/**/*") if link.is_symlink()]
     links = [link for link in links if link.resolve().name in damaged]
     for path in (*links, *(blobs / name for name in damaged)):

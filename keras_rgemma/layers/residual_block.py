@@ -5,6 +5,7 @@ import functools
 import keras
 from keras import ops
 
+from keras_rgemma.backend import keep_choices
 from keras_rgemma.config import RECURRENT
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.gated_mlp import GatedMLP
@@ -93,7 +94,7 @@ class ResidualBlock(keras.layers.Layer):
             unchanged,
             # Dropout stays outside of what is recomputed: its seed moves on once.
             drop=lambda x: self.residual_dropout(x, training=training),
-            recompute=keras.remat if self.gradient_checkpointing and training else unchanged,
+            recompute=_recomputed if self.gradient_checkpointing and training else unchanged,
         )
         return block(ops.cast(x, self.compute_dtype), places, state, return_state)
 
@@ -133,6 +134,10 @@ class ResidualBlock(keras.layers.Layer):
         }
 
 
+def _recomputed(function):
+    return keras.remat(keep_choices(function))
+
+
 def residual_block(
     x,
     places,
@@ -153,7 +158,7 @@ def residual_block(
         temporal_pre_norm, channel_pre_norm, mlp_block: functions of [B, T, D].
         temporal_block: function of x, places, state and `return_state`.
         drop: function of what is added to the residual stream.
-        recompute: function that returns another one of the same value, such as `keras.remat`.
+        recompute: function that returns another one of the same value, as `keras.remat` does.
     """
 
     # New functions at each call: JAX keeps the trace of one that it knows, and with it the weights

@@ -56,7 +56,6 @@ class RMSNorm(keras.layers.Layer):
 
 def rms_norm(x, scale, epsilon):
     """The function of `RMSNorm`: x [..., D] and scale [D] of any float dtypes, result as x."""
-    x32 = ops.cast(x, "float32")
-    mean_square = ops.mean(ops.square(x32), axis=-1, keepdims=True)
-    normed = x32 * ops.rsqrt(mean_square + epsilon)
-    return ops.cast(normed * (1.0 + ops.cast(scale, "float32")), x.dtype)
+    # Keras computes in float32 and rounds once, at the end.
+    scale = 1.0 + ops.cast(scale, "float32")
+    return ops.rms_normalization(x, scale, axis=-1, epsilon=epsilon)

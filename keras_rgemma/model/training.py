@@ -8,6 +8,7 @@ import types
 import keras
 from keras import ops
 
+from keras_rgemma.backend import implementation_key
 from keras_rgemma.checkpoints import backup
 from keras_rgemma.files import new_file
 from keras_rgemma.layers.lora import lora_layers
@@ -195,7 +196,7 @@ class Training:
             ops.cast(table, hidden.dtype),
             ops.reshape(self._labels, (-1,)),
             head.logit_soft_cap,
-            learns=bool(head.trainable_variables) and not head.quantization_mode,
+            needs_embedding_gradient=bool(head.trainable_variables) and not head.quantization_mode,
         )
         shape = ops.shape(hidden)[:2]
         return {"losses": ops.reshape(losses, shape), "hits": ops.reshape(hits, shape)}
@@ -251,7 +252,8 @@ class Training:
 
     def compile_key(self):
         """What a compiled program depends on, a tuple of objects to compare by identity."""
-        return (*self.weights, *(layer.lora_alpha for layer in lora_layers(self.backbone)))
+        alphas = (layer.lora_alpha for layer in lora_layers(self.backbone))
+        return (*self.weights, *alphas, implementation_key())
 
     def make_train_function(self, force=False):
         self._check_optimizer()

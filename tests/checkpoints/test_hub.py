@@ -13,6 +13,7 @@ from backend_independent import backend_independent
 from checkpoints import loopback
 from keras_rgemma import RGemmaBackbone, RGemmaCausalLM, RGemmaCausalLMPreprocessor, RGemmaTokenizer
 from keras_rgemma.checkpoints import export, safetensors
+from keras_rgemma.checkpoints import hub as hub_module
 
 HF, MODEL_SCOPE = "hf://someone/model", "modelscope://someone/model"
 FLAX, TORCH, KERAS = (f"kaggle://someone/model/{x}/2b" for x in ("flax", "pyTorch", "keras"))
@@ -309,6 +310,20 @@ def test_what_a_stopped_call_could_not_check_is_checked_by_the_next(
         RGemmaBackbone.from_preset(HF)
     check_same(RGemmaBackbone.from_preset(HF), lm.backbone)
     assert check_whole(tmp_path, hub)
+
+
+@backend_independent
+def test_a_file_is_hashed_once(hub, folders, monkeypatch):
+    hashed = []
+
+    def listed(blob, hash_like=hub_module._hash_like):
+        hashed.append(blob.name)
+        return hash_like(blob)
+
+    monkeypatch.setattr(hub_module, "_hash_like", listed)
+    for _ in range(2):
+        RGemmaCausalLM.from_preset(HF)
+    assert len(hashed) == len(set(hashed)) == len(folders["transformers"])
 
 
 @backend_independent

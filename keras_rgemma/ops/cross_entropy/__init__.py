@@ -2,12 +2,21 @@
 
 from keras import ops
 
-from keras_rgemma.backend import backend_module
+from keras_rgemma.backend import resolve
 
 CHUNK_NUMBERS = 2**26  # logits that are in memory at a time: 256 MiB in float32
 
 
-def cross_entropy(hidden, embeddings, labels, soft_cap=None, *, learns=True, chunk_size=None):
+def cross_entropy(
+    hidden,
+    embeddings,
+    labels,
+    soft_cap=None,
+    *,
+    needs_embedding_gradient=True,
+    chunk_size=None,
+    implementation="auto",
+):
     """`-log softmax(logits)[label]` of tokens, `logits = soft_cap * tanh(hidden E^T / soft_cap)`.
 
     The logits of some tokens are computed at a time, and again for the gradient: the memory for
@@ -19,20 +28,25 @@ def cross_entropy(hidden, embeddings, labels, soft_cap=None, *, learns=True, chu
         embeddings: float [V, D], E, in the dtype of `hidden`.
         labels: int [N].
         soft_cap: float, or None for logits as they are.
-        learns: bool, whether a gradient with respect to `embeddings` is wanted; False saves the
-            time and memory for it.
+        needs_embedding_gradient: bool, whether a gradient with respect to `embeddings` is wanted;
+            False saves the time and memory for it.
         chunk_size: int, tokens at a time; None for as many as make 2^26 logits.
+        implementation: "auto" for the choice of `keras_rgemma.implementation`, or the name of one
+            of this backend's implementations ("chunked" on each).
 
     Returns:
         A pair of float32 arrays [N]: the losses, and 1 where the largest logit is that of the label
         (which has no gradient).
+
+    Raises:
+        ValueError: the backend, or the implementation on this backend, does not exist.
 
     Example:
     ```python
     losses, hits = cross_entropy(np.ones((3, 2)), np.eye(5, 2), labels=np.array([0, 1, 4]))
     ```
     """
-    module = backend_module(__name__)
+    function = resolve("cross_entropy", implementation)
     hidden, embeddings = (ops.convert_to_tensor(x) for x in (hidden, embeddings))
     count, width = ops.shape(hidden)
     if chunk_size is None:
@@ -44,5 +58,5 @@ def cross_entropy(hidden, embeddings, labels, soft_cap=None, *, learns=True, chu
     labels = ops.concatenate([ops.cast(labels, "int32"), ops.zeros((pads,), "int32")])
     hidden = ops.reshape(hidden, (chunks, size, width))
     labels = ops.reshape(labels, (chunks, size))
-    losses, hits = module.cross_entropy(hidden, embeddings, labels, soft_cap, learns)
+    losses, hits = function(hidden, embeddings, labels, soft_cap, needs_embedding_gradient)
     return tuple(ops.reshape(x, (-1,))[:count] for x in (losses, hits))

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def default_implementation():
+    return "chunked"
+
+
 def _product(left, right, axes):
     """A matrix product that is summed, and given, in float32."""
     return lax.dot_general(left, right, (axes, ((), ())), preferred_element_type="float32")
@@ -17,7 +21,7 @@ def _logits(hidden_CD, embeddings_VD, soft_cap):
     return logits_CV if soft_cap is None else soft_cap * jnp.tanh(logits_CV / soft_cap)
 
 
-def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, learns):
+def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, needs_embedding_gradient):
     def chunk(_, inputs):
         hidden_CD, labels_C = inputs
         logits_CV = _logits(hidden_CD, embeddings_VD, soft_cap)
@@ -30,7 +34,7 @@ def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, learns):
     return (loss_NC, hit_NC), (hidden_NCD, embeddings_VD, labels_NC, log_sum_NC)
 
 
-def _backward(soft_cap, learns, kept, gradients):
+def _backward(soft_cap, needs_embedding_gradient, kept, gradients):
     hidden_NCD, embeddings_VD, labels_NC, log_sum_NC = kept
 
     def chunk(total_VD, inputs):
@@ -41,21 +45,23 @@ def _backward(soft_cap, learns, kept, gradients):
         if soft_cap is not None:
             d_CV *= 1.0 - (logits_CV / soft_cap) ** 2
         d_CV = d_CV.astype(hidden_CD.dtype)
-        if learns:
+        if needs_embedding_gradient:
             total_VD += _product(d_CV, hidden_CD, ((0,), (0,)))
         return total_VD, _product(d_CV, embeddings_VD, ((1,), (0,))).astype(hidden_CD.dtype)
 
-    total_VD = jnp.zeros(embeddings_VD.shape if learns else (), "float32")
+    total_VD = jnp.zeros(embeddings_VD.shape if needs_embedding_gradient else (), "float32")
     inputs = (hidden_NCD, labels_NC, log_sum_NC, gradients[0])
     total_VD, d_hidden_NCD = lax.scan(chunk, total_VD, inputs)
-    if not learns:
+    if not needs_embedding_gradient:
         total_VD = jnp.zeros(embeddings_VD.shape)
     return d_hidden_NCD, total_VD.astype(embeddings_VD.dtype), None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def cross_entropy(hidden, embeddings, labels, soft_cap, learns):
-    return _forward(hidden, embeddings, labels, soft_cap, learns)[0]
+def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
+    return _forward(hidden, embeddings, labels, soft_cap, needs_embedding_gradient)[0]
 
 
-cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)
+
+IMPLEMENTATIONS = {"chunked": _cross_entropy}

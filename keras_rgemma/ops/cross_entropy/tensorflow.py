@@ -3,6 +3,10 @@
 import tensorflow as tf
 
 
+def default_implementation():
+    return "chunked"
+
+
 def _logits(hidden_CD, embeddings_VD, soft_cap):
     logits_CV = tf.cast(tf.matmul(hidden_CD, embeddings_VD, transpose_b=True), "float32")
     return logits_CV if soft_cap is None else soft_cap * tf.tanh(logits_CV / soft_cap)
@@ -29,7 +33,7 @@ def _loop(function, count, carry, shapes_and_dtypes):
     return carry, [array.stack() for array in arrays]
 
 
-def cross_entropy(hidden, embeddings, labels, soft_cap, learns):
+def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
     count = tf.shape(hidden)[0]
     per_token, per_feature = hidden.shape[1:2], hidden.shape[1:]
 
@@ -57,15 +61,20 @@ def cross_entropy(hidden, embeddings, labels, soft_cap, learns):
                 if soft_cap is not None:
                     d_CV *= 1.0 - (logits_CV / soft_cap) ** 2
                 d_CV = tf.cast(d_CV, hidden.dtype)
-                if learns:
+                if needs_embedding_gradient:
                     product_VD = tf.matmul(d_CV, hidden[i], transpose_a=True)
                     total_VD += tf.cast(product_VD, "float32")
                 return total_VD, (tf.matmul(d_CV, embeddings),)
 
-            total_VD = tf.zeros(embeddings.shape if learns else ())
+            total_VD = tf.zeros(embeddings.shape if needs_embedding_gradient else ())
             total_VD, (d_hidden,) = _loop(chunk, count, total_VD, [(per_feature, hidden.dtype)])
-            return d_hidden, tf.cast(total_VD, embeddings.dtype) if learns else None
+            return d_hidden, tf.cast(
+                total_VD, embeddings.dtype
+            ) if needs_embedding_gradient else None
 
         return (loss_NC, hit_NC), gradient
 
     return run(hidden, embeddings)
+
+
+IMPLEMENTATIONS = {"chunked": _cross_entropy}

@@ -3,6 +3,10 @@
 import torch
 
 
+def default_implementation():
+    return "chunked"
+
+
 def _logits(hidden_CD, embeddings_VD, soft_cap):
     logits_CV = (hidden_CD @ embeddings_VD.T).float()
     return logits_CV if soft_cap is None else soft_cap * torch.tanh(logits_CV / soft_cap)
@@ -10,7 +14,7 @@ def _logits(hidden_CD, embeddings_VD, soft_cap):
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, embeddings, labels, soft_cap, learns):
+    def forward(ctx, hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
         found = []
         for hidden_CD, labels_C in zip(hidden, labels, strict=True):
             logits_CV = _logits(hidden_CD, embeddings, soft_cap)
@@ -20,7 +24,7 @@ class _CrossEntropy(torch.autograd.Function):
             found.append((log_sum_C - chosen_C, hit_C, log_sum_C))
         loss, hit, log_sum = (torch.stack(parts) for parts in zip(*found, strict=True))
         ctx.save_for_backward(hidden, embeddings, labels, log_sum)
-        ctx.soft_cap, ctx.learns = soft_cap, learns
+        ctx.soft_cap, ctx.needs_embedding_gradient = soft_cap, needs_embedding_gradient
         ctx.mark_non_differentiable(hit)
         return loss, hit
 
@@ -28,8 +32,12 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, loss_gradient, _):
         hidden, embeddings, labels, log_sum = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
-        learns = ctx.learns and ctx.needs_input_grad[1]
-        total_VD = torch.zeros(embeddings.shape, device=hidden.device) if learns else None
+        needs_embedding_gradient = ctx.needs_embedding_gradient and ctx.needs_input_grad[1]
+        total_VD = (
+            torch.zeros(embeddings.shape, device=hidden.device)
+            if needs_embedding_gradient
+            else None
+        )
         for i, hidden_CD in enumerate(hidden):
             logits_CV = _logits(hidden_CD, embeddings, ctx.soft_cap)
             d_CV = torch.exp(logits_CV - log_sum[i][:, None])
@@ -39,10 +47,21 @@ class _CrossEntropy(torch.autograd.Function):
                 d_CV *= 1.0 - (logits_CV / ctx.soft_cap) ** 2
             d_CV = d_CV.to(hidden.dtype)
             d_hidden[i] = d_CV @ embeddings
-            if learns:
+            if needs_embedding_gradient:
                 total_VD += d_CV.T @ hidden_CD
-        return d_hidden, total_VD.to(embeddings.dtype) if learns else None, None, None, None
+        return (
+            d_hidden,
+            total_VD.to(embeddings.dtype) if needs_embedding_gradient else None,
+            None,
+            None,
+            None,
+        )
 
 
-def cross_entropy(hidden, embeddings, labels, soft_cap, learns):
-    return _CrossEntropy.apply(hidden, embeddings, labels.long(), soft_cap, learns)
+def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
+    return _CrossEntropy.apply(
+        hidden, embeddings, labels.long(), soft_cap, needs_embedding_gradient
+    )
+
+
+IMPLEMENTATIONS = {"chunked": _cross_entropy}

@@ -17,8 +17,9 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
         x: float [B, T, L], T >= 1.
         a: float [B, T, L].
         initial_state: float [B, L], h before the first step. None: zeros.
-        implementation: "auto", or the name of one of this backend's implementations ("loop" and
-            "associative" on JAX, "chunked" on TensorFlow and PyTorch).
+        implementation: "auto" for the choice of `keras_rgemma.implementation`, or the name of one
+            of this backend's implementations ("loop" and "associative" on JAX, "chunked" on
+            TensorFlow and PyTorch).
 
     Returns:
         A pair of float32 arrays: h [B, T, L] and its last step [B, L].

@@ -1,0 +1,32 @@
+"""The cross-entropy as its definition reads, in NumPy: what the tests hold the others to."""
+
+import numpy as np
+
+
+def cross_entropy(hidden, embeddings, labels, soft_cap=None):
+    """Returns the losses [N] in the dtype of `hidden`, and whether the best logit is the label's.
+
+    Arguments as of `keras_rgemma.ops.cross_entropy.cross_entropy`.
+    """
+    logits_NV = _logits(hidden, embeddings, soft_cap)
+    largest_N1 = logits_NV.max(axis=-1, keepdims=True)
+    log_sum_N = largest_N1[:, 0] + np.log(np.exp(logits_NV - largest_N1).sum(axis=-1))
+    label_N = logits_NV[np.arange(len(labels)), labels]
+    return log_sum_N - label_N, logits_NV.argmax(axis=-1) == labels
+
+
+def cross_entropy_gradient(hidden, embeddings, labels, soft_cap, loss_gradient):
+    """Returns the gradients of `hidden` and `embeddings`, given that of the losses [N]."""
+    logits_NV = _logits(hidden, embeddings, soft_cap)
+    shares_NV = np.exp(logits_NV - logits_NV.max(axis=-1, keepdims=True))
+    shares_NV /= shares_NV.sum(axis=-1, keepdims=True)
+    is_label_NV = np.arange(len(embeddings)) == labels[:, None]
+    d_NV = (shares_NV - is_label_NV) * loss_gradient[:, None]
+    if soft_cap is not None:
+        d_NV *= 1.0 - (logits_NV / soft_cap) ** 2
+    return d_NV @ embeddings, d_NV.T @ hidden
+
+
+def _logits(hidden, embeddings, soft_cap):
+    logits_NV = hidden @ embeddings.T
+    return logits_NV if soft_cap is None else soft_cap * np.tanh(logits_NV / soft_cap)
