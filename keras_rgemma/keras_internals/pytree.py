@@ -1,0 +1,8 @@
+"""Classes as nodes of `keras.tree`."""
+
+from keras.src.tree.tree_api import register_tree_node_class
+
+
+def register_pytree(cls):
+    """Registers a class with `tree_flatten` and `tree_unflatten` as a node of `keras.tree`."""
+    register_tree_node_class(cls)
