@@ -131,13 +131,6 @@ class RGemmaState:
         """The inverse of `tree_flatten`."""
         return cls(*children, fingerprint)
 
-    torchtree_flatten = tree_flatten
-
-    @classmethod
-    def torchtree_unflatten(cls, children, fingerprint):
-        """The same, as Keras wants it on PyTorch."""
-        return cls(*children, fingerprint)
-
     # === Files ===
 
     def save(self, path):
