@@ -281,3 +281,17 @@ def test_the_law_notices_what_is_overridden(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "OWN_MODULES", __name__)
     assert overridden(Layer) == {(Mixin, "_tracker"), (Mixin, "_flatten_layers")}
     assert overridden(Mixin) == set()
+
+
+@backend_independent
+def test_each_borrowed_name_has_a_test():
+    borrowed = {
+        node.name
+        for path in (PACKAGE / HOME).glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not is_private(node.name)
+    }
+    tests = ast.walk(ast.parse(pathlib.Path(__file__).with_name(f"test_{HOME}.py").read_text()))
+    used = {getattr(node, "attr", getattr(node, "id", None)) for node in tests}
+    assert len(borrowed) > 20
+    assert borrowed - used == set()
