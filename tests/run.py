@@ -1,14 +1,21 @@
 """Runs the whole suite on all three backends, two at a time, and fails if any of them does.
 
-python tests/run.py [pytest arguments]
+python tests/run.py [--newest | --oldest] [pytest arguments]
+
+With --newest or --oldest it runs in an environment of its own, which it makes anew: with the newest
+release of everything, beyond the upper bounds in pyproject.toml, too, or with the lowest versions
+that these allow. What was found so is in tests/versions.md.
 """
 
+import argparse
 import concurrent.futures
 import os
 import pathlib
 import subprocess
 import sys
 import time
+
+import environments
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -21,12 +28,12 @@ QUIET_AND_SINGLE_THREADED = {
 }
 
 
-def run(backend, arguments):
+def run(python, backend, arguments):
     """The exit code, the output and the seconds of pytest on one backend."""
     start = time.monotonic()
     environment = {**os.environ, "KERAS_BACKEND": backend, **QUIET_AND_SINGLE_THREADED}
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments],
+        [python, "-m", "pytest", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -49,13 +56,37 @@ def jobs(arguments):
     return [(backend, entries[start::3]) for backend in BACKENDS for start in range(3)]
 
 
+def parse(arguments):
+    """A pair of the kind of environment, "newest", "oldest" or None, and pytest's arguments."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--newest | --oldest] [pytest arguments]", allow_abbrev=False
+    )
+    kinds = parser.add_mutually_exclusive_group()
+    for kind in environments.KINDS:
+        kinds.add_argument(f"--{kind}", action="store_const", const=kind, dest="kind")
+    options, rest = parser.parse_known_args(arguments)
+    return options.kind, rest
+
+
+def check_style():
+    """The exit codes of ruff's two checks."""
+    checks = [("check",), ("format", "--check")]
+    return [subprocess.call([sys.executable, "-m", "ruff", *how, str(ROOT)]) for how in checks]
+
+
 def main():
-    arguments = sys.argv[1:]
-    style = [("check",), ("format", "--check")]
-    codes = [subprocess.call([sys.executable, "-m", "ruff", *how, str(ROOT)]) for how in style]
+    kind, arguments = parse(sys.argv[1:])
+    if kind:
+        python = environments.create(kind)
+        print(" ".join(f"{x}=={y}" for x, y in environments.versions(python).items()), flush=True)
+        codes = []  # another version of ruff has another style
+    else:
+        python, codes = sys.executable, check_style()
     # Most of a run is compilation on one core.
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        runs = [(backend, pool.submit(run, backend, more)) for backend, more in jobs(arguments)]
+        runs = [
+            (backend, pool.submit(run, python, backend, more)) for backend, more in jobs(arguments)
+        ]
         for backend, pending in runs:
             code, output, seconds = pending.result()
             print(f"===== {backend}, {seconds:.0f} s =====\n{output}", flush=True)

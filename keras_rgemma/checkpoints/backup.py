@@ -6,12 +6,12 @@ to say the same. Where the weights were deleted already, at the end, training be
 """
 
 import json
-import pathlib
 
 import h5py
 import keras
 
 from keras_rgemma.files import unlink_partial
+from keras_rgemma.keras_internals.training import backup_files, backup_progress
 
 _PROGRESS = "training_metadata"
 
@@ -28,7 +28,7 @@ def backups(callbacks):
 
 def mend(backup):
     """Makes the files of a backup agree, as they do not after a kill between their writing."""
-    weights, progress = map(pathlib.Path, (backup._weights_path, backup._training_metadata_path))
+    weights, progress = backup_files(backup)
     unlink_partial(weights)
     if not weights.exists():
         progress.unlink(missing_ok=True)
@@ -44,6 +44,5 @@ def mend(backup):
 
 def sign(file, backup):
     """Writes into a file of weights where training goes on from them."""
-    progress = {"epoch": backup._current_epoch, "batch": backup._last_batch_seen}
     with h5py.File(file, "r+") as weights:
-        weights.attrs[_PROGRESS] = json.dumps(progress)
+        weights.attrs[_PROGRESS] = json.dumps(backup_progress(backup))

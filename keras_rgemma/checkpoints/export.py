@@ -13,6 +13,7 @@ from keras_rgemma.checkpoints import (
     safetensors,
 )
 from keras_rgemma.files import new_folder, write_json
+from keras_rgemma.keras_internals.layers import layers_of
 
 # What can be written, and whose names of the table it has.
 TARGETS = {"transformers": "huggingface", "flax": "flax", "torch": "torch"}
@@ -41,7 +42,7 @@ def tensors(backbone, format, dtype):
     """
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {list(DTYPES)}. Received: {dtype!r}.")
-    layers = {layer.path: layer for layer in backbone._flatten_layers()}
+    layers = {layer.path: layer for layer in layers_of(backbone)}
     for path, layer in layers.items():
         if getattr(layer, "quantization_mode", None):
             raise ValueError(

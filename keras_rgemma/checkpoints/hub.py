@@ -7,6 +7,7 @@ import pathlib
 from keras_rgemma.checkpoints import deepmind_flax, huggingface
 from keras_rgemma.config import check_count
 from keras_rgemma.files import read_json
+from keras_rgemma.keras_internals.hubs import hugging_face_blobs, parse_kaggle_handle
 
 # How much of a repository is wanted.
 TOKENIZER, CONFIG, WEIGHTS = "tokenizer", "config", "weights"
@@ -71,7 +72,7 @@ def _from_hugging_face(handle, name, revision, patterns):
         raise _client_missing(handle, "huggingface_hub") from error
     at = f"{constants.ENDPOINT}/{name}"
     try:
-        blobs = _blobs_folder(name)
+        blobs = hugging_face_blobs(name)
         folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
     except errors.HFValidationError as error:
         raise ValueError(f"{handle!r} is not of the form 'hf://OWNER/NAME'. {error}") from error
@@ -119,15 +120,6 @@ def _check_is_deepminds(handle, name, revision):
         )
 
 
-def _blobs_folder(name):
-    """Where the cache keeps the files of a repository, each named after its hash."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    repository = repo_folder_name(repo_id=name, repo_type="model")
-    return pathlib.Path(constants.HF_HUB_CACHE) / repository / "blobs"
-
-
 def cached_bytes(handle):
     """How many bytes of a repository the cache of Hugging Face holds.
 
@@ -137,7 +129,7 @@ def cached_bytes(handle):
     Returns:
         int.
     """
-    blobs = _blobs_folder(handle.removeprefix("hf://"))
+    blobs = hugging_face_blobs(handle.removeprefix("hf://"))
     return sum((blobs / name).stat().st_size for name in _names_in(blobs))
 
 
@@ -186,7 +178,7 @@ def _hash_like(blob):
 
 def _from_model_scope(handle, name, revision, patterns):
     try:
-        from modelscope.hub.snapshot_download import snapshot_download
+        from modelscope import snapshot_download
     except ImportError as error:
         raise _client_missing(handle, "modelscope") from error
     try:
@@ -210,11 +202,10 @@ _SNAPSHOTS = {"hf": _from_hugging_face, "modelscope": _from_model_scope}
 def _from_kaggle(handle, name, revision, part):
     import kagglehub
     from kagglehub import exceptions
-    from kagglehub.handle import parse_model_handle
 
     form = "'kaggle://OWNER/MODEL/FRAMEWORK/VARIANT', with '/VERSION' or without"
     try:
-        parsed = parse_model_handle(name)
+        parsed = parse_kaggle_handle(name)
         if revision is not None:
             parsed = parsed.with_version(check_count("revision", int(revision)))
     except ValueError as error:

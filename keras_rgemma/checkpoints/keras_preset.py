@@ -12,6 +12,8 @@ from keras import ops
 from keras_rgemma.checkpoints.loading import CHUNK, build_uninitialized, not_finite
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import read_json
+from keras_rgemma.keras_internals.saving import saved_layers
+from keras_rgemma.keras_internals.variables import initialize
 
 _JSON = ("config.json", "task.json", "preprocessor.json", "tokenizer.json")
 _BLOCK = "residual_block"  # what Keras calls the groups of these layers in a file
@@ -118,7 +120,7 @@ def _weights_in(folder):
     for file in files:
         try:
             with h5py.File(file) as opened:
-                blocks |= {name for name in opened.get("layers", ()) if name.startswith(_BLOCK)}
+                blocks |= saved_layers(opened, _BLOCK)
         except OSError as error:
             raise _broken(file, error) from error
     return _Weights(sum(file.stat().st_size for file in files), len(blocks))
@@ -158,9 +160,8 @@ def build_with_zeros(config, make):
     zeros = keras.initializers.Zeros()
     weights = {id(weight) for weight in model.weights}
     for variable in model.variables:
-        if id(variable) in weights:
-            variable._initializer = zeros
-        variable._deferred_initialize()  # seeds of dropout get their own value
+        # Seeds of dropout get their own value.
+        initialize(variable, zeros if id(variable) in weights else None)
     return model
 
 

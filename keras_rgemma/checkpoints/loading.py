@@ -8,7 +8,7 @@ import numpy as np
 import tqdm.auto
 
 from keras_rgemma.checkpoints import names
-from keras_rgemma.keras_internals import uninitialized_variables
+from keras_rgemma.keras_internals import variables as internals
 
 CHUNK = 1 << 24  # elements compared in one go, so that temporaries stay small
 _COLUMNS = 256  # copied in one go when a matrix is transposed
@@ -58,8 +58,8 @@ def load(config, source, make):
                 check_finite(name, in_half_precision(part))
             _give(variable, place.transform.from_file(part))
     for variable in model.variables:
-        if variable._value is None:  # what no checkpoint holds, such as the seeds of dropout
-            variable._deferred_initialize()
+        if not internals.has_value(variable):  # such as the seeds of dropout
+            internals.initialize(variable)
     return model
 
 
@@ -85,7 +85,7 @@ def _with_progress(tensors, source):
 
 def build_uninitialized(make):
     """Calls `make` and returns its model, whose variables wait for their first value."""
-    with uninitialized_variables():
+    with internals.uninitialized_variables():
         return make()
 
 
@@ -169,11 +169,9 @@ def _give(variable, array):
     """The first value of a variable, in its dtype and, with a distribution, on its shards."""
     if keras.config.backend() == "jax" and keras.distribution.distribution() is not None:
         # From NumPy each shard goes straight to its device; Keras would compile an initializer.
-        variable._initialize(in_rows(array).astype(variable.dtype))
-        variable._initializer = None
+        internals.initialize_from_numpy(variable, in_rows(array).astype(variable.dtype))
         return
-    variable._initializer = lambda shape, dtype: _tensor(array, dtype)
-    variable._deferred_initialize()
+    internals.initialize(variable, lambda shape, dtype: _tensor(array, dtype))
 
 
 def in_rows(array):

@@ -8,7 +8,7 @@ import pathlib
 import keras
 
 from keras_rgemma.checkpoints.hub import CONFIG, TOKENIZER, fetch
-from keras_rgemma.keras_internals import preset_config
+from keras_rgemma.keras_internals.presets import preset_config
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # In a wheel the presets lie inside the package, in a checkout beside it.

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from keras_rgemma.keras_internals.calibration import CalibratedBlock
+from keras_rgemma.keras_internals.layers import layers_of
 from keras_rgemma.layers.block_diagonal import BlockDiagonal
 from keras_rgemma.layers.lora import CALIBRATED, lora_layers
 
@@ -23,7 +25,7 @@ def structure(backbone):
     }
 
 
-class _Block:
+class _Block(CalibratedBlock):
     """A residual block without its block-diagonal layers, which Keras would take for attention's.
 
     It would mix the inputs of their blocks and of several tokens.
@@ -37,6 +39,6 @@ class _Block:
         # PyTorch would keep the graph of each, too.
         return ops.stop_gradient(self.layer(x))
 
-    def _flatten_layers(self):
-        layers = self.layer._flatten_layers()
+    def calibrated_layers(self):
+        layers = layers_of(self.layer)
         return [layer for layer in layers if not isinstance(layer, BlockDiagonal)]

@@ -10,6 +10,7 @@ from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
 from keras_rgemma.checkpoints.hub import TOKENIZER
 from keras_rgemma.checkpoints.presets import Presets, resolve
 from keras_rgemma.config import check_count
+from keras_rgemma.keras_internals.preprocessors import GenerationInputs, runs_in_graph
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
 from keras_rgemma.text.datasets import is_sliced
@@ -20,7 +21,7 @@ _BUILDING = threading.Lock()
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
+class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPreprocessor):
     """Tokenizes, adds the start and end tokens, pads or packs, and makes next-token labels.
 
     Args:
@@ -106,7 +107,7 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
         if not (self.packing or isinstance(x, dict)) and is_sliced(x):
             return super().call(x, sequence_length=sequence_length)
         length = sequence_length or self.sequence_length
-        if not self._use_tf_workflow():
+        if not runs_in_graph(self):
             found = rows(self, x, length)
             is_one = isinstance(x, dict) and isinstance(x.get("prompts"), (str, bytes))
             if is_one and not self.packing:
@@ -116,8 +117,8 @@ class RGemmaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
 
         return python_rows(lambda x: rows(self, x, length), x, length)
 
-    def _generate_preprocess_python(self, x, sequence_length=None):
-        # KerasHub's own always adds the start token.
+    def generation_inputs(self, x, sequence_length=None):
+        """The `token_ids` and `padding_mask` of prompts, a dict; see `generate_preprocess`."""
         if not self.built:
             self.build(None)
         token_ids, padding_mask = self.packer(

@@ -10,12 +10,13 @@ import sentencepiece
 from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
 from keras_rgemma.checkpoints.hub import TOKENIZER
 from keras_rgemma.checkpoints.presets import Presets, resolve
+from keras_rgemma.keras_internals.tokenizers import WrapsProcessors, add_special_token
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.text.literal_space import space_ids, with_literal_spaces
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
+class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokenizer):
     """Text to token ids and back, with a SentencePiece model.
 
     `<bos>`, `<eos>` and `<pad>` must be in the vocabulary. `<end_of_turn>`, the second token that
@@ -45,9 +46,9 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
     def __init__(self, proto=None, **kwargs):
         self._end_token2_id = None
-        self._add_special_token("<bos>", "start_token")
-        self._add_special_token("<eos>", "end_token")
-        self._add_special_token("<pad>", "pad_token")
+        add_special_token(self, "<bos>", "start_token")
+        add_special_token(self, "<eos>", "end_token")
+        add_special_token(self, "<pad>", "pad_token")
         super().__init__(proto=proto, **kwargs)
         # There is nothing to build, and `quantize` of a model refuses layers that are not.
         self.built = True
@@ -145,22 +146,22 @@ class RGemmaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
             raise ValueError(
                 f"{name} cannot be read as a SentencePiece model. Fetch it again. {error}"
             ) from error
-        self._end_token2_id = (self._token_to_id_map or {}).get(self.end_token2)
+        is_known = self.proto is not None and self.end_token2 in self.get_vocabulary()
+        self._end_token2_id = self.token_to_id(self.end_token2) if is_known else None
 
-    def _set_proto_spm(self, proto):
-        super()._set_proto_spm(proto)
-        self._sentence_piece_spm = with_literal_spaces(
-            self._sentence_piece_spm, as_text=is_text(self.compute_dtype)
-        )
+    def wrap_processor(self, processor):
+        """A SentencePiece processor that gives back a literal U+2581; see `WrapsProcessors`."""
+        return with_literal_spaces(processor, as_text=is_text(self.compute_dtype))
 
-    def _set_proto_tf(self, proto):
-        super()._set_proto_tf(proto)
+    def wrap_graph_processor(self, processor, proto):
+        """The same for graphs of TensorFlow, if the tokenizer returns plain ids."""
         from keras_rgemma.text.tensorflow import with_literal_spaces as in_graphs
 
-        # The other processor does not exist yet when this one is made.
-        processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
-        if not (self.add_bos or self.add_eos or is_text(self.compute_dtype)):
-            self._sentence_piece = in_graphs(self._sentence_piece, space_ids(processor))
+        if self.add_bos or self.add_eos or is_text(self.compute_dtype):
+            return processor
+        # The processor outside of graphs does not exist yet when this one is made.
+        other = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        return in_graphs(processor, space_ids(other))
 
 
 def is_text(dtype):

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import backend_module
-from keras_rgemma.keras_internals import register_pytree
+from keras_rgemma.keras_internals.pytree import register_pytree
 from keras_rgemma.shapes import check_one_document
 from keras_rgemma.state import file
 from keras_rgemma.state.fingerprint import Fingerprint
@@ -129,13 +129,6 @@ class RGemmaState:
     @classmethod
     def tree_unflatten(cls, fingerprint, children):
         """The inverse of `tree_flatten`."""
-        return cls(*children, fingerprint)
-
-    torchtree_flatten = tree_flatten
-
-    @classmethod
-    def torchtree_unflatten(cls, children, fingerprint):
-        """The same, as Keras wants it on PyTorch."""
         return cls(*children, fingerprint)
 
     # === Files ===

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_rgemma.config import check_count
+from keras_rgemma.keras_internals.training import nested_evaluation
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.model.training import callbacks_of
 from keras_rgemma.text.documents import arrays, pieces
@@ -124,7 +125,7 @@ class LongTexts(RGemmaCausalLM):
 
     def evaluate(self, x, y=None, sample_weight=None, **kwargs):
         """The loss and metrics on pieces in their order, from the beginning."""
-        if not kwargs.get("_use_cached_eval_dataset"):
+        if not nested_evaluation(kwargs):
             self._check(y, kwargs)
         before = [ops.copy(variable.value) for variable in self._carried]
         self.reset()

@@ -1,0 +1,37 @@
+"""Names and places that the clients of the hubs keep to themselves."""
+
+import pathlib
+
+
+def hugging_face_blobs(name):
+    """The folder where Hugging Face's cache keeps the files of a model, each named after its hash.
+
+    Args:
+        name: str, `OWNER/NAME`.
+
+    Returns:
+        `pathlib.Path`, which may not exist.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    repository = repo_folder_name(repo_id=name, repo_type="model")
+    return pathlib.Path(constants.HF_HUB_CACHE) / repository / "blobs"
+
+
+def parse_kaggle_handle(name):
+    """Reads the handle of a model on Kaggle.
+
+    Args:
+        name: str, `OWNER/MODEL/FRAMEWORK/VARIANT`, with `/VERSION` or without.
+
+    Returns:
+        `kagglehub.handle.ModelHandle`: attribute `framework`, methods `with_version(int)` and
+        `to_url()`, and its own str.
+
+    Raises:
+        ValueError: it is no such handle.
+    """
+    from kagglehub.handle import parse_model_handle
+
+    return parse_model_handle(name)

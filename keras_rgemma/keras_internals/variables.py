@@ -1,0 +1,49 @@
+"""Keras variables that are created without a value and get one later."""
+
+import contextlib
+
+import keras
+from keras.src.backend.common import global_state
+
+_WAITING = "uninitialized_variables"
+
+
+@contextlib.contextmanager
+def uninitialized_variables():
+    """Creates variables without values inside a `with` block; `initialize` gives each its own."""
+    others = list(global_state.get_global_attribute(_WAITING) or [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        # Keras would initialise them as soon as any other model is made.
+        global_state.set_global_attribute(_WAITING, others)
+
+
+def has_value(variable):
+    """True if a variable has its first value."""
+    return variable._value is not None
+
+
+def initialize(variable, initializer=None):
+    """Gives a variable without a value its first one.
+
+    Args:
+        variable: `keras.Variable` that was created in `uninitialized_variables`.
+        initializer: function of a shape and a dtype that returns the value; None for the
+            variable's own.
+    """
+    if initializer is not None:
+        variable._initializer = initializer
+    variable._deferred_initialize()
+
+
+def initialize_from_numpy(variable, array):
+    """Gives a variable without a value a NumPy array, each shard straight to its device.
+
+    Args:
+        variable: `keras.Variable` that was created in `uninitialized_variables`.
+        array: NumPy array of its shape and dtype.
+    """
+    variable._initialize(array)
+    variable._initializer = None

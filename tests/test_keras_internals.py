@@ -1,0 +1,497 @@
+"""Keras, KerasHub, JAX and the hubs' clients still do what keras_internals needs of them."""
+
+import json
+
+import h5py
+import huggingface_hub
+import keras
+import keras_hub
+import numpy as np
+import pytest
+import tensorflow as tf
+from huggingface_hub import constants
+from keras.src.quantizers.gptq_core import find_layers_in_block
+
+import tiny
+from backend_independent import backend_independent
+from keras_rgemma.keras_internals import (
+    calibration,
+    hubs,
+    layers,
+    preprocessors,
+    presets,
+    pytree,
+    samplers,
+    saving,
+    tokenizers,
+    training,
+    variables,
+)
+from keras_rgemma.text.literal_space import Wrapper
+
+INPUTS = np.linspace(-1, 1, 32, dtype="float32").reshape(4, 8)
+
+
+def built(layer, shape=(None, 8)):
+    layer.build(shape)
+    return layer
+
+
+def dense(**kwargs):
+    return built(keras.layers.Dense(4, **kwargs))
+
+
+def einsum(**kwargs):
+    return built(keras.layers.EinsumDense("ab,bc->ac", output_shape=4, bias_axes="c", **kwargs))
+
+
+def compiled(cls=keras.Model):
+    """A functional model of one layer that can be trained."""
+    x = keras.Input((8,))
+    model = cls(x, keras.layers.Dense(1)(x))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+# === Trees ===
+
+
+def test_a_registered_class_is_a_node_of_a_tree():
+    class Pair:
+        def __init__(self, *values):
+            self.values = values
+
+        def tree_flatten(self):
+            return self.values, None
+
+        @classmethod
+        def tree_unflatten(cls, aux, values):
+            return cls(*values)
+
+    assert len(keras.tree.flatten(Pair(1, 2))) == 1
+    pytree.register_pytree(Pair)
+    doubled = keras.tree.map_structure(lambda x: 2 * x, [Pair(1, 2), 3])
+    assert keras.tree.flatten(doubled) == [2, 4, 6]
+    assert isinstance(doubled[0], Pair)
+
+
+# === Variables ===
+
+
+def test_variables_wait_for_their_value():
+    with variables.uninitialized_variables():
+        layer = dense(kernel_initializer="ones")
+    with keras.StatelessScope():
+        pass  # at whose end Keras initialises what it knows to be waiting
+    assert [variables.has_value(x) for x in layer.variables] == [False, False]
+    variables.initialize(layer.kernel)
+    variables.initialize(layer.bias, keras.initializers.Constant(3.0))
+    assert [variables.has_value(x) for x in layer.variables] == [True, True]
+    np.testing.assert_array_equal(tiny.numpy(layer.kernel), np.ones((8, 4)))
+    np.testing.assert_array_equal(tiny.numpy(layer.bias), 4 * [3.0])
+    with pytest.raises(ValueError, match="already"):
+        variables.initialize(layer.kernel)
+
+
+def test_a_variable_takes_an_array_as_its_first_value():
+    with variables.uninitialized_variables():
+        layer = dense()
+    array = np.arange(32, dtype="float32").reshape(8, 4)
+    variables.initialize_from_numpy(layer.kernel, array)
+    assert variables.has_value(layer.kernel)
+    layer.kernel.assign_add(array)
+    np.testing.assert_array_equal(tiny.numpy(layer.kernel), 2 * array)
+
+
+def test_variables_that_waited_before_still_do():
+    with keras.StatelessScope():
+        before = dense(kernel_initializer="ones")
+        with variables.uninitialized_variables():
+            inside = dense()
+        assert not variables.has_value(before.kernel)
+    assert [variables.has_value(x.kernel) for x in (before, inside)] == [True, False]
+
+
+# === Layers ===
+
+
+def test_layers_are_listed_at_any_depth_and_once():
+    shared = keras.layers.Dense(8)
+    x = keras.Input((8,))
+    inner = keras.Model(x, shared(shared(x)))
+    outer = keras.Sequential([x, inner, keras.layers.ReLU()])
+    found = layers.layers_of(outer)
+    assert found[0] is outer
+    assert {shared, inner} <= set(found)
+    assert len(set(found)) == len(found)
+    assert layers.layers_of(outer, include_self=False) == found[1:]
+
+
+def test_frozen_variables_were_created_trainable():
+    layer = built(keras.layers.BatchNormalization())
+    layer.trainable = False
+    assert layer.trainable_variables == []
+    found = layers.variables_created_trainable(layer)
+    assert {id(x) for x in found} == {id(layer.gamma), id(layer.beta)}
+
+
+def test_the_variables_of_an_optimizer_are_those_it_was_built_for():
+    layer, optimizer = dense(), keras.optimizers.Adam()
+    optimizer.build(layer.trainable_variables)
+    layer.trainable = False
+    found = layers.variables_created_trainable(optimizer)
+    assert {id(x) for x in found} == {id(layer.kernel), id(layer.bias)}
+
+
+@pytest.mark.parametrize("make", [dense, einsum])
+def test_variables_are_removed(make):
+    layer = make()
+    before = [id(x) for x in layer.variables]
+    names = ("lora_kernel_a", "lora_kernel_b")
+    for _ in range(2):
+        layer.enable_lora(2)
+        assert len(layer.variables) == len(before) + 2
+        layers.remove_variables(layer, names)
+        layer.lora_enabled = False
+        assert [id(x) for x in layer.variables] == before
+        assert [getattr(layer, name) for name in names] == [None, None]
+        with pytest.raises(ValueError, match="cannot add"):
+            layer.add_weight(shape=())  # it is locked again
+
+
+@pytest.mark.parametrize("make", [dense, einsum])
+def test_the_kernel_is_kept_without_lora(make):
+    layer = make()
+    before = tiny.numpy(layer.kernel)
+    layer.enable_lora(2)
+    layer.lora_kernel_b.assign(np.ones((2, 4)))
+    assert np.abs(tiny.numpy(layer.kernel) - before).max() > 0
+    np.testing.assert_array_equal(tiny.numpy(layers.kernel_variable(layer)), before)
+
+
+@pytest.mark.parametrize("mode, shape", [("int8", (8, 4)), ("int4", (8, 2))])
+@pytest.mark.parametrize("make", [dense, einsum])
+def test_the_kernel_is_kept_rounded(make, mode, shape):
+    layer = make()
+    layer.quantize(mode)
+    kernel = layers.kernel_variable(layer)
+    assert (kernel.shape, kernel.dtype in ("int8", "uint8")) == (shape, True)
+
+
+def test_a_policy_of_its_own_leaves_the_shared_map_and_the_kernel_alone():
+    policies = keras.dtype_policies.DTypePolicyMap("float32")
+    policies["here"] = keras.DTypePolicy("bfloat16")
+    layer = keras.layers.Dense(4, name="here", dtype=policies)
+    layer.build((None, 8))
+    own = keras.dtype_policies.get("int8_from_float32")
+    layers.set_own_policy(layer, own)
+    assert layer.dtype_policy is own
+    assert layer.quantization_mode == "int8"
+    assert policies["here"].name == "bfloat16"
+    assert layers.kernel_variable(layer).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("make", [dense, einsum])
+def test_lora_is_merged_into_a_rounded_kernel(make, mode):
+    layer = make()
+    expected = tiny.numpy(layer.kernel)
+    layer.quantize(mode)
+    layer.enable_lora(2)
+    layer.lora_kernel_b.assign(np.ones((2, 4)))
+    expected = expected + tiny.numpy(layer.lora_kernel_a) @ np.ones((2, 4))
+    kernel, scale, zero = layers.kernel_with_merged_lora(layer)
+    layers.remove_variables(layer, ("lora_kernel_a", "lora_kernel_b"))
+    layer.lora_enabled = False
+    layers.kernel_variable(layer).assign(kernel)
+    layer.kernel_scale.assign(scale)
+    if zero is not None:
+        layer.kernel_zero.assign(zero)
+    found = tiny.numpy(layer(np.eye(8, dtype="float32")))
+    step = 2 * np.abs(expected).max() / (255 if mode == "int8" else 15)
+    np.testing.assert_allclose(found, expected, 0, 1.1 * step)
+    assert (zero is None) == (mode == "int8" or not hasattr(layer, "kernel_zero"))
+
+
+class SavesDense(layers.SavesZeroPoint, keras.layers.Dense):
+    pass
+
+
+class SavesEinsum(layers.SavesZeroPoint, keras.layers.EinsumDense):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["gptq/4/-1", "awq/4/-1"])
+@pytest.mark.parametrize("cls", [SavesDense, SavesEinsum])
+def test_the_zero_point_is_saved(cls, mode):
+    arguments = (4,) if cls is SavesDense else ("ab,bc->ac", 4)
+    stores = []
+    for kind in (cls, cls.__bases__[1]):
+        layer = built(kind(*arguments, dtype=f"{mode}_from_float32"))
+        stores.append({})
+        layer.save_own_variables(stores[-1])
+    saved, without = stores
+    assert len(saved) == len(without) + 1
+    layer = built(cls(*arguments, dtype=f"{mode}_from_float32"))
+    layer.load_own_variables(saved)
+    with pytest.raises((KeyError, ValueError)):
+        layer.load_own_variables(without)
+
+
+def test_calibration_finds_the_layers_that_a_block_names():
+    class Block(calibration.CalibratedBlock):
+        def calibrated_layers(self):
+            return [self.named, keras.layers.ReLU()]
+
+    block = Block()
+    block.named, block.other = dense(name="named"), dense(name="other")
+    assert find_layers_in_block(block) == {"named": block.named}
+
+
+# === Training ===
+
+
+def test_an_evaluation_inside_of_fit_is_told_apart():
+    told = []
+
+    class Model(keras.Model):
+        def evaluate(self, *args, **kwargs):
+            told.append(training.nested_evaluation(kwargs))
+            return super().evaluate(*args, **kwargs)
+
+    model, y = compiled(Model), np.zeros((4, 1))
+    model.fit(INPUTS, y, validation_data=(INPUTS, y), verbose=0)
+    model.evaluate(INPUTS, y, verbose=0)
+    assert told == [True, False]
+
+
+def test_weights_have_their_values_in_a_callback():
+    model, seen = compiled(), []
+    before = tiny.numpy(model.weights[0])
+
+    def look(batch, logs):
+        training.sync_weights(model)
+        seen.append(tiny.numpy(model.weights[0]))
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=look)
+    model.fit(INPUTS, np.ones((4, 1)), batch_size=2, shuffle=False, callbacks=[callback], verbose=0)
+    assert np.abs(seen[0] - before).max() > 0
+    assert np.abs(seen[1] - seen[0]).max() > 0
+    assert hasattr(model, "jax_state_sync") == (keras.config.backend() == "jax")
+
+
+def test_backups_have_their_files_and_their_progress(tmp_path):
+    model, progress = compiled(), []
+    backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    weights, metadata = training.backup_files(backup)
+    y = np.ones((4, 1))
+    save = model.save_weights
+
+    def save_weights(filepath, **kwargs):
+        save(filepath, **kwargs)
+        progress.append((str(filepath), training.backup_progress(backup)))
+
+    model.save_weights = save_weights
+    model.fit(INPUTS, y, epochs=2, callbacks=[backup], verbose=0)
+    assert progress == [(str(weights), {"epoch": n, "batch": 0}) for n in (1, 2)]
+    assert json.loads(metadata.read_text()) == {"epoch": 2, "batch": 0}
+    assert weights.is_file()
+
+
+def test_the_epoch_of_a_backup_is_forgotten(tmp_path):
+    y, epochs = np.ones((4, 1)), {}
+    for forgets in (False, True):
+        folder = tmp_path / str(forgets)
+        for _ in range(2):  # the second of which goes on from the backup of the first
+            model = compiled()
+            backup = keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
+            model.fit(INPUTS, y, epochs=2, callbacks=[backup], verbose=0)
+        if forgets:
+            training.forget_initial_epoch(model)
+        epochs[forgets] = model.fit(INPUTS, y, epochs=3, verbose=0).epoch
+    assert epochs == {False: [2], True: [0, 1, 2]}
+
+
+# === Files ===
+
+
+def test_the_layers_of_a_file_of_weights_are_counted(tmp_path):
+    model = tiny.backbone(num_layers=3)
+    model.save_weights(tmp_path / "model.weights.h5")
+    with h5py.File(tmp_path / "model.weights.h5") as file:
+        found = saving.saved_layers(file, "residual_block")
+        assert found == {"residual_block", "residual_block_1", "residual_block_2"}
+        assert saving.saved_layers(file, "residual") == set()
+
+
+def test_the_config_of_a_preset_is_read(tmp_path):
+    model = tiny.backbone()
+    model.save_to_preset(tmp_path)
+    config = presets.preset_config(str(tmp_path))
+    assert config["class_name"] == "RGemmaBackbone"
+    assert config["config"]["hidden_dim"] == model.hidden_dim
+
+
+# === Text ===
+
+
+class Sevens(Wrapper):
+    """A processor that makes each text one 7."""
+
+    def Encode(self, texts, **kwargs):
+        return [[7] for _ in texts]
+
+    def tokenize(self, texts):
+        return tf.RaggedTensor.from_tensor(tf.fill([tf.shape(texts)[0], 1], 7))
+
+
+class SevensTokenizer(tokenizers.WrapsProcessors, keras_hub.tokenizers.SentencePieceTokenizer):
+    def __init__(self, proto=None, **kwargs):
+        tokenizers.add_special_token(self, "<bos>", "start_token")
+        tokenizers.add_special_token(self, "<eos>", "end_token")
+        tokenizers.add_special_token(self, "<pad>", "pad_token")
+        super().__init__(proto=proto, **kwargs)
+
+    def wrap_processor(self, processor):
+        assert processor.IdToPiece(3) == "<unk>"
+        return Sevens(processor, [])
+
+    def wrap_graph_processor(self, processor, proto):
+        assert isinstance(proto, bytes)
+        return Sevens(processor, [])
+
+
+class SevensPreprocessor(preprocessors.GenerationInputs, keras_hub.models.CausalLMPreprocessor):
+    tokenizer_cls = SevensTokenizer
+    in_graph = ()
+
+    def generation_inputs(self, x, sequence_length):
+        self.in_graph += (preprocessors.runs_in_graph(self),)
+        return {"token_ids": self.tokenizer(x), "length": sequence_length}
+
+
+def test_special_tokens_are_attributes():
+    tokenizer = SevensTokenizer(tiny.proto())
+    assert (tokenizer.start_token, tokenizer.start_token_id) == ("<bos>", 2)
+    assert set(tokenizer.special_token_ids) == {0, 1, 2}
+    with pytest.raises(ValueError, match="<bos>"):
+        SevensTokenizer(tiny.proto(bos=False))
+
+
+def test_the_processors_of_a_tokenizer_are_replaced():
+    tokenizer = SevensTokenizer(tiny.proto())
+    assert [list(row) for row in tokenizer(["a b", "c"])] == [[7], [7]]
+    (batch,) = tf.data.Dataset.from_tensors(["a b", "c"]).map(tokenizer)
+    assert batch.to_list() == [[7], [7]]
+
+
+def test_prompts_are_made_by_the_mixin_in_python_and_in_graphs():
+    preprocessor = SevensPreprocessor(SevensTokenizer(tiny.proto()))
+    found = preprocessor.generate_preprocess(["a b"], sequence_length=5)
+    assert ([list(row) for row in found["token_ids"]], found["length"]) == ([[7]], 5)
+    data = tf.data.Dataset.from_tensors(["a b"])
+    (found,) = data.map(lambda x: preprocessor.generate_preprocess(x, sequence_length=5))
+    assert (found["token_ids"].to_list(), int(found["length"])) == ([[7]], 5)
+    assert preprocessor.in_graph == (False, True)
+
+
+# === Generation ===
+
+
+@pytest.mark.parametrize("name, rows", [("greedy", 2), ("top_k", 2), ("beam", 10)])
+def test_the_variables_of_a_loop_are_recorded(name, rows):
+    sampler = keras_hub.samplers.get({"class_name": name, "config": CONFIGS.get(name, {})})
+    copied, loops = samplers.recorded(sampler)
+
+    def following(prompt, cache, index):
+        """Each token is one more than that before it; the cache counts the steps."""
+        token = keras.ops.take(prompt, index - 1, axis=1)
+        logits = 50 * keras.ops.one_hot(token + 1, 16)
+        return logits, logits, (cache[0] + 1,)
+
+    prompt = np.array([[1, 2, 0, 0], [5, 6, 0, 0]], "int32")
+    written = copied(
+        next=following,
+        prompt=keras.ops.convert_to_tensor(prompt),
+        cache=(keras.ops.zeros((2,)),),
+        index=2,
+        mask=keras.ops.convert_to_tensor(prompt > 0),
+    )
+    expected = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    np.testing.assert_array_equal(tiny.numpy(written), expected)
+    ((tokens, (steps,), *_),) = loops
+    assert len(tokens) == rows
+    assert all(row in tiny.numpy(tokens).tolist() for row in expected)
+    np.testing.assert_array_equal(tiny.numpy(steps), rows * [2])
+    assert sampler.run_loop.__func__ is type(sampler).run_loop
+
+
+CONFIGS = {"top_k": {"k": 2}, "beam": {"num_beams": 5}}
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="programs of JAX")
+def test_programs_are_counted():
+    import jax
+
+    from keras_rgemma.keras_internals.jax import program_count
+
+    function = jax.jit(lambda x: 2 * x)
+    assert program_count(function) == 0
+    for size in (1, 2, 1):
+        function(np.zeros(size))
+    assert program_count(function) == 2
+
+
+# === Hubs ===
+
+
+@backend_independent
+def test_files_of_hugging_face_lie_where_its_cache_has_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    blobs = hubs.hugging_face_blobs("owner/name")
+    snapshot = blobs.parent / "snapshots" / ("0" * 40)
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    (blobs / "hash").write_text("12345")
+    (snapshot / "config.json").symlink_to(blobs / "hash")
+    (repository,) = huggingface_hub.scan_cache_dir(tmp_path).repos
+    assert (repository.repo_id, repository.repo_type) == ("owner/name", "model")
+    assert repository.size_on_disk == 5
+
+
+@backend_independent
+def test_handles_of_kaggle_are_read():
+    handle = hubs.parse_kaggle_handle("owner/model/flax/2b")
+    assert (handle.framework, str(handle)) == ("flax", "owner/model/flax/2b")
+    assert str(handle.with_version(3)) == "owner/model/flax/2b/3"
+    assert str(hubs.parse_kaggle_handle("owner/model/flax/2b/3").with_version(0)) == str(handle)
+    assert handle.with_version(0).to_url().endswith("/models/owner/model/flax/2b")
+    for name in ("owner/model", "owner/model/flax/2b/x"):
+        with pytest.raises(ValueError):
+            hubs.parse_kaggle_handle(name)
+
+
+# === Attributes that are public but in no documentation ===
+
+
+def test_attributes_without_documentation_are_there():
+    plain, rounded, calibrated = dense(), einsum(), dense(dtype="gptq/4/-1_from_float32")
+    plain.enable_lora(2, lora_alpha=3)
+    rounded.quantize("int4")
+    lm = tiny.causal_lm()
+    embedding = keras.layers.ReversibleEmbedding(8, 4, logit_soft_cap=2.0)
+    embedding.build()
+    embedding.quantize("int4")
+    lm.preprocessor("text")
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    assert (plain.lora_enabled, plain.lora_rank, plain.lora_alpha) == (True, 2, 3)
+    assert plain.lora_kernel_a.shape == (8, 2)
+    assert rounded.original_kernel_shape == (8, 4)
+    assert rounded.kernel_scale.dtype == "float32"
+    assert not calibrated.is_gptq_calibrated
+    assert embedding.logit_soft_cap == 2.0
+    assert hasattr(embedding, "inputs_quantizer")
+    assert lm.generate_function is None
+    assert isinstance(lm.preprocessor.packer, keras_hub.layers.StartEndPacker)
+    assert keras.callbacks.CallbackList([], model=lm).callbacks is not None
+    assert isinstance(scaled.inner_optimizer, keras.optimizers.SGD)
