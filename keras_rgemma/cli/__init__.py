@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-COMMANDS = ("generate", "chat", "convert", "presets")
+COMMANDS = ("generate", "chat", "convert", "presets", "bench")
 
 
 def main(arguments=None):
