@@ -1,4 +1,4 @@
-"""Fair timing: ceilings of the machine, repeats with a spread, peak memory, own processes."""
+"""Measures fairly: ceilings of the machine, repeats with a spread, peak memory, own processes."""
 
 import concurrent.futures
 import importlib.metadata
@@ -20,7 +20,7 @@ _STATUS = pathlib.Path("/proc/self/status")
 
 
 def repeat(function, warmup, repeats):
-    """Seconds of each of `repeats` calls, after `warmup` calls that do not count."""
+    """Times each of `repeats` calls in seconds, after `warmup` calls that do not count."""
     for _ in range(warmup):
         function()
     seconds = []
@@ -32,7 +32,7 @@ def repeat(function, warmup, repeats):
 
 
 def summary(amount, seconds):
-    """Median, lowest and highest rate of `amount` units in each of these times."""
+    """Computes the median, lowest and highest rate of `amount` units in each of these seconds."""
     return {
         "median": amount / statistics.median(seconds),
         "low": amount / max(seconds),
@@ -41,7 +41,7 @@ def summary(amount, seconds):
 
 
 def ceilings():
-    """What the host can do at best, measured now: float32 products and reading memory.
+    """Measures the ceilings of the host now: the rates of float32 products and of reading memory.
 
     Returns:
         dict of `matmul_gflops` and `read_gb_per_s`.
@@ -80,7 +80,7 @@ def versions():
 
 
 def accelerator_peak_bytes(backend):
-    """The most memory this process has held on the accelerator of a backend, 0 if it has none."""
+    """Returns the peak memory of this process on the accelerator of a backend, 0 without one."""
     library = sys.modules[backend]
     if backend == "torch":
         return library.cuda.max_memory_allocated() if library.cuda.is_available() else 0
@@ -92,18 +92,18 @@ def accelerator_peak_bytes(backend):
 
 
 def resident_bytes(field):
-    """The memory of this process on Linux: `VmRSS` now, `VmHWM` at its peak."""
+    """Returns the memory of this process on Linux: `VmRSS` now, `VmHWM` at its peak."""
     line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) * 1024
 
 
 def reset_peak():
-    """Lets `VmHWM` start from what this process holds now."""
+    """Resets `VmHWM`, the peak, to the memory that this process holds now."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident_peak_bytes():
-    """The most memory of the host this process has held."""
+    """Returns the peak memory of this process on the host."""
     if _STATUS.exists():
         # `ru_maxrss` starts from what the parent process held.
         return resident_bytes("VmHWM")
