@@ -1,4 +1,4 @@
-"""The architecture of a model, stated once and checked at construction."""
+"""States the architecture of a model once, and checks it at construction."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import struct
 RECURRENT = "recurrent"
 ATTENTION = "attention"
 BLOCK_TYPES = (RECURRENT, ATTENTION)
-# Far above what there is: a config with more is broken, and would keep a machine busy for long.
+# Far above any published model: a larger config is broken, and would keep a machine busy for long.
 MOST_PARAMETERS = 10**13
 LARGEST_WINDOW = 2**24
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
@@ -16,14 +16,14 @@ ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
 
 @dataclasses.dataclass(frozen=True)
 class RGemmaConfig:
-    """The sizes and switches of a RecurrentGemma (Griffin) model.
+    """Holds the sizes and switches of a RecurrentGemma (Griffin) model.
 
-    Every argument of `RGemmaBackbone` but `dtype`, with the same names. The values are
+    They are the arguments of `RGemmaBackbone` but `dtype`, under the same names. The values are
     cross-checked at construction; `head_dim` and `lru_dim` keep their `None` (so that a saved
     config is the one that was given) and are resolved by `key_size` and `recurrence_width`.
 
     Raises:
-        ValueError: a value breaks a rule; the message names it and what would fit.
+        ValueError: a value breaks a rule; the message names the value and the rule.
 
     Example:
     ```python
@@ -159,32 +159,32 @@ class RGemmaConfig:
 
     @property
     def key_size(self):
-        """K, the width of one attention head."""
+        """Returns K, the width of one attention head."""
         return self.hidden_dim // self.num_query_heads if self.head_dim is None else self.head_dim
 
     @property
     def recurrence_width(self):
-        """L, the width of the RG-LRU."""
+        """Returns L, the width of the RG-LRU."""
         return self.hidden_dim if self.lru_dim is None else self.lru_dim
 
     @property
     def rotated_size(self):
-        """How many of a head's K features RoPE rotates: its first ones."""
+        """Returns the number of a head's first features that RoPE rotates, of all K."""
         return round(self.key_size * self.rope_fraction)
 
     @property
     def layer_types(self):
-        """The block type of each layer: `block_types`, cycled."""
+        """Returns the block type of each layer: `block_types`, cycled."""
         return tuple(self.block_types[i % len(self.block_types)] for i in range(self.num_layers))
 
     @property
     def embedding_scale(self):
-        """What looked-up embeddings are multiplied with: sqrt(D) in bfloat16, as in training."""
+        """Returns the factor of looked-up embeddings: sqrt(D) in bfloat16, as in training."""
         return round_to_bfloat16(math.sqrt(self.hidden_dim)) if self.scale_embeddings else 1.0
 
     @property
     def parameter_count(self):
-        """The number of weights, found from the sizes alone."""
+        """Computes the number of weights from the sizes alone."""
         d, m, l = self.hidden_dim, self.intermediate_dim, self.recurrence_width
         queries = self.num_query_heads * self.key_size
         keys = self.num_key_value_heads * self.key_size
@@ -200,7 +200,7 @@ class RGemmaConfig:
         return self.vocabulary_size * d + layers + d
 
     def to_dict(self):
-        """The fields as a plain dict of JSON types."""
+        """Returns the fields as a plain dict of JSON types."""
         return {**dataclasses.asdict(self), "block_types": list(self.block_types)}
 
 
@@ -212,10 +212,10 @@ def _is_finite_number(value):
 
 
 def check_count(name, value):
-    """A positive whole number as an int.
+    """Returns a positive whole number as an int.
 
     Raises:
-        ValueError: it is not one; the message names it.
+        ValueError: the value is not one; the message names the argument.
     """
     try:
         count = 0 if isinstance(value, bool) else operator.index(value)
@@ -227,7 +227,7 @@ def check_count(name, value):
 
 
 def round_to_bfloat16(value):
-    """The bfloat16 number nearest to a float (ties to even), as a float."""
+    """Rounds a float to the nearest bfloat16 number (ties to even), as a float."""
     (bits,) = struct.unpack("<I", struct.pack("<f", value))
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
     return struct.unpack("<f", struct.pack("<I", bits))[0]

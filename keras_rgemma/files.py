@@ -1,4 +1,4 @@
-"""Files and folders that are complete or not there, and JSON."""
+"""Writes files and folders that are complete or not there, and JSON."""
 
 import contextlib
 import json
@@ -7,8 +7,8 @@ import shutil
 import time
 import uuid
 
-_PARTIAL = ".partial"  # what the name of a folder ends with until it is complete
-_DELETIONS = 100  # of what is still being written to, in so many twentieths of a second
+_PARTIAL = ".partial"  # the ending of a folder's name until the folder is complete
+_DELETIONS = 100  # attempts on a folder that is still written to, a twentieth of a second apart
 # The files and folders that this package writes: a folder of these alone may be replaced.
 _REPLACEABLE_FILES = (
     "*.json",
@@ -27,10 +27,10 @@ def write_json(path, contents):
 
 
 def read_json(path):
-    """The dict in a JSON file.
+    """Reads the dict in a JSON file.
 
     Raises:
-        ValueError: it cannot be read as one.
+        ValueError: the file cannot be read, or holds no dict.
     """
     try:
         contents = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -43,20 +43,21 @@ def read_json(path):
 
 @contextlib.contextmanager
 def new_folder(destination, overwrite=False):
-    """A folder to write into that takes its name only when it is complete.
+    """Opens a folder to write into that takes its name only when it is complete.
 
-    What is killed halfway leaves a hidden `.NAME.*.partial` folder beside it and nothing under the
-    name itself; while one folder takes the place of another, that one is a hidden `.NAME.*.old`.
+    A process that is killed halfway leaves a hidden `.NAME.*.partial` folder beside the destination
+    and nothing under the name itself; while one folder takes the place of another, the old one is
+    a hidden `.NAME.*.old`.
 
     Args:
         destination: str or path.
-        overwrite: bool, whether it may take the place of a folder that holds something.
+        overwrite: bool, whether the new folder may replace one that holds something.
 
     Yields:
         A `pathlib.Path`.
 
     Raises:
-        FileExistsError: something is there already, or came there in the meantime.
+        FileExistsError: the destination holds something, now or at the end.
     """
     check_free(destination, overwrite)
     destination = pathlib.Path(destination).resolve()
@@ -73,7 +74,9 @@ def new_folder(destination, overwrite=False):
 
 @contextlib.contextmanager
 def new_file(path):
-    """A file to write that takes its name, from one before it, too, only when it is complete.
+    """Opens a file to write that takes its name only when it is complete.
+
+    An older file of that name stays until then.
 
     Args:
         path: str or path.
@@ -92,7 +95,7 @@ def new_file(path):
 
 
 def unlink_partial(path):
-    """Deletes what a kill left of `new_file`. Nobody else may be writing there."""
+    """Deletes the partial files that a killed `new_file` left. Nobody else may be writing there."""
     path = pathlib.Path(path)
     for partial in path.parent.glob(_partial_file(path, "?" * 8).name):
         partial.unlink(missing_ok=True)
@@ -104,10 +107,10 @@ def _partial_file(path, key):
 
 @contextlib.contextmanager
 def preset_folder(destination):
-    """A folder to write a Keras preset into, whose files then go where KerasHub would put them.
+    """Opens a folder to write a Keras preset into, whose files then go to the destination.
 
-    A new folder gets its name when it is complete. In one that holds something, files are replaced
-    one by one, weights before configs, and weights of the model before are deleted.
+    A new folder gets its name when it is complete. In a folder that holds something, files are
+    replaced one by one, weights before configs, and the old weights are deleted.
 
     Args:
         destination: str or path.
@@ -116,7 +119,7 @@ def preset_folder(destination):
         A `pathlib.Path`.
     """
     destination = pathlib.Path(destination).resolve()
-    if destination.suffix == _PARTIAL:  # as a model saves its backbone, into its own
+    if destination.suffix == _PARTIAL:  # the folder of a model, into which it saves its backbone
         yield destination
         return
     if not destination.is_dir() or not any(destination.iterdir()):
@@ -136,7 +139,7 @@ def preset_folder(destination):
 
 @contextlib.contextmanager
 def _partial_folder(destination):
-    """A hidden folder beside another, deleted after an error."""
+    """Makes a hidden folder beside another, and deletes it after an error."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     partial.mkdir()
@@ -159,7 +162,7 @@ def _delete(folder):
 
 
 def check_free(destination, overwrite):
-    """Raises FileExistsError if nothing may be written there, ValueError for no place at all."""
+    """Raises FileExistsError if a destination may not be written to, ValueError if it is empty."""
     if not str(destination).strip():
         raise ValueError("The destination is empty. Name a folder to write to.")
     destination = pathlib.Path(destination)
@@ -182,7 +185,7 @@ def check_free(destination, overwrite):
 
 
 def _is_checkpoint(folder):
-    """Whether a folder is one that `export` or `save_to_preset` writes, and nothing more."""
+    """Checks whether a folder holds only files that `export` or `save_to_preset` writes."""
     return all(
         path.name in _REPLACEABLE_FOLDERS
         if path.is_dir()
@@ -192,11 +195,12 @@ def _is_checkpoint(folder):
 
 
 def _exchange(partial, destination):
+    """Puts a complete folder in the place of another, and deletes that one."""
     old = partial.with_suffix(".old")
     destination.rename(old)
     try:
         partial.rename(destination)
-    except OSError:  # somebody else's came there
+    except OSError:  # another process has put a folder there
         if not destination.exists():
             old.rename(destination)
         raise

@@ -1,4 +1,4 @@
-"""The letters that name the dimensions of arrays, and checks at the boundary.
+"""Lists the letters of the dimensions of arrays, and checks arguments that users pass.
 
 | letter | dimension                                                              |
 |--------|------------------------------------------------------------------------|
@@ -16,7 +16,7 @@
 | N      | such blocks or chunks                                                  |
 | V      | `vocabulary_size`                                                      |
 
-A local name such as `x_BTD` carries them inside `ops` and `layers`.
+A local name such as `x_BTD` carries the letters inside `ops` and `layers`.
 """
 
 import difflib
@@ -25,10 +25,14 @@ import numpy as np
 
 
 def as_array(values, name):
-    """NumPy's array of what was given as an argument.
+    """Converts an argument to a NumPy array of numbers.
+
+    Args:
+        values: array-like.
+        name: str, the name of the argument in errors.
 
     Raises:
-        ValueError: rows of several lengths.
+        ValueError: the rows have several lengths.
     """
     try:
         array = np.asarray(values)
@@ -43,15 +47,15 @@ def as_array(values, name):
 
 
 def check_text(value, what="A prompt"):
-    """A str that a tokenizer can take, from a str or bytes.
+    """Converts a str or bytes to a str that a tokenizer can take.
 
     Args:
         value: str or bytes.
-        what: str, what errors call it.
+        what: str, the name of the value in errors.
 
     Raises:
-        ValueError: it is no valid Unicode.
-        TypeError: it is neither.
+        ValueError: the value is no valid Unicode.
+        TypeError: the value is neither str nor bytes.
     """
     try:
         if isinstance(value, bytes):
@@ -72,12 +76,12 @@ def check_text(value, what="A prompt"):
 
 
 def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
-    """Returns token ids as an int32 array [B, T], or says what is wrong with them.
+    """Converts token ids to an int32 array [B, T], if all of them are in the vocabulary.
 
     Args:
         token_ids: array-like of integers, [B, T].
         vocabulary_size: int, the ids must lie in `[0, vocabulary_size)`.
-        name: str, the argument that errors speak of.
+        name: str, the name of the argument in errors.
 
     Raises:
         ValueError: another rank, another dtype, no rows, or an id outside of the vocabulary.
@@ -105,15 +109,15 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
 
 
 def check_padding_mask(padding_mask, shape):
-    """Returns a padding mask as an int32 array of `shape` (all ones for None).
+    """Converts a padding mask to an int32 array of `shape` (all ones for None).
 
     Args:
         padding_mask: array-like of integers or booleans, [B, T], or None. 0 is a pad, a positive
-            number is the document that the token belongs to.
-        shape: the shape of the token ids that it describes.
+            number is the document of a token.
+        shape: the shape of the token ids.
 
     Raises:
-        ValueError: another shape, a negative number, or a dtype that is neither.
+        ValueError: the mask has another shape, a negative number, or another dtype.
     """
     if padding_mask is None:
         return np.ones(shape, "int32")
@@ -142,7 +146,7 @@ def check_same_rows(shape, mask_shape):
     """Raises a ValueError for rows without tokens, or a mask of another shape than the ids.
 
     Args:
-        shape, mask_shape: tuples (B, T) of ints, None where it is not known yet.
+        shape, mask_shape: tuples (B, T) of ints, None for a size that is not known yet.
     """
     if shape[1] == 0:
         raise ValueError(f"`token_ids` of shape {shape} hold no token. Pass at least one a row.")
@@ -154,10 +158,14 @@ def check_same_rows(shape, mask_shape):
 
 
 def check_one_document(padding_mask, may_be_empty=False):
-    """Returns the rows' lengths [B], if each row of an int mask [B, T] is one document.
+    """Returns the lengths [B] of rows, if each row of an int mask [B, T] is one document.
+
+    Args:
+        padding_mask: int array [B, T].
+        may_be_empty: bool, whether a row may hold no token.
 
     Raises:
-        ValueError: a row holds no token (unless it may), or more than one document.
+        ValueError: a row holds no token (unless that is allowed), or more than one document.
     """
     left = np.pad(padding_mask, ((0, 0), (1, 0)))[:, :-1]
     documents = ((padding_mask > 0) & (padding_mask != left)).sum(axis=1)
@@ -179,9 +187,9 @@ def check_keywords(kwargs, known, owner):
     """Raises a TypeError for keyword arguments that Keras would silently ignore.
 
     Args:
-        kwargs: dict, what is left of the arguments.
-        known: sequence of str, what Keras understands.
-        owner: str, the class that was given them.
+        kwargs: dict of the arguments that the class has not taken itself.
+        known: sequence of str, the arguments that Keras understands.
+        owner: str, the name of the class.
     """
     for name in kwargs:
         if name not in known:

@@ -10,7 +10,7 @@ import pytest
 
 import keras_rgemma
 import tiny
-from keras_rgemma.backend import OPERATIONS, bound, implementation_key, resolve
+from keras_rgemma.backend import OPERATIONS, implementation_key, keep_choices, resolve
 
 BACKEND = keras.config.backend()
 OPS = pathlib.Path(keras_rgemma.__file__).parent / "ops"
@@ -102,7 +102,7 @@ def test_a_block_belongs_to_its_thread_and_a_setting_to_all(calls):
 
 def test_a_bound_function_keeps_the_choices_in_another_thread(calls):
     with keras_rgemma.implementation(linear_recurrence="listed"):
-        function = bound(lambda: name_of("linear_recurrence"))
+        function = keep_choices(lambda: name_of("linear_recurrence"))
     keras_rgemma.set_implementation(cross_entropy="listed")
     assert name_of("linear_recurrence") != "listed"
     assert function() == "listed"

@@ -1,1 +1,1 @@
-"""Benchmarks through the public API: `python -m keras_rgemma.benchmarks`."""
+"""Measures speed and memory through the public API: `keras-rgemma bench`."""

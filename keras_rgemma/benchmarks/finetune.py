@@ -1,13 +1,13 @@
-"""Memory and time of a training step with LoRA, on each backend.
+"""Measures memory and time of a training step with LoRA, on each backend.
 
     python -m keras_rgemma.benchmarks.finetune --preset rgemma_2b_en --folder big/2b
     python -m keras_rgemma.benchmarks.finetune --lengths 512 --backends torch --steps 3
 
 Random bfloat16 weights are written into the folder in the published layout of Hugging Face, unless
-they are there already. Every step is measured in a process of its own: with all logits at a time,
-with the default loss, which has those of some tokens at a time, and with activations that are
-recomputed in the backward pass as well. The peak is that of the process during the steps, less what
-it held after its imports; it includes the weights. The last line is the same as JSON.
+the folder exists. Every step is measured in a process of its own: with all logits at a time, with
+the default loss, which makes the logits of some tokens at a time, and with activations that are
+recomputed in the backward pass as well. The peak is the memory of the process during the steps,
+weights included, less its memory after its imports. The last line is the same as JSON.
 """
 
 import argparse
@@ -40,7 +40,7 @@ VARIANTS = {
 
 
 def measure(folder, variant, length, rank, steps):
-    """What steps on one row of `length` tokens need, as a dict."""
+    """Measures the time and memory of steps on one row of `length` tokens, as a dict."""
     __import__(keras.config.backend())
     before = resident_bytes("VmRSS")
     recomputes, has_default_loss = VARIANTS[variant]
@@ -96,6 +96,7 @@ def main():
 
 
 def _row(result):
+    """Writes the line of a result in the table."""
     first = (result["backend"], result["variant"], result["tokens"])
     if "error" in result:
         return f"{first[0]:<11}{first[1]:<16}{first[2]:>7} {result['error']}"

@@ -1,11 +1,11 @@
-"""Memory and time of loading a checkpoint at full size, on each backend.
+"""Measures memory and time of loading a checkpoint at full size, on each backend.
 
     python -m keras_rgemma.benchmarks.load --preset rgemma_2b_en --folder big/2b
     python -m keras_rgemma.benchmarks.load --preset rgemma_9b_en --folder big/9b --cold
 
 Random bfloat16 weights are written into the folder in the published layout of Hugging Face, unless
-they are there already. Each backend then loads them in a process of its own, and generates a token.
-The peak is that of the process while it loads, less what it held after its imports. The time is
+the folder exists. Each backend then loads them in a process of its own, and generates a token. The
+peak is the memory of the process while it loads, less its memory after its imports. The time is
 compared with reading every tensor, transposing those whose layout differs and copying the others
 once with NumPy, measured in the same process right before. The last line is the same as JSON.
 """
@@ -35,7 +35,7 @@ from keras_rgemma.files import new_folder, write_json
 
 
 def architecture(preset):
-    """The `RGemmaConfig` of a preset."""
+    """Reads the `RGemmaConfig` of a preset."""
     path = pathlib.Path(presets()[preset]["path"]) / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))["config"]
     return RGemmaConfig(**{name: saved[name] for name in RGemmaConfig.__match_args__})
@@ -68,7 +68,7 @@ def forget(folder):
 
 
 def floor_seconds(folder, config):
-    """Seconds to read every tensor and to transpose or copy it once."""
+    """Measures the seconds to read every tensor and to transpose or copy it once."""
     source = safetensors.SafetensorsFolder(folder)
     start = time.perf_counter()
     for name, (_, (weight,)) in names.tensors(config, source.format).items():
@@ -79,12 +79,12 @@ def floor_seconds(folder, config):
 
 
 def measure(folder, cold):
-    """What one backend needs, as a dict."""
+    """Measures the time and memory of loading on this backend, as a dict."""
     __import__(keras.config.backend())
     before = resident_bytes("VmRSS")
     config = open_checkpoint(folder).config
     if not cold:
-        floor_seconds(folder, config)  # so that both find as much of the files in the page cache
+        floor_seconds(folder, config)  # so that both readings find the same files in the page cache
     prepare = forget if cold else lambda folder: None
     prepare(folder)
     floor = floor_seconds(folder, config)
@@ -113,7 +113,7 @@ COLUMNS = "{:<11}{:>8}{:>8}{:>7}{:>10}{:>9}{:>10}{:>9}{:>9}"
 
 
 def row(result):
-    """A line of the table."""
+    """Writes the line of a result in the table."""
     return COLUMNS.format(
         result["backend"],
         *(f"{result[name]:.1f}" for name in ("seconds", "floor_seconds")),
@@ -126,12 +126,12 @@ def row(result):
 
 
 def options(description):
-    """A parser with the options of all that is measured at full size."""
+    """Makes a parser with the options of every measurement at full size."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", default="rgemma_2b_en", help="its architecture is taken")
-    parser.add_argument("--folder", required=True, help="of the weights; made if it is not there")
+    parser.add_argument("--preset", default="rgemma_2b_en", help="the preset with the architecture")
+    parser.add_argument("--folder", required=True, help="of the weights; made if it does not exist")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     return parser
 
@@ -141,7 +141,7 @@ def main():
     parser.add_argument(
         "--cold",
         action="store_true",
-        help="take the files out of the page cache before each reading, as where they do not fit",
+        help="take the files out of the page cache before each reading, as if they did not fit",
     )
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

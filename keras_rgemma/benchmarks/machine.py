@@ -1,10 +1,11 @@
-"""Fair timing: ceilings of the machine, repeats with a spread, peak memory, own processes."""
+"""Measures fairly: ceilings of the machine, repeats with a spread, peak memory, own processes."""
 
 import concurrent.futures
 import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import resource
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ _STATUS = pathlib.Path("/proc/self/status")
 
 
 def repeat(function, warmup, repeats):
-    """Seconds of each of `repeats` calls, after `warmup` calls that do not count."""
+    """Times each of `repeats` calls in seconds, after `warmup` calls that do not count."""
     for _ in range(warmup):
         function()
     seconds = []
@@ -31,7 +32,7 @@ def repeat(function, warmup, repeats):
 
 
 def summary(amount, seconds):
-    """Median, lowest and highest rate of `amount` units in each of these times."""
+    """Computes the median, lowest and highest rate of `amount` units in each of these seconds."""
     return {
         "median": amount / statistics.median(seconds),
         "low": amount / max(seconds),
@@ -40,7 +41,7 @@ def summary(amount, seconds):
 
 
 def ceilings():
-    """What the host can do at best, measured now: float32 products and reading memory.
+    """Measures the ceilings of the host now: the rates of float32 products and of reading memory.
 
     Returns:
         dict of `matmul_gflops` and `read_gb_per_s`.
@@ -55,26 +56,31 @@ def ceilings():
     return {"matmul_gflops": product["high"], "read_gb_per_s": read["high"]}
 
 
+def host():
+    """Returns the processor of this machine and the number of its CPUs."""
+    return {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+
+
+def commit_of(folder):
+    """Returns the short name of the commit that is checked out in a folder, or None."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
 def versions():
-    """The versions of what is measured, and the commit if this is a checkout."""
-    found = {}
+    """Returns the versions of Keras, KerasHub and the backends, and the commit of a checkout."""
+    version_of = {}
     for name in ("keras", "keras-hub", *BACKENDS):
         try:
-            found[name] = importlib.metadata.version(name)
+            version_of[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    found["commit"] = commit.stdout.strip() or None
-    return found
+            version_of[name] = None
+    return {**version_of, "commit": commit_of(pathlib.Path(__file__).parent)}
 
 
 def accelerator_peak_bytes(backend):
-    """The most memory this process has held on the accelerator of a backend, 0 if it has none."""
+    """Returns the peak memory of this process on the accelerator of a backend, 0 without one."""
     library = sys.modules[backend]
     if backend == "torch":
         return library.cuda.max_memory_allocated() if library.cuda.is_available() else 0
@@ -86,18 +92,18 @@ def accelerator_peak_bytes(backend):
 
 
 def resident_bytes(field):
-    """The memory of this process on Linux: `VmRSS` now, `VmHWM` at its peak."""
+    """Returns the memory of this process on Linux: `VmRSS` now, `VmHWM` at its peak."""
     line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) * 1024
 
 
 def reset_peak():
-    """Lets `VmHWM` start from what this process holds now."""
+    """Resets `VmHWM`, the peak, to the memory that this process holds now."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident_peak_bytes():
-    """The most memory of the host this process has held."""
+    """Returns the peak memory of this process on the host."""
     if _STATUS.exists():
         # `ru_maxrss` starts from what the parent process held.
         return resident_bytes("VmHWM")
@@ -105,23 +111,24 @@ def resident_peak_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def in_child(backend, module, *arguments):
+def in_child(backend, module, *arguments, environment=None):
     """Runs a module or a script on a backend, in a process of its own.
 
     Args:
         backend: str.
         module: str, the name of a module or the path of a `.py` file, whose last line is JSON.
-        *arguments: of its command line.
+        *arguments: the arguments of its command line.
+        environment: dict of environment variables that it gets beside those of this process.
 
     Returns:
-        The dict in its last line, or one of an `error`.
+        The dict in its last line, or a dict with an `error`.
     """
     what = [module] if module.endswith(".py") else ["-m", module]
     command = [sys.executable, *what, *map(str, arguments)]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    variables = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})}
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
     if done.returncode:
-        # A process that is killed, for its memory perhaps, says nothing.
-        said = "".join(done.stderr.strip().splitlines()[-1:])
-        return {"error": f"ended with code {done.returncode}: {said or 'no message'}"}
+        # A process that is killed, for its memory perhaps, writes nothing.
+        message = "".join(done.stderr.strip().splitlines()[-1:])
+        return {"error": f"ended with code {done.returncode}: {message or 'no message'}"}
     return json.loads(done.stdout.strip().splitlines()[-1])

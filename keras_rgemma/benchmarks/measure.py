@@ -1,4 +1,4 @@
-"""One measurement in a process of its own, so that its peak memory is its own."""
+"""Runs one measurement in a process of its own, so that its peak memory is its own."""
 
 import argparse
 import json
@@ -38,18 +38,18 @@ WORK = {"110m": (2048, 64, 2, 512), "tiny": (64, 16, 2, 32)}
 
 
 def tokens(vocabulary_size, rows, length):
-    """Random token ids [rows, length]."""
+    """Makes random token ids [rows, length]."""
     return np.random.RandomState(0).randint(3, vocabulary_size, (rows, length))
 
 
 def training_batch(vocabulary_size, rows, length):
-    """`(x, y)` of a step on random tokens: inputs of the model and token ids [rows, length]."""
+    """Makes `(x, y)` of a step on random tokens: a dict of inputs and token ids [rows, length]."""
     ids = tokens(vocabulary_size, rows, length + 1)
     return {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}, ids[:, 1:]
 
 
 def measure_prefill(model, size, warmup, repeats):
-    """Tokens a second of reading one prompt, with the state and no logits as a result."""
+    """Measures the tokens a second of reading one prompt into a state, without logits."""
     length = WORK[size][0]
     prompt = list(tokens(model.backbone.vocabulary_size, 1, length))
     programs = model.make_generate_function()
@@ -62,7 +62,7 @@ def measure_prefill(model, size, warmup, repeats):
 
 
 def measure_decode(model, size, warmup, repeats, batch_size):
-    """Tokens a second, all rows together, of `generate` after prompts of 16 tokens."""
+    """Measures the tokens a second of `generate`, all rows together, after prompts of 16 tokens."""
     count = WORK[size][1]
     prompts = {"token_ids": tokens(model.backbone.vocabulary_size, batch_size, 16)}
 
@@ -73,7 +73,7 @@ def measure_decode(model, size, warmup, repeats, batch_size):
 
 
 def measure_stream(model, size, warmup, repeats):
-    """Tokens a second of `stream` after a prompt, and when its pieces come."""
+    """Measures the tokens a second of `stream` after a prompt, and the waits between tokens."""
     length, count, _, _ = WORK[size]
     prompt = {"token_ids": tokens(model.backbone.vocabulary_size, 1, length)}
     first, between = [], []
@@ -94,7 +94,7 @@ def measure_stream(model, size, warmup, repeats):
 
 
 def measure_train(model, size, warmup, repeats):
-    """Tokens a second of one step of `fit` with Adam."""
+    """Measures the tokens a second of one step of `fit` with Adam."""
     _, _, rows, length = WORK[size]
     batch = training_batch(model.backbone.vocabulary_size, rows, length)
     model.compile(optimizer="adam")
@@ -123,7 +123,7 @@ def main():
     model = keras_rgemma.RGemmaCausalLM(backbone)
     result = MEASURES[args.what](model, args.size, args.warmup, args.repeats)
     result["parameters"] = backbone.count_params()
-    if args.what == "prefill":  # which looks embeddings up, but multiplies with none for logits
+    if args.what == "prefill":  # which looks embeddings up, but makes no logits
         result["parameters"] -= backbone.token_embedding.count_params()
     peak = accelerator_peak_bytes(keras.config.backend())
     result["peak_memory_bytes"] = peak or resident_peak_bytes()

@@ -1,35 +1,39 @@
-"""What DeepMind's two formats share: weights alone, whose shapes tell the architecture."""
+"""Reads the architecture of DeepMind's checkpoints from the shapes of their weights."""
 
 import math
 
 from keras_rgemma.config import ATTENTION, RECURRENT, RGemmaConfig
 
-# Ours, beside weights that this package wrote: what their shapes do not tell.
+# The config that this package writes beside weights, for the settings that shapes do not tell.
 CONFIG = "keras_rgemma.json"
 
 
-def only(folder, found):
-    """The one checkpoint among what was found in a folder, or None if there is none.
+def only(folder, paths):
+    """Returns the one checkpoint of a folder, or None if there is none.
+
+    Args:
+        folder: path of the folder, named in the error.
+        paths: iterable of the paths of the checkpoints in the folder.
 
     Raises:
         ValueError: there are several.
     """
-    found = sorted(found)
-    if len(found) > 1:
+    paths = sorted(paths)
+    if len(paths) > 1:
         raise ValueError(
-            f"{str(folder)!r} holds several checkpoints: {[path.name for path in found]}. Pass the "
+            f"{str(folder)!r} holds several checkpoints: {[path.name for path in paths]}. Pass the "
             "path of one of them."
         )
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 def check_sizes(path, source, most):
-    """Raises ValueError if the tensors of a source take more bytes than files can stand for.
+    """Raises ValueError if the tensors of a source take more bytes than its files can hold.
 
     Args:
-        path: of the files.
-        source: with `shapes` and `dtypes`.
-        most: int, the most bytes that files of their size can stand for.
+        path: path of the files, named in the error.
+        source: object with the `shapes` and `dtypes` of a `TensorSource`.
+        most: int, the largest number of bytes that files of this size can hold.
     """
     sizes = {
         name: math.prod(shape) * source.dtypes[name].itemsize
@@ -44,11 +48,11 @@ def check_sizes(path, source, most):
 
 
 def config_from(shapes):
-    """The architecture of weights, as far as their shapes tell it.
+    """Reads an architecture from the shapes of weights.
 
-    They do not tell the window, the cap of the logits and whether embeddings are scaled: those
-    are taken to be RecurrentGemma's, 2048 tokens, 30 and yes. Without a recurrent layer they do
-    not tell the number of key/value heads either, which is taken to be 1.
+    Shapes do not tell the window, the cap of the logits and whether embeddings are scaled: these
+    settings are taken to be RecurrentGemma's, 2048 tokens, 30 and yes. Without a recurrent layer
+    shapes do not tell the number of key/value heads either, which is taken to be 1.
 
     Args:
         shapes: dict of a tensor's name, with slashes or dots, to its shape.
@@ -57,7 +61,7 @@ def config_from(shapes):
         `RGemmaConfig`.
 
     Raises:
-        ValueError: a tensor is missing that the architecture is read from.
+        ValueError: a tensor that the architecture is read from is missing.
     """
     # The kernel of one format is the transposed weight of the other.
     shapes = {
@@ -107,7 +111,7 @@ def config_from(shapes):
 
 
 def _pattern(layer_types):
-    """The shortest sequence that gives these types when it is cycled."""
+    """Returns the shortest sequence that gives these types when it is cycled."""
     for size in range(1, len(layer_types)):
         if all(x == layer_types[i % size] for i, x in enumerate(layer_types)):
             return layer_types[:size]

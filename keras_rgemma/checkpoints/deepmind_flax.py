@@ -1,4 +1,4 @@
-"""DeepMind's Flax tree in an Orbax folder, as Kaggle has it."""
+"""Reads and writes DeepMind's Flax tree in an Orbax folder, as Kaggle publishes it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_rgemma.checkpoints.deepmind import check_sizes, only
 
-FOLDER = "params"  # ours for it; Kaggle names it after the variant
+FOLDER = "params"  # the name that this package gives it; Kaggle names the folder after the variant
 # One of these lies in every Orbax folder, whether it uses OCDBT or a folder for each tensor.
 MARKS = ("_METADATA", "manifest.ocdbt")
 # Files are compressed: weights by less than half, biases that are all zero by much more.
@@ -18,10 +18,10 @@ _COMPRESSION = 64
 
 
 def find(path):
-    """The Orbax folder that a path stands for: itself or the one folder in it that is one; or None.
+    """Finds the Orbax folder at a path or in the folder at a path; returns None if none.
 
     Raises:
-        ValueError: there are several in it.
+        ValueError: the path holds several Orbax folders.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
@@ -39,7 +39,7 @@ def write(folder, tensors):
     """Writes tensors as DeepMind's `save_parameters` does: a tree below `params`, with Orbax.
 
     Args:
-        folder: `pathlib.Path`, where the Orbax folder goes.
+        folder: `pathlib.Path` of the folder around the Orbax folder.
         tensors: iterable of pairs of a name and a NumPy array.
 
     Raises:
@@ -56,13 +56,10 @@ def write(folder, tensors):
 
 
 class OrbaxFolder:
-    """The tensors of an Orbax folder, read one at a time.
+    """Reads the tensors of an Orbax folder: a `TensorSource`.
 
-    Attributes:
-        format: str, which names of the table its tensors have.
-        shapes: dict of a tensor's name to its shape, tuple of ints.
-        dtypes: dict of a tensor's name to its NumPy dtype.
-        copies: empty; see `SafetensorsFolder`.
+    Args:
+        folder: str or path.
 
     Raises:
         ValueError: the folder is broken.
@@ -75,7 +72,7 @@ class OrbaxFolder:
         self.folder = pathlib.Path(folder).absolute()
         self.copies = {}
         self._checkpointer = _checkpointer()
-        self._hides_gaps = not _says_when_data_is_missing(self.folder)
+        self._hides_gaps = not _reports_missing_data(self.folder)
         try:
             tree = self._checkpointer.metadata(self.folder).item_metadata.tree
         except Exception as error:  # of many classes, which Orbax does not document
@@ -93,7 +90,7 @@ class OrbaxFolder:
         check_sizes(self.folder, self, _COMPRESSION * sum(file.stat().st_size for file in files))
 
     def read(self, name):
-        """A tensor as a NumPy array of its own memory."""
+        """Reads a tensor: see `TensorSource.read`."""
         import orbax.checkpoint
 
         as_numpy = orbax.checkpoint.RestoreArgs(restore_type=np.ndarray)
@@ -114,12 +111,12 @@ class OrbaxFolder:
         return array
 
     def _broken(self, error, name=None):
-        what = f"the tensor {name!r} in {str(self.folder)!r}" if name else f"{str(self.folder)!r}"
-        return ValueError(f"Orbax cannot read {what}: {error} Fetch the folder again.")
+        place = f"the tensor {name!r} in {str(self.folder)!r}" if name else f"{str(self.folder)!r}"
+        return ValueError(f"Orbax cannot read {place}: {error} Fetch the folder again.")
 
 
-def _says_when_data_is_missing(folder):
-    """Whether Orbax wrote every array as a whole; from older folders it reads gaps as zeros."""
+def _reports_missing_data(folder):
+    """Checks whether Orbax wrote every array whole; in older folders it reads gaps as zeros."""
     try:
         metadata = json.loads((folder / MARKS[0]).read_text(encoding="utf-8"))
         return bool(metadata["store_array_data_equal_to_fill_value"])
@@ -142,6 +139,7 @@ def _checkpointer():
 
 
 def _leaves(tree, path=()):
+    """Yields a pair of a path, tuple of keys, and a leaf for each leaf of nested dicts."""
     if not isinstance(tree, dict):
         yield path, tree
         return
@@ -150,6 +148,7 @@ def _leaves(tree, path=()):
 
 
 def _nested(path, value):
+    """Wraps a value in nested dicts, one a key of the path."""
     for key in reversed(path):
         value = {key: value}
     return value

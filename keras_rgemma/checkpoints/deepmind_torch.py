@@ -1,4 +1,4 @@
-"""DeepMind's torch weights: one `.pt` file, as Kaggle has it."""
+"""Reads and writes DeepMind's torch weights: one `.pt` file, as Kaggle publishes it."""
 
 import pathlib
 
@@ -9,15 +9,15 @@ from keras_rgemma.checkpoints.deepmind import check_sizes, only
 
 DTYPES = {f"torch.{name}": name for name in ("float64", "float32", "float16")}
 DTYPES["torch.bfloat16"] = ml_dtypes.bfloat16
-FILE = "params.pt"  # ours for it; Kaggle names it after the variant
+FILE = "params.pt"  # the name that this package gives it; Kaggle names the file after the variant
 _REOPEN_AFTER = 1 << 28  # bytes
 
 
 def find(path):
-    """The `.pt` file that a path stands for: itself or the one such file in a folder; or None.
+    """Finds the `.pt` file at a path or in the folder at a path; returns None if none.
 
     Raises:
-        ValueError: there are several in it.
+        ValueError: the folder holds several `.pt` files.
     """
     path = pathlib.Path(path)
     if path.is_file():
@@ -29,7 +29,7 @@ def write(folder, tensors):
     """Writes tensors as a dict that DeepMind's torch model loads with `load_state_dict`.
 
     Args:
-        folder: `pathlib.Path`, where the file goes.
+        folder: `pathlib.Path` of the folder around the file.
         tensors: iterable of pairs of a name and a NumPy array.
 
     Raises:
@@ -38,7 +38,7 @@ def write(folder, tensors):
     torch = _torch()
 
     def tensor(array):
-        if array.dtype == ml_dtypes.bfloat16:  # which PyTorch does not take from NumPy
+        if array.dtype == ml_dtypes.bfloat16:  # PyTorch does not take it from NumPy
             return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
         return torch.from_numpy(array)
 
@@ -56,16 +56,13 @@ def _torch():
 
 
 class TorchFile:
-    """The tensors of a `.pt` file, read one at a time.
+    """Reads the tensors of a `.pt` file: a `TensorSource`.
 
-    Attributes:
-        format: str, which names of the table its tensors have.
-        shapes: dict of a tensor's name to its shape, tuple of ints.
-        dtypes: dict of a tensor's name to its NumPy dtype.
-        copies: empty; see `SafetensorsFolder`.
+    Args:
+        file: str or path.
 
     Raises:
-        ValueError: the file is broken, or holds something else than tensors by name.
+        ValueError: the file is broken, or holds something else than a dict of tensors.
         ImportError: torch is not installed.
     """
 
@@ -83,17 +80,17 @@ class TorchFile:
     def _tensors(self):
         torch = _torch()
         try:
-            # Tensors alone: a pickle can hold code, which this refuses to run.
-            found = torch.load(self.file, map_location="cpu", mmap=True, weights_only=True)
+            # Tensors alone: a pickle can hold code, which `weights_only` refuses to run.
+            tensors = torch.load(self.file, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:  # of many classes, which PyTorch does not document
             raise ValueError(
                 f"{str(self.file)!r} cannot be read as tensors of PyTorch; no code in it was run. "
                 f"{error}"
             ) from error
-        strange = [] if isinstance(found, dict) else [type(found).__name__]
+        strange = [] if isinstance(tensors, dict) else [type(tensors).__name__]
         strange = strange or [
             name
-            for name, value in found.items()
+            for name, value in tensors.items()
             if not (isinstance(name, str) and torch.is_tensor(value) and str(value.dtype) in DTYPES)
         ]
         if strange:
@@ -101,10 +98,10 @@ class TorchFile:
                 f"{str(self.file)!r} must hold a dict of names to floating-point tensors. Found: "
                 f"{strange[:8]}."
             )
-        return found
+        return tensors
 
     def read(self, name):
-        """A tensor as a NumPy array of its own memory."""
+        """Reads a tensor: see `TensorSource.read`."""
         torch = _torch()
         if self._read_bytes > _REOPEN_AFTER:
             # Pages of an open file count as memory of the process.
@@ -112,6 +109,6 @@ class TorchFile:
             self._open = self._tensors()
         tensor = self._open[name].detach()
         self._read_bytes += tensor.nbytes
-        if tensor.dtype == torch.bfloat16:  # which NumPy does not know
+        if tensor.dtype == torch.bfloat16:  # NumPy does not know this dtype
             return np.array(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
         return np.array(tensor.numpy())

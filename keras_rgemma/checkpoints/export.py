@@ -1,4 +1,4 @@
-"""Weights of a model into the formats of others."""
+"""Writes a model in the formats of Hugging Face and DeepMind."""
 
 import ml_dtypes
 import numpy as np
@@ -15,19 +15,19 @@ from keras_rgemma.checkpoints import (
 from keras_rgemma.files import new_folder, write_json
 from keras_rgemma.keras_internals.layers import layers_of
 
-# What can be written, and whose names of the table it has.
+# The formats that can be written, each with its column in the table of names.
 TARGETS = {"transformers": "huggingface", "flax": "flax", "torch": "torch"}
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 class _TooLarge(ValueError):
-    """A weight that a dtype cannot hold."""
+    """Reports a weight that a dtype cannot hold."""
 
 
 def tensors(backbone, format, dtype):
-    """The tensors of a backbone as a format keeps them, made one at a time.
+    """Makes the tensors of a backbone for a format, one at a time.
 
-    LoRA that is switched on is merged into what is given, and stays as it is in the model.
+    LoRA that is enabled is merged into the tensors; the model keeps its LoRA.
 
     Args:
         backbone: `RGemmaBackbone`.
@@ -38,7 +38,7 @@ def tensors(backbone, format, dtype):
         An iterator of pairs of a name and a NumPy array.
 
     Raises:
-        ValueError: another dtype, or a quantized model.
+        ValueError: the dtype is another, or the model is quantized.
     """
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {list(DTYPES)}. Received: {dtype!r}.")
@@ -66,6 +66,7 @@ def _tensors(backbone, layers, format, dtype):
 
 
 def _cast(value, dtype, path):
+    """Converts the value of a weight to a dtype that can hold all numbers of the value."""
     with np.errstate(over="ignore"):
         cast = value.astype(dtype)
     if dtype is np.float16 and np.isinf(cast).any() and np.isfinite(value).all():
@@ -77,7 +78,7 @@ def _cast(value, dtype, path):
 
 
 def _value(path, variables, layers):
-    """The value of a variable, with LoRA merged into it in float32."""
+    """Returns the value of a variable, with LoRA merged into it in float32."""
     value = ops.convert_to_numpy(variables[path].value)
     owner, _, kind = path.rpartition("/")
     if f"{owner}/lora_{kind}_a" not in variables:
@@ -86,26 +87,26 @@ def _value(path, variables, layers):
         ops.convert_to_numpy(variables[f"{owner}/lora_{kind}_{x}"].value).astype("float32")
         for x in "ab"
     )
-    # The user may have enabled it on a layer that is Keras' own, such as the embedding.
+    # LoRA may be enabled on a layer of Keras' own class, such as the embedding.
     scale = layers[owner].lora_alpha / layers[owner].lora_rank
     return value.astype("float32") + scale * (a @ b)
 
 
 def export(backbone, tokenizer, path, to, dtype=None, overwrite=False):
-    """Writes a model in a format of others.
+    """Writes a model in a format of Hugging Face or DeepMind.
 
     Args:
         backbone: `RGemmaBackbone`.
         tokenizer: `RGemmaTokenizer`, or None to write no tokenizer.
-        path: str or path of a folder, which must not hold anything yet.
+        path: str or path of a new or empty folder.
         to: str of `TARGETS`.
         dtype: "float32", "float16" or "bfloat16"; None for the dtype of the variables.
-        overwrite: bool, whether to replace what is there.
+        overwrite: bool, whether to replace a checkpoint in the folder.
 
     Raises:
-        FileExistsError: there is something already.
-        ValueError: a quantized model, or an architecture that the format cannot express.
-        ImportError: what writes the format is not installed.
+        FileExistsError: the folder holds something already.
+        ValueError: the model is quantized, or the format cannot express its architecture.
+        ImportError: the library that writes the format is not installed.
         OSError: the disk is full, or cannot be written to.
     """
     dtype = dtype or backbone.dtype_policy.variable_dtype

@@ -1,4 +1,4 @@
-"""What a local path holds: which format, which architecture, which tokenizer."""
+"""Opens a checkpoint at a local path: finds its format, architecture and tokenizer."""
 
 import dataclasses
 import functools
@@ -21,13 +21,12 @@ from keras_rgemma.files import read_json
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in a format of others.
+    """Describes a checkpoint in a format of Hugging Face or DeepMind.
 
     Attributes:
-        path: str, of the folder or file that it was opened from.
+        path: str, the folder or file that was opened.
         config: `RGemmaConfig`.
-        open_weights: function that returns the source of the tensors, such as a
-            `safetensors.SafetensorsFolder`.
+        open_weights: function that returns the `TensorSource` of the weights.
     """
 
     path: str
@@ -36,16 +35,16 @@ class Checkpoint:
 
     @property
     def dtype(self):
-        """The dtype that holds all of its weights, str."""
+        """Returns the name of the dtype that holds all weights."""
         return np.result_type(*self.open_weights().dtypes.values()).name
 
     def backbone(self, cls, load_weights=True, **kwargs):
-        """The backbone that it describes, with its weights.
+        """Makes the backbone of this checkpoint, with its weights.
 
         Args:
             cls: `RGemmaBackbone` or a subclass of it.
             load_weights: bool; False for random weights.
-            **kwargs: what the constructor takes, in place of what the checkpoint says.
+            **kwargs: arguments of the constructor, which replace the values of the checkpoint.
 
         Raises:
             ValueError: the weights are broken, or do not fit the architecture.
@@ -61,35 +60,36 @@ class Checkpoint:
 
 
 def open_checkpoint(path):
-    """The `Checkpoint` at a local path, or None for a Keras preset and for what is no local path.
+    """Opens the `Checkpoint` at a path; returns None for a Keras preset and for no local path.
 
     Args:
         path: str. A folder of Hugging Face; an Orbax folder of DeepMind, or the folder around it;
             a `.pt` file of DeepMind, or the folder around it.
 
     Raises:
-        ValueError: it is of another kind of model, broken, or not understood.
+        ValueError: the checkpoint belongs to another kind of model, or is broken.
     """
     folder = pathlib.Path(path)
     config = folder / huggingface.CONFIG
     if config.is_file():
-        theirs = read_json(config)
-        if not huggingface.is_config(theirs):
+        contents = read_json(config)
+        if not huggingface.is_config(contents):
             return None
         weights = functools.partial(safetensors.SafetensorsFolder, path)
-        return Checkpoint(path, huggingface.config_from(theirs), weights)
-    if found := deepmind_flax.find(folder):
-        source = deepmind_flax.OrbaxFolder(found)
-    elif found := deepmind_torch.find(folder):
-        source = deepmind_torch.TorchFile(found)
+        return Checkpoint(path, huggingface.config_from(contents), weights)
+    if weights_path := deepmind_flax.find(folder):
+        source = deepmind_flax.OrbaxFolder(weights_path)
+    elif weights_path := deepmind_torch.find(folder):
+        source = deepmind_torch.TorchFile(weights_path)
     else:
         return None
-    written = found.parent / deepmind.CONFIG
-    config = _config_in(written) if written.is_file() else deepmind.config_from(source.shapes)
+    beside = weights_path.parent / deepmind.CONFIG
+    config = _config_in(beside) if beside.is_file() else deepmind.config_from(source.shapes)
     return Checkpoint(path, config, lambda: source)
 
 
 def _config_in(file):
+    """Reads the `RGemmaConfig` that this package wrote beside weights."""
     try:
         return RGemmaConfig(**read_json(file))
     except TypeError as error:
@@ -97,9 +97,9 @@ def _config_in(file):
 
 
 def tokenizer_file(path):
-    """The SentencePiece model that belongs to a checkpoint, str, or None if there is none.
+    """Finds the SentencePiece model of a checkpoint; returns its path, str, or None without one.
 
-    It lies in the folder of the checkpoint, or beside its weights.
+    The file lies in the folder of the checkpoint, or beside its weights.
     """
     folder = pathlib.Path(path)
     places = [folder]

@@ -1,4 +1,4 @@
-"""Handles of the hubs into local folders, with each hub's own client and cache."""
+"""Fetches repositories of hubs into local folders, with each hub's own client and cache."""
 
 import hashlib
 import os
@@ -9,9 +9,9 @@ from keras_rgemma.config import check_count
 from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.hubs import hugging_face_blobs, parse_kaggle_handle
 
-# How much of a repository is wanted.
+# The parts of a repository that can be asked for.
 TOKENIZER, CONFIG, WEIGHTS = "tokenizer", "config", "weights"
-# The names of files, where a repository holds more than one form of its weights.
+# Patterns of file names, for repositories that hold their weights in several formats.
 _SMALL_FILES = ("*.json", "*.model", "assets/*")
 _WEIGHT_FILES = ("model*.safetensors", "model*.weights.h5", "task.weights.h5")
 _CHECKED = ".keras_rgemma_checked"
@@ -19,25 +19,25 @@ _BLOCK = 1 << 24  # bytes hashed in one go
 
 
 def fetch(handle, revision=None, part=WEIGHTS):
-    """The local folder of a repository, fetched into the cache of its hub if it is not there.
+    """Fetches a repository into the cache of its hub, if it is not there, and returns its folder.
 
     Args:
         handle: str, `hf://OWNER/NAME`, `modelscope://OWNER/NAME` or
             `kaggle://OWNER/MODEL/FRAMEWORK/VARIANT`, with `/VERSION` or without.
         revision: str, a branch, a tag or a commit; on Kaggle the number of a version. None for the
             newest.
-        part: `TOKENIZER`, `CONFIG` or `WEIGHTS`. What is not needed for it is left out where the
-            hub allows that.
+        part: `TOKENIZER`, `CONFIG` or `WEIGHTS`. Files that this part does not need are left out
+            where the hub allows that.
 
     Returns:
-        str; a handle, where it is for KerasHub to fetch.
+        str, the folder; or a handle that KerasHub fetches.
 
     Raises:
         PermissionError: the repository is gated or private.
-        FileNotFoundError: no such repository or revision.
+        FileNotFoundError: the repository or the revision does not exist.
         ConnectionError: the hub cannot be reached, or the connection was lost.
-        ValueError: the handle is malformed, the model is another, or what came is not what was
-            sent; the file is deleted then.
+        ValueError: the handle is malformed, the model is of another kind, or a file came damaged
+            and was deleted.
         ImportError: the client of the hub is not installed.
     """
     scheme, _, name = handle.partition("://")
@@ -59,9 +59,9 @@ def fetch(handle, revision=None, part=WEIGHTS):
         if scheme == "hf":
             _check_is_deepminds(handle, name, revision)
         return snapshot(handle, name, revision, None)
-    theirs = read_json(config)
-    if huggingface.is_config(theirs):
-        huggingface.config_from(theirs)  # before gigabytes of another model are fetched
+    contents = read_json(config)
+    if huggingface.is_config(contents):
+        huggingface.config_from(contents)  # before gigabytes of another model are fetched
     return snapshot(handle, name, revision, (*_SMALL_FILES, *_WEIGHT_FILES))
 
 
@@ -88,7 +88,7 @@ def _from_hugging_face(handle, name, revision, patterns):
         ) from error
     except errors.RevisionNotFoundError as error:
         raise _no_revision(handle, revision, f"{at}/tree/main") from error
-    except Exception as error:  # of the HTTP library, which is another in each major version
+    except Exception as error:  # of the HTTP library, another one in each major version
         _check_new_files(handle, blobs)
         if _is_local(error):
             raise
@@ -104,7 +104,7 @@ def _from_hugging_face(handle, name, revision, patterns):
 
 
 def _check_is_deepminds(handle, name, revision):
-    """Before gigabytes of something else are fetched."""
+    """Raises ValueError for another repository, before gigabytes of it are fetched."""
     from huggingface_hub import HfApi
 
     try:
@@ -121,7 +121,7 @@ def _check_is_deepminds(handle, name, revision):
 
 
 def cached_bytes(handle):
-    """How many bytes of a repository the cache of Hugging Face holds.
+    """Returns the number of bytes of a repository in the cache of Hugging Face.
 
     Args:
         handle: str, `hf://OWNER/NAME`.
@@ -166,7 +166,7 @@ def _check_new_files(handle, blobs):
 
 
 def _hash_like(blob):
-    """The hash of a file of the kind that its name is: SHA-256, or Git's of a blob."""
+    """Computes the hash of a file in the kind of its name: SHA-256, or Git's hash of a blob."""
     digest = hashlib.sha256()
     if len(blob.name) == 40:
         digest = hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
@@ -239,7 +239,7 @@ def _from_kaggle(handle, name, revision, part):
 
 
 def _status(error):
-    """The HTTP status that an error came with, or None."""
+    """Returns the HTTP status of an error or of its cause, or None."""
     while error is not None:
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", getattr(error, "status_code", None))
@@ -260,7 +260,7 @@ def _no_revision(handle, revision, at):
 
 
 def _is_local(error):
-    """Whether it is an error of this machine, such as a full disk."""
+    """Checks whether an error comes from this machine, such as a full disk."""
     return isinstance(error, OSError) and error.errno is not None
 
 

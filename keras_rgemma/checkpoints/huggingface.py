@@ -1,4 +1,4 @@
-"""The JSON files of a Hugging Face folder: `config.json` and the tokenizer's."""
+"""Reads and writes the JSON files of a Hugging Face folder: `config.json` and the tokenizer's."""
 
 from keras_rgemma.config import RGemmaConfig, check_count
 from keras_rgemma.files import write_json
@@ -13,7 +13,7 @@ ACTIVATIONS = {
     "swish": "silu",
     "relu": "relu",
 }
-# Their name of each field that is the same in both.
+# Fields of `RGemmaConfig`, and their names in config.json, whose values are the same in both.
 FIELDS = {
     "vocabulary_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -27,72 +27,72 @@ FIELDS = {
 
 
 def is_config(config):
-    """Whether the contents of a `config.json` are those of such a folder."""
+    """Checks whether the contents of a `config.json` are those of a Hugging Face folder."""
     return "model_type" in config
 
 
-def config_from(theirs):
-    """The architecture that a Hugging Face config describes.
+def config_from(contents):
+    """Reads the architecture from a Hugging Face config.
 
     Args:
-        theirs: dict, the contents of `config.json`.
+        contents: dict, the contents of `config.json`.
 
     Returns:
         `RGemmaConfig`.
 
     Raises:
-        ValueError: another kind of model, a field that is missing, or a setting that this package
-            has no equivalent for.
+        ValueError: the model is of another kind, a field is missing, or this package has no
+            equivalent for a setting.
     """
-    if theirs.get("model_type") != "recurrent_gemma":
+    if contents.get("model_type") != "recurrent_gemma":
         raise ValueError(
             "`model_type` in config.json must be 'recurrent_gemma'. Received: "
-            f"{theirs.get('model_type')!r}. Load other models with keras_hub."
+            f"{contents.get('model_type')!r}. Load other models with keras_hub."
         )
-    block_types = theirs.get("block_types") or theirs.get("_block_types")
+    block_types = contents.get("block_types") or contents.get("_block_types")
     wanted = (*FIELDS.values(), "intermediate_size", "hidden_activation")
-    missing = [name for name in wanted if theirs.get(name) is None]
+    missing = [name for name in wanted if contents.get(name) is None]
     missing += [] if block_types else ["block_types"]
     if missing:
         raise ValueError(f"config.json lacks {missing}, which the architecture depends on.")
-    if theirs.get("attention_bias"):
+    if contents.get("attention_bias"):
         raise ValueError(
             "`attention_bias` in config.json is true, but RGemmaBackbone has no biases on queries, "
             "keys and values, as no published checkpoint has them. This model cannot be loaded."
         )
-    if check_count("intermediate_size", theirs["intermediate_size"]) % 2:
+    if check_count("intermediate_size", contents["intermediate_size"]) % 2:
         raise ValueError(
             "`intermediate_size` in config.json counts both branches of the MLP, so it must be "
-            f"even. Received: {theirs['intermediate_size']}."
+            f"even. Received: {contents['intermediate_size']}."
         )
-    if str(theirs["hidden_activation"]) not in ACTIVATIONS:
+    if str(contents["hidden_activation"]) not in ACTIVATIONS:
         raise ValueError(
             f"`hidden_activation` in config.json must be one of {list(ACTIVATIONS)}. Received: "
-            f"{theirs['hidden_activation']!r}."
+            f"{contents['hidden_activation']!r}."
         )
     return RGemmaConfig(
-        **{ours: theirs[name] for ours, name in FIELDS.items()},
-        **_rope_from(theirs),
-        intermediate_dim=theirs["intermediate_size"] // 2,
-        lru_dim=theirs.get("lru_width"),
+        **{field: contents[name] for field, name in FIELDS.items()},
+        **_rope_from(contents),
+        intermediate_dim=contents["intermediate_size"] // 2,
+        lru_dim=contents.get("lru_width"),
         block_types=block_types,
-        final_logit_soft_cap=theirs.get("logits_soft_cap", 30.0) or None,
-        scale_embeddings=theirs.get("embeddings_scale_by_sqrt_dim", True),
-        activation=ACTIVATIONS[theirs["hidden_activation"]],
+        final_logit_soft_cap=contents.get("logits_soft_cap", 30.0) or None,
+        scale_embeddings=contents.get("embeddings_scale_by_sqrt_dim", True),
+        activation=ACTIVATIONS[contents["hidden_activation"]],
     )
 
 
-def _rope_from(theirs):
-    """RoPE's settings, which newer versions of transformers keep in a dict of their own."""
-    nested = theirs.get("rope_parameters") or {}
+def _rope_from(contents):
+    """Reads the settings of RoPE, which newer versions of transformers keep in a nested dict."""
+    nested = contents.get("rope_parameters") or {}
     if not isinstance(nested, dict):
         raise ValueError(f"`rope_parameters` in config.json must be a dict. Received: {nested!r}.")
-    rope = {**theirs, **nested}
+    rope = {**contents, **nested}
     kind = rope.get("rope_type", "default")
-    if kind != "default" or theirs.get("rope_scaling"):
+    if kind != "default" or contents.get("rope_scaling"):
         raise ValueError(
             "RGemmaBackbone has the default RoPE only. Received in config.json: rope_type="
-            f"{kind!r}, rope_scaling={theirs.get('rope_scaling')!r}."
+            f"{kind!r}, rope_scaling={contents.get('rope_scaling')!r}."
         )
     return {
         "rope_max_wavelength": rope.get("rope_theta", 10_000.0),
@@ -101,27 +101,27 @@ def _rope_from(theirs):
 
 
 def config_of(config, dtype):
-    """The contents of `config.json` for an architecture.
+    """Makes the contents of `config.json` for an architecture.
 
     Args:
         config: `RGemmaConfig`.
-        dtype: str, of the weights.
+        dtype: str, the dtype of the weights.
 
     Returns:
         dict.
 
     Raises:
-        ValueError: a setting that transformers' model has no equivalent for.
+        ValueError: transformers' model has no equivalent for a setting.
     """
     fixed = {
         "head_dim": (config.key_size, config.hidden_dim / config.num_query_heads),
         "scale_embeddings": (config.scale_embeddings, True),
     }
-    for name, (value, theirs) in fixed.items():
-        if value != theirs:
+    for name, (value, constant) in fixed.items():
+        if value != constant:
             raise ValueError(
-                f"`{name}` is {value} here and always {theirs} in transformers' RecurrentGemma, so "
-                "this model cannot be written for it."
+                f"`{name}` is {value} here and always {constant} in transformers' RecurrentGemma, "
+                "so this model cannot be written for it."
             )
     if config.final_logit_soft_cap is None:
         raise ValueError(
@@ -131,15 +131,15 @@ def config_of(config, dtype):
     return {
         "architectures": ["RecurrentGemmaForCausalLM"],
         "model_type": "recurrent_gemma",
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+        **{name: getattr(config, field) for field, name in FIELDS.items()},
         "intermediate_size": 2 * config.intermediate_dim,
         "lru_width": config.recurrence_width,
         "block_types": list(config.block_types),
         "logits_soft_cap": config.final_logit_soft_cap,
         "embeddings_scale_by_sqrt_dim": True,
-        # Several of theirs mean the same; the first is the usual one.
+        # Several names mean the same activation; the first is the usual one.
         "hidden_activation": next(
-            x for x, ours in ACTIVATIONS.items() if ours == config.activation
+            name for name, ours in ACTIVATIONS.items() if ours == config.activation
         ),
         "rope_parameters": {
             "rope_type": "default",
@@ -156,7 +156,7 @@ def config_of(config, dtype):
 
 
 def write_tokenizer_config(folder, tokenizer):
-    """Writes what transformers must know of a tokenizer beside its SentencePiece model.
+    """Writes the settings of a tokenizer that transformers needs beside its SentencePiece model.
 
     Args:
         folder: `pathlib.Path`.

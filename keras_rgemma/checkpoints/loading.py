@@ -1,4 +1,4 @@
-"""Weights from a checkpoint into a model that was created without any."""
+"""Loads the weights of a checkpoint into a model that was created without values."""
 
 import math
 
@@ -19,17 +19,16 @@ _WORTH_A_BAR = 1 << 27  # bytes
 def load(config, source, make):
     """Makes a model and gives each variable its value from a checkpoint, one tensor at a time.
 
-    The variables have no value before: neither random numbers nor zeros are made, and the memory
-    beside the model itself is that of the largest tensor.
+    The variables have no values before: neither random numbers nor zeros are made, and the memory
+    beside the model is that of the largest tensor.
 
     Args:
-        config: `RGemmaConfig`, compared with the weights before anything is made.
-        source: a checkpoint, such as `safetensors.SafetensorsFolder`: `format`, `shapes`,
-            `dtypes`, `copies` and `read(name)`.
+        config: `RGemmaConfig`, compared with the weights before the model is made.
+        source: `TensorSource` of the checkpoint.
         make: function that returns an `RGemmaBackbone` of that architecture.
 
     Returns:
-        What `make` returned.
+        The `RGemmaBackbone`.
 
     Raises:
         ValueError: tensors that are missing, unknown, of another shape, or not finite.
@@ -64,7 +63,7 @@ def load(config, source, make):
 
 
 def _with_progress(tensors, source):
-    """The names of tensors, with a bar of bytes and tensors where there is much to read."""
+    """Yields the names of tensors, and shows a progress bar for large checkpoints."""
     sizes = {
         name: math.prod(shape) * source.dtypes[name].itemsize
         for name, (shape, _) in tensors.items()
@@ -84,16 +83,20 @@ def _with_progress(tensors, source):
 
 
 def build_uninitialized(make):
-    """Calls `make` and returns its model, whose variables wait for their first value."""
+    """Calls `make` and returns its model with variables that wait for their first values."""
     with internals.uninitialized_variables():
         return make()
 
 
 def check(tensors, source):
-    """Compares what a checkpoint holds with what it should, before anything is read.
+    """Compares the tensors of a checkpoint with those of the architecture, before one is read.
+
+    Args:
+        tensors: dict, as of `names.tensors`.
+        source: `TensorSource` of the checkpoint.
 
     Raises:
-        ValueError: naming everything that is missing, unknown or of another shape.
+        ValueError: tensors are missing, unknown or of another shape; the message names them.
     """
     missing = sorted(set(tensors) - set(source.shapes))
     unknown = sorted(set(source.shapes) - set(tensors) - set(source.copies))
@@ -104,8 +107,8 @@ def check(tensors, source):
         for name, shape in shapes.items()
         if name in source.shapes and source.shapes[name] != shape
     ]
-    found = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
-    faults = [f"{what}: {_list(entries)}" for what, entries in found if entries]
+    kinds = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
+    faults = [f"{kind}: {_list(entries)}" for kind, entries in kinds if entries]
     if faults:
         raise ValueError(
             f"The weights do not fit the config. Tensors {'; '.join(faults)}. Check that config "
@@ -132,7 +135,7 @@ def check_finite(name, array):
 
 
 def not_finite(name, dtype):
-    """The error for a tensor that holds NaN or infinity."""
+    """Makes the error for a tensor that holds NaN or infinity."""
     hint = "Or it is too large for float16: use bfloat16." if dtype == "float16" else ""
     return ValueError(
         f"The tensor {name!r} holds NaN or infinity in {dtype}: the checkpoint is broken. Fetch it "
@@ -141,18 +144,18 @@ def not_finite(name, dtype):
 
 
 def in_half_precision(array):
-    """An array in float16, infinite where it is too large for that."""
+    """Converts an array to float16, with infinity for numbers that are too large."""
     with np.errstate(over="ignore"):
         return array.astype("float16")
 
 
 def _bits(dtype):
-    """The unsigned integers of the same size, which NumPy copies and compares faster."""
+    """Returns the unsigned integer dtype of the same size, which NumPy copies faster."""
     return np.dtype(f"u{dtype.itemsize}")
 
 
 def _check_copy(source, copy, name, array):
-    """Compares a tensor with the one it must repeat, some rows at a time."""
+    """Compares a copy with the tensor that it must repeat, some rows at a time."""
     rows = max(1, CHUNK // max(1, array[0].size))
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
@@ -166,7 +169,7 @@ def _check_copy(source, copy, name, array):
 
 
 def _give(variable, array):
-    """The first value of a variable, in its dtype and, with a distribution, on its shards."""
+    """Gives a variable its first value, in its dtype and, with a distribution, on its shards."""
     if keras.config.backend() == "jax" and keras.distribution.distribution() is not None:
         # From NumPy each shard goes straight to its device; Keras would compile an initializer.
         internals.initialize_from_numpy(variable, in_rows(array).astype(variable.dtype))
@@ -175,25 +178,26 @@ def _give(variable, array):
 
 
 def in_rows(array):
-    """The array, or a contiguous copy of it: some backends would take over its strides."""
+    """Makes an array contiguous, by a copy if need be: some backends would keep its strides."""
     if array.flags.c_contiguous:
         return array
     copy = np.empty(array.shape, array.dtype)
     source, target = (x.view(_bits(array.dtype)) for x in (array, copy))
-    for start in range(0, array.shape[-1], _COLUMNS):  # which stay in the cache while they turn
+    for start in range(0, array.shape[-1], _COLUMNS):  # few enough for the cache
         columns = slice(start, start + _COLUMNS)
         target[..., columns] = source[..., columns]
     return copy
 
 
 def _tensor(array, dtype):
+    """Converts a NumPy array to a tensor of the backend, by the fastest way that each one has."""
     backend = keras.config.backend()
     if backend == "tensorflow" and array.ndim == 2 and not array.flags.c_contiguous:
-        # It turns a matrix in several threads.
+        # TensorFlow transposes a matrix in several threads.
         return keras.ops.transpose(keras.ops.convert_to_tensor(array.T, dtype=dtype))
     array = in_rows(array)
     if backend == "torch" and array.dtype == ml_dtypes.bfloat16:
-        # Which PyTorch does not take from NumPy, and Keras takes to float32 for it first.
+        # PyTorch takes no bfloat16 from NumPy, and Keras would go through float32.
         import torch
 
         array = torch.from_numpy(array.view("int16")).view(torch.bfloat16)

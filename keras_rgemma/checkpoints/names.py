@@ -1,8 +1,8 @@
-"""The one table of names: every weight of a model, and where each format keeps it.
+"""Lists every weight of a model with its name and layout in each format: the one table of names.
 
-| format       | what a name looks like                                       |
+| format       | a name, for example                                          |
 |--------------|--------------------------------------------------------------|
-| ours         | `block_0/mlp_block/ffw_gate/kernel`, a Keras variable's path |
+| Keras        | `block_0/mlp_block/ffw_gate/kernel`, a Keras variable's path |
 | flax         | `blocks.0/mlp_block/ffw_up/w`, a path in DeepMind's tree     |
 | torch        | `blocks.0.mlp_block.ffw_up.w`, in DeepMind's `.pt`           |
 | huggingface  | `model.layers.0.mlp_block.gate_proj.weight`                  |
@@ -21,18 +21,18 @@ from keras_rgemma.checkpoints.transforms import (
 from keras_rgemma.config import RECURRENT
 
 FORMATS = ("flax", "torch", "huggingface")
-# Where a checkpoint may repeat the embedding as the output projection.
+# A tensor in which a checkpoint may repeat the embedding as the output projection.
 LM_HEAD = "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorLocation:
-    """Where a format keeps a weight.
+    """Locates a weight in a format.
 
     Attributes:
-        name: str, of the tensor.
-        transform: `Transform`.
-        part: None, or the index of the weight on the first axis of a tensor that holds several.
+        name: str, the name of the tensor.
+        transform: `Transform` between the weight and the tensor.
+        part: None, or the index of the weight on the first axis of a tensor of several weights.
     """
 
     name: str
@@ -42,10 +42,10 @@ class TensorLocation:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A weight of a model.
+    """Describes a weight of a model.
 
     Attributes:
-        path: str, of the Keras variable.
+        path: str, the path of the Keras variable.
         shape: tuple of ints.
         flax, torch, huggingface: `TensorLocation`.
     """
@@ -57,14 +57,14 @@ class Weight:
     huggingface: TensorLocation
 
     def place(self, format):
-        """The `TensorLocation` in a format of `FORMATS`."""
+        """Returns the `TensorLocation` in a format of `FORMATS`."""
         return getattr(self, format)
 
 
 def weights(config):
-    """All weights of the architecture of an `RGemmaConfig`, in the order of the layers."""
+    """Lists all weights of the architecture of an `RGemmaConfig`, in the order of the layers."""
     d = config.hidden_dim
-    found = [
+    all_weights = [
         _weight(
             "token_embedding/embeddings",
             (config.vocabulary_size, d),
@@ -75,7 +75,7 @@ def weights(config):
     for i, layer_type in enumerate(config.layer_types):
         temporal = _recurrent if layer_type == RECURRENT else _attention
         for make in (_norms, temporal, _mlp):
-            found += [
+            all_weights += [
                 dataclasses.replace(
                     weight,
                     path=f"block_{i}/{weight.path}",
@@ -86,17 +86,18 @@ def weights(config):
                 for weight in make(config)
             ]
     return [
-        *found,
+        *all_weights,
         _weight("final_norm/scale", (d,), "final_norm/scale", "model.final_norm.weight"),
     ]
 
 
 def _under(root, place):
+    """Prepends the name of a layer to a `TensorLocation`."""
     return dataclasses.replace(place, name=root + place.name)
 
 
 def _weight(path, shape, flax, huggingface, transform=SAME, in_flax=SAME, part=None):
-    """A `Weight` whose torch tensor is that of flax with dots for slashes."""
+    """Makes a `Weight` whose name in torch is the name in flax with dots for slashes."""
     return Weight(
         path,
         shape,
@@ -107,7 +108,7 @@ def _weight(path, shape, flax, huggingface, transform=SAME, in_flax=SAME, part=N
 
 
 def _dense(path, shape, flax, huggingface, bias=True):
-    """The kernel and the bias of a linear layer; torch's matrices are [out, in]."""
+    """Yields the kernel and the bias of a linear layer; torch's matrices are [out, in]."""
     yield Weight(
         f"{path}/kernel",
         shape,
@@ -126,28 +127,28 @@ def _norms(config):
 
 def _recurrent(config):
     d, l, h = config.hidden_dim, config.recurrence_width, config.num_query_heads
-    ours, theirs = "recurrent_block", "temporal_block"
+    block, temporal = "recurrent_block", "temporal_block"
     for name, shape in (("linear_y", (d, l)), ("linear_x", (d, l)), ("linear_out", (l, d))):
-        yield from _dense(f"{ours}/{name}", shape, f"{ours}/{name}", f"{theirs}.{name}")
-    conv = f"{ours}/conv_1d"
+        yield from _dense(f"{block}/{name}", shape, f"{block}/{name}", f"{temporal}.{name}")
+    conv = f"{block}/conv_1d"
     yield _weight(
         f"{conv}/kernel",
         (config.conv_width, l),
         f"{conv}/w",
-        f"{theirs}.conv_1d.weight",
+        f"{temporal}.conv_1d.weight",
         transform=DEPTHWISE,
     )
-    yield _weight(f"{conv}/bias", (l,), f"{conv}/b", f"{theirs}.conv_1d.bias")
-    rg_lru, theirs = f"{ours}/rg_lru", f"{theirs}.rg_lru"
-    yield _weight(f"{rg_lru}/a_param", (l,), f"{rg_lru}/a_param", f"{theirs}.recurrent_param")
+    yield _weight(f"{conv}/bias", (l,), f"{conv}/b", f"{temporal}.conv_1d.bias")
+    rg_lru, huggingface = f"{block}/rg_lru", f"{temporal}.rg_lru"
+    yield _weight(f"{rg_lru}/a_param", (l,), f"{rg_lru}/a_param", f"{huggingface}.recurrent_param")
     for name, gate in (("input_gate", "input_gate"), ("a_gate", "recurrent_gate")):
         path, shape = f"{rg_lru}/{name}", (h, l // h, l // h)
-        yield _weight(f"{path}/kernel", shape, f"{path}/w", f"{theirs}.{gate}_weight")
+        yield _weight(f"{path}/kernel", shape, f"{path}/w", f"{huggingface}.{gate}_weight")
         yield _weight(
             f"{path}/bias",
             (h, 1, 1, l // h),
             f"{path}/b",
-            f"{theirs}.{gate}_bias",
+            f"{huggingface}.{gate}_bias",
             transform=HEAD_BIAS,
             in_flax=HEAD_BIAS,
         )
@@ -157,16 +158,16 @@ def _attention(config):
     d = config.hidden_dim
     queries = config.num_query_heads * config.key_size
     keys = config.num_key_value_heads * config.key_size
-    ours, theirs = "attention_block", "temporal_block"
+    block, temporal = "attention_block", "temporal_block"
     for name, width, flax, huggingface in (
         ("query", queries, "proj_q", "q_proj"),
         ("key", keys, "proj_k", "k_proj"),
         ("value", keys, "proj_v", "v_proj"),
     ):
-        places = (f"{ours}/{flax}", f"{theirs}.{huggingface}")
-        yield from _dense(f"{ours}/{name}", (d, width), *places, bias=False)
-    places = (f"{ours}/proj_final", f"{theirs}.o_proj")
-    yield from _dense(f"{ours}/attention_output", (queries, d), *places)
+        places = (f"{block}/{flax}", f"{temporal}.{huggingface}")
+        yield from _dense(f"{block}/{name}", (d, width), *places, bias=False)
+    places = (f"{block}/proj_final", f"{temporal}.o_proj")
+    yield from _dense(f"{block}/attention_output", (queries, d), *places)
 
 
 def _mlp(config):
@@ -193,7 +194,7 @@ def _mlp(config):
 
 
 def tensors(config, format):
-    """The tensors that a checkpoint in a format holds.
+    """Lists the tensors of a checkpoint in a format.
 
     Args:
         config: `RGemmaConfig`.
@@ -202,11 +203,11 @@ def tensors(config, format):
     Returns:
         dict of a tensor's name to a pair: its shape, and the list of the `Weight`s in it.
     """
-    found = {}
+    entries = {}
     for weight in weights(config):
         place = weight.place(format)
         shape = place.transform.file_shape(weight.shape)
         if place.part is not None:
             shape = (2, *shape)
-        found.setdefault(place.name, (shape, []))[1].append(weight)
-    return found
+        entries.setdefault(place.name, (shape, []))[1].append(weight)
+    return entries

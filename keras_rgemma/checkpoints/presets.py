@@ -1,4 +1,4 @@
-"""The built-in presets: what there is, where it lies, and how a name becomes a folder."""
+"""Lists the built-in presets, and finds the folder or handle of a name."""
 
 import difflib
 import functools
@@ -12,19 +12,19 @@ from keras_rgemma.keras_internals.presets import preset_config
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # In a wheel the presets lie inside the package, in a checkout beside it.
-EMBEDDED = "embedded"  # where weights come from that lie in the preset itself
+EMBEDDED = "embedded"  # the origin of weights that lie in the preset itself
 _ROOTS = (_PACKAGE / "presets", _PACKAGE.parent / "presets")
 
 
 @functools.cache
 def presets():
-    """The metadata of all presets by name, in the order of their size.
+    """Reads the metadata of all presets by name, in the order of their size.
 
     Returns:
         dict of name to a dict with `description` (str), `parameter_count` (int), `path` (str, the
-        folder of its configs), `weights` (where they come from: "embedded", the handle of a hub
-        repository, or None when none were ever published), `download_bytes` (about how many bytes
-        are fetched, int).
+        folder of the configs), `weights` (their origin: "embedded", the handle of a hub
+        repository, or None when no weights were published), `download_bytes` (the approximate
+        size of a download, int).
     """
     root = next((root for root in _ROOTS if root.is_dir()), None)
     if root is None:
@@ -32,10 +32,10 @@ def presets():
             f"The folder of the presets is missing; looked for {[str(r) for r in _ROOTS]}. "
             "Install keras-rgemma again."
         )
-    found = []
+    entries = []
     for path in root.glob("*/metadata.json"):
         metadata = json.loads(path.read_text(encoding="utf-8"))
-        found.append(
+        entries.append(
             (
                 path.parent.name,
                 {
@@ -47,22 +47,22 @@ def presets():
                 },
             )
         )
-    return dict(sorted(found, key=lambda item: (item[1]["parameter_count"], item[0])))
+    return dict(sorted(entries, key=lambda item: (item[1]["parameter_count"], item[0])))
 
 
 def resolve(preset, part, revision=None):
-    """Where a preset lies: a local folder or file, or a handle that KerasHub fetches.
+    """Finds a preset: returns a local folder or file, or a handle that KerasHub fetches.
 
-    What lies on a hub is fetched first.
+    A preset on a hub is fetched first.
 
     Args:
         preset: str or path.
-        part: what is wanted of it, see `checkpoints.hub.fetch`.
-        revision: str, see there.
+        part: the part of the preset that is needed, see `checkpoints.hub.fetch`.
+        revision: str, see `checkpoints.hub.fetch`.
 
     Raises:
-        ValueError: nothing has this name, there is nothing to load, or a revision of what has
-            none. For handles see `checkpoints.hub.fetch`, too.
+        ValueError: no preset has this name, the preset has no weights, or a revision was passed for
+            a local preset. For handles see `checkpoints.hub.fetch`, too.
     """
     if not isinstance(preset, (str, pathlib.PurePath)):
         raise TypeError(
@@ -91,7 +91,7 @@ def resolve(preset, part, revision=None):
 
 
 def _handle(preset, metadata, part):
-    """The folder, or the handle on a hub, where a built-in preset has what is wanted of it."""
+    """Returns the folder, or the handle on a hub, of a part of a built-in preset."""
     if metadata["weights"] == EMBEDDED or part == CONFIG:
         return metadata["path"]
     if metadata["weights"] is not None:
@@ -108,14 +108,14 @@ def _handle(preset, metadata, part):
 
 
 def has_tokenizer(folder):
-    """Whether a local preset folder holds a tokenizer."""
+    """Checks whether a local preset folder holds a tokenizer."""
     return (pathlib.Path(folder) / "tokenizer.json").exists()
 
 
 def saved_dtype(preset):
-    """The dtype of the weights of a Keras preset, str, which KerasHub does not load it in.
+    """Returns the dtype of the weights of a Keras preset, str, which KerasHub does not keep.
 
-    None for a quantized one, and for one that does not say it.
+    None for a quantized preset, and for a preset without a dtype in its config.
     """
     saved = preset_config(preset)["config"].get("dtype")
     policy = keras.dtype_policies.get(saved) if saved is not None else None
@@ -123,7 +123,7 @@ def saved_dtype(preset):
 
 
 class Presets:
-    """The `presets` attribute of the public classes: a fresh dict at each access."""
+    """Defines the `presets` attribute of the public classes: a fresh dict at each access."""
 
     def __get__(self, instance, owner):
         return {name: dict(metadata) for name, metadata in presets().items()}

@@ -1,4 +1,4 @@
-"""The safetensors files of a Hugging Face folder: one, or several with an index."""
+"""Reads and writes the safetensors files of a Hugging Face folder: one, or more with an index."""
 
 import pathlib
 
@@ -21,8 +21,8 @@ def write(folder, tensors):
 
     Args:
         folder: `pathlib.Path`.
-        tensors: iterable of pairs of a name and a NumPy array; no more of them are held at a time
-            than fit in one file.
+        tensors: iterable of pairs of a name and a NumPy array; only the tensors of one file are in
+            memory at a time.
     """
     files, shard, size, total = [], {}, 0, 0
 
@@ -50,16 +50,13 @@ def write(folder, tensors):
 
 
 class SafetensorsFolder:
-    """The tensors of a folder, read one at a time.
+    """Reads the tensors of a Hugging Face folder: a `TensorSource`.
 
-    Attributes:
-        format: str, which names of the table its tensors have.
-        shapes: dict of a tensor's name to its shape, tuple of ints.
-        dtypes: dict of a tensor's name to its NumPy dtype.
-        copies: dict of a tensor that may be there to the one that it must repeat.
+    Args:
+        folder: str or path.
 
     Raises:
-        ValueError: no weights, a broken or missing file, or an index that does not fit it.
+        ValueError: there are no weights, a file is broken or missing, or the index does not fit.
     """
 
     format = "huggingface"
@@ -70,7 +67,7 @@ class SafetensorsFolder:
         self.shapes, self.dtypes, self._files = {}, {}, {}
         for file in self._listed_files():
             with self._opened(file) as opened:
-                for name in opened.keys():  # noqa: SIM118  (it is no dict)
+                for name in opened.keys():  # noqa: SIM118  (`opened` is no dict)
                     tensor = opened.get_slice(name)
                     self._check_listed(name, file)
                     self.shapes[name] = tuple(tensor.get_shape())
@@ -82,7 +79,7 @@ class SafetensorsFolder:
 
     def _listed_files(self):
         self._weight_map = None
-        if (self.folder / WEIGHTS).exists():  # which transformers prefers, too
+        if (self.folder / WEIGHTS).exists():  # transformers prefers this file, too
             return [WEIGHTS]
         if not (self.folder / INDEX).exists():
             raise ValueError(f"{str(self.folder)!r} holds neither {WEIGHTS} nor {INDEX}.")
@@ -116,21 +113,17 @@ class SafetensorsFolder:
             ) from error
 
     def read(self, name, rows=None):
-        """A tensor, or a slice of its first axis, as a NumPy array of its own memory.
-
-        Only a format with copies has `rows`.
-        """
+        """Reads a tensor, or a slice `rows` of its first axis: see `TensorSource.read`."""
         # Opened for each tensor, because pages of an open file count as memory of the process.
         with self._opened(self._files[name]) as opened:
             return opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows]
 
 
 def _dtype_of(dtype):
-    """NumPy's dtype for the name that safetensors has for it."""
-    found = DTYPES.get(dtype)
-    if found is None:
+    """Returns the NumPy dtype of a dtype's name in safetensors."""
+    if dtype not in DTYPES:
         raise ValueError(
             f"Weights must be floating-point numbers of 16 to 64 bits. Received: {dtype}. "
             "Dequantize the checkpoint first."
         )
-    return np.dtype(found)
+    return np.dtype(DTYPES[dtype])

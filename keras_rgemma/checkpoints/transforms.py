@@ -1,6 +1,6 @@
-"""Layout changes between a weight of ours and the tensor of a file, each with its inverse.
+"""Changes the layout between a weight of the model and a tensor of a file, and back.
 
-They only move axes, so they work on NumPy arrays of any dtype and are exact to the bit.
+Transforms only move axes, so they work on NumPy arrays of any dtype and are exact to the bit.
 """
 
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 
 class Transform(NamedTuple):
-    """A change of layout.
+    """Changes a layout, with an inverse.
 
     Attributes:
-        to_file: function of our array that returns the array of the file.
-        from_file: its inverse.
-        file_shape: function of our shape that returns the shape in the file.
+        to_file: function of the model's array that returns the array of the file.
+        from_file: the inverse function.
+        file_shape: function of the model's shape that returns the shape in the file.
     """
 
     to_file: Callable

@@ -1,14 +1,14 @@
-"""The command `keras-rgemma`: one file a subcommand, each a thin cover of the Python API."""
+"""Runs the command `keras-rgemma`: one file a subcommand, each a thin cover of the Python API."""
 
 import argparse
 import importlib
 import sys
 
-COMMANDS = ("generate", "chat", "convert", "presets")
+COMMANDS = ("generate", "chat", "convert", "presets", "bench")
 
 
 def main(arguments=None):
-    """Runs a subcommand; returns 0, 1 after an error that it tells, or 130 when it is stopped."""
+    """Runs a subcommand; returns 0, 1 after an error that it prints, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="keras-rgemma",
         description="RecurrentGemma for Keras, from the command line.",

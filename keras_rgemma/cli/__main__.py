@@ -1,4 +1,4 @@
-"""`python -m keras_rgemma.cli`, the same as `keras-rgemma`."""
+"""Runs `python -m keras_rgemma.cli`, the same as `keras-rgemma`."""
 
 import sys
 

@@ -16,7 +16,7 @@ from keras_rgemma.cli.model import add_model_arguments, load_model
 
 
 def add_arguments(parser):
-    """The arguments of this command."""
+    """Adds the arguments of this command to a parser."""
     add_model_arguments(parser)
     parser.add_argument("--load", metavar="FILE", help="go on with a conversation that was saved")
 
@@ -38,10 +38,10 @@ def run(args):
 
 
 def _read():
-    """The next line, or None at the end of the input."""
+    """Reads the next line; returns None at the end of the input."""
     is_person = sys.stdin.isatty()
     if is_person:
-        with contextlib.suppress(ImportError):  # there is none on Windows
+        with contextlib.suppress(ImportError):  # Windows has no readline
             importlib.import_module("readline")  # gives `input` a line that can be edited
     try:
         return input("> " if is_person else "")
@@ -53,25 +53,26 @@ def _read():
 
 
 def _answer(lm, chat, message):
+    """Prints the answer to a message as it is made, until it ends or Ctrl-C is pressed."""
     try:
         with _lost_ctrl_c() as check:
             streams = lm.make_generate_function().is_stepwise
-            for piece in chat.stream(message) if streams else [chat.send(message)]:
-                print(piece, end="", flush=True)
+            for text in chat.stream(message) if streams else [chat.send(message)]:
+                print(text, end="", flush=True)
                 check()
     except KeyboardInterrupt:
         print(end=" ...")
-    except ValueError as error:  # of a message that is no text
+    except ValueError as error:  # the message is no text
         print(f"keras-rgemma: {error}", file=sys.stderr)
     print()
 
 
 @contextlib.contextmanager
 def _lost_ctrl_c():
-    """Gives a function that raises KeyboardInterrupt if Ctrl-C was pressed.
+    """Yields a function that raises KeyboardInterrupt if Ctrl-C was pressed.
 
-    Python raises it by itself, but wherever it is: what comes in a callback of the garbage
-    collector, such as JAX has, is printed there and forgotten.
+    Python raises KeyboardInterrupt wherever the program is: in a callback of the garbage collector,
+    such as JAX has, the interrupt is printed and lost.
     """
     pressed = []
 
@@ -91,6 +92,7 @@ def _lost_ctrl_c():
 
 
 def _command(chat, line):
+    """Runs a line that begins with a slash."""
     name, _, file = line.partition(" ")
     if name != "/save" or not file.strip():
         print(f"Unknown command {line!r}. There are: /save FILE, /quit.", file=sys.stderr)

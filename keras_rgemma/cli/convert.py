@@ -3,8 +3,8 @@
     keras-rgemma convert path/to/recurrentgemma-2b my_preset --to keras
     keras-rgemma convert my_preset for_transformers --to transformers --dtype bfloat16
 
-SOURCE is what `RGemmaCausalLM.from_preset` takes. The folder DESTINATION gets its name at the end,
-so it is complete or not there. The whole model is in memory for as long as it takes.
+SOURCE is a preset, folder or handle, as of `RGemmaCausalLM.from_preset`. The folder DESTINATION
+gets its name at the end, so it is complete or not there. The whole model is in memory meanwhile.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from keras_rgemma.files import check_free, new_folder
 
 
 def add_arguments(parser):
-    """The arguments of this command."""
+    """Adds the arguments of this command to a parser."""
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DESTINATION")
     parser.add_argument("--to", choices=("keras", *export.TARGETS), required=True)
@@ -26,7 +26,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--dtype",
         choices=list(export.DTYPES),
-        help="of the weights that are written; that of the source unless given",
+        help="of the weights that are written (the dtype of the source)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the checkpoint that is there"
@@ -34,7 +34,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    """Converts, and says where to."""
+    """Converts the checkpoint, and prints the name of the new folder."""
     check_free(args.destination, args.overwrite)
     if pathlib.Path(args.destination).resolve() in pathlib.Path(args.source).resolve().parents:
         raise ValueError(

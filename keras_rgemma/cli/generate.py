@@ -3,7 +3,7 @@
     keras-rgemma generate "In the beginning"
     keras-rgemma generate - --preset rgemma_2b_en --sampler top_p < story.txt
 
-The new text is written as it is made. Ctrl-C ends it.
+The new text is printed as it is made. Ctrl-C ends it.
 """
 
 import sys
@@ -12,7 +12,7 @@ from keras_rgemma.cli.model import add_model_arguments, load_model
 
 
 def add_arguments(parser):
-    """The arguments of this command."""
+    """Adds the arguments of this command to a parser."""
     parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from standard input")
     add_model_arguments(parser)
     parser.add_argument(
@@ -21,15 +21,15 @@ def add_arguments(parser):
 
 
 def run(args):
-    """Writes the prompt and what follows."""
+    """Prints the prompt and the new text."""
     lm = load_model(args)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     limits = {"max_new_tokens": args.max_new_tokens, "stop": args.stop}
     if lm.make_generate_function().is_stepwise:
-        pieces = lm.stream(prompt, **limits)
+        deltas = lm.stream(prompt, **limits)
     else:
-        pieces = [lm.generate(prompt, strip_prompt=True, **limits)]
+        deltas = [lm.generate(prompt, strip_prompt=True, **limits)]
     print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
+    for delta in deltas:
+        print(delta, end="", flush=True)
     print()

@@ -1,4 +1,4 @@
-"""The model that a command works with."""
+"""Loads the model of a command."""
 
 import keras
 
@@ -6,11 +6,11 @@ from keras_rgemma import RGemmaCausalLM
 
 
 def add_model_arguments(parser):
-    """The arguments that choose a model and how it writes."""
+    """Adds the arguments that choose a model and its sampler to a parser."""
     parser.add_argument(
         "--preset",
         default="rgemma_tiny_en",
-        help="what RGemmaCausalLM.from_preset takes (%(default)s)",
+        help="a name, folder or handle, as of RGemmaCausalLM.from_preset (%(default)s)",
     )
     parser.add_argument("--revision", help="of a preset on a hub")
     parser.add_argument("--dtype", help="of weights and computation, such as bfloat16")
@@ -23,7 +23,7 @@ def add_model_arguments(parser):
 
 
 def load_model(args):
-    """The `RGemmaCausalLM` that the arguments ask for."""
+    """Loads the `RGemmaCausalLM` that the arguments name, with their sampler."""
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
     lm = RGemmaCausalLM.from_preset(args.preset, revision=args.revision, dtype=args.dtype)

@@ -1,4 +1,4 @@
-"""List the presets: their size, what they need, and what is in the cache already.
+"""List the presets: their size, their download, and their files in the cache.
 
 keras-rgemma presets
 """
@@ -13,11 +13,11 @@ huggingface.co, then log in with `hf auth login` or set HF_TOKEN to a token of t
 
 
 def add_arguments(parser):
-    """This command has no arguments."""
+    """Adds nothing to a parser: this command has no arguments."""
 
 
 def run(args):
-    """Prints a table."""
+    """Prints a table of the presets."""
     print(COLUMNS.format("PRESET", "PARAMETERS", "DOWNLOAD", "IN THE CACHE", "WEIGHTS"))
     for name, preset in presets().items():
         download = cached = "-"

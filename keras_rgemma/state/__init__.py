@@ -1,1 +1,1 @@
-"""The memory of a model: records of arrays, the public `RGemmaState`, and its file."""
+"""Holds the memory of a model: records of arrays, the public `RGemmaState`, and its file."""

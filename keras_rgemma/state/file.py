@@ -1,4 +1,4 @@
-"""The file of a state: it says what it is, is checked as a whole, and loads on any backend."""
+"""Writes and reads the file of a state, which has a checksum and loads on any backend."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from keras_rgemma.files import new_file
 from keras_rgemma.state.fingerprint import Fingerprint
 from keras_rgemma.state.records import RECORDS, ModelState
 
-# A file is MAGIC, the SHA-256 of what follows, and a safetensors file with the rest in its header.
+# A file is MAGIC, the SHA-256 of the rest, and a safetensors file whose header has the metadata.
 MAGIC = b"RGSTATE\n"
 VERSION = 1
 _DIGEST_BYTES = 32
@@ -27,8 +27,8 @@ def write(path, last_token_ids, consumed, fingerprint, extra=None):
 
     Args:
         path: str or path.
-        last_token_ids: int32 [B], the token of each text that is not consumed yet.
-        consumed: `ModelState` of the tokens before it.
+        last_token_ids: int32 [B], the last token of each text, which is not consumed yet.
+        consumed: `ModelState` of the tokens before the last one.
         fingerprint: `Fingerprint` of the model.
         extra: dict of JSON types.
     """
@@ -45,17 +45,18 @@ def write(path, last_token_ids, consumed, fingerprint, extra=None):
 
 
 def read(path):
-    """Reads the parts of a state, and the other data in its file.
+    """Reads the parts of a state, and the other data, from a file.
 
     Args:
         path: str or path.
 
     Returns:
-        The arguments of `write` but the path: last token ids, `ModelState`, `Fingerprint`, dict.
+        The arguments of `write` without the path: last token ids, `ModelState`, `Fingerprint`,
+        dict.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, damaged, or of another version of the format.
+        ValueError: the file is of another kind, damaged, or of another version of the format.
     """
     content = pathlib.Path(path).read_bytes()
     start = len(MAGIC) + _DIGEST_BYTES
@@ -82,7 +83,7 @@ def read(path):
 
 
 def _named(last_token_ids, consumed):
-    """The arrays of a state by the names that they have in a file."""
+    """Maps the names of arrays in a file to the arrays of a state."""
     named = {"last_token_ids": last_token_ids, "num_consumed": consumed.num_tokens}
     for i, layer in enumerate(consumed.layers):
         named |= {f"layers.{i}.{field}": array for field, array in layer._asdict().items()}
@@ -90,7 +91,7 @@ def _named(last_token_ids, consumed):
 
 
 def parsed(payload):
-    """The metadata and the arrays in the bytes of a safetensors file."""
+    """Returns the metadata and the arrays in the bytes of a safetensors file."""
     size = int.from_bytes(payload[:8], "little")
     metadata = json.loads(payload[8 : 8 + size])["__metadata__"]
     tensors = {
@@ -101,6 +102,7 @@ def parsed(payload):
 
 
 def _state(metadata, tensors):
+    """Makes the last token ids, the `ModelState` and the `Fingerprint` from the parts of a file."""
     batch_size = len(tensors["last_token_ids"])
     if any(len(array) != batch_size for array in tensors.values()):
         raise ValueError("their numbers of rows differ")
@@ -119,13 +121,13 @@ def _state(metadata, tensors):
 
 
 def numpy_dtype(array):
-    """NumPy's dtype for that of a tensor of any backend."""
+    """Returns the NumPy dtype of a tensor of any backend."""
     name = keras.backend.standardize_dtype(array.dtype)
     return ml_dtypes.bfloat16 if name == "bfloat16" else name
 
 
 def _to_numpy(array):
-    """An array in its own dtype; Keras gives bfloat16 as float32 on some backends."""
+    """Converts a tensor to NumPy in its own dtype; Keras gives bfloat16 as float32 at times."""
     return ops.convert_to_numpy(array).astype(numpy_dtype(array))
 
 

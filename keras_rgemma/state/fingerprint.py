@@ -1,4 +1,4 @@
-"""Which model this is: its architecture, and a hash of a sample of its weights."""
+"""Identifies a model by its architecture and a hash of a sample of its weights."""
 
 import hashlib
 import json
@@ -7,41 +7,41 @@ from typing import NamedTuple
 import ml_dtypes
 from keras import ops
 
-# What changes nothing that a model computes.
+# Fields of the config that change no result of a model outside of training.
 _TRAINING = ("dropout", "gradient_checkpointing")
 _SAMPLES = 4  # at most, along each axis of a weight
 
 
 class Fingerprint(NamedTuple):
-    """Which model a state belongs to.
+    """Identifies the model that a state belongs to.
 
     Attributes:
-        architecture: str, the JSON of the sizes and switches of its config.
-        weights: str, a hash of a sample of its weights.
+        architecture: str, the JSON of the sizes and switches of the config.
+        weights: str, a hash of a sample of the weights.
     """
 
     architecture: str
     weights: str
 
     def difference(self, other):
-        """What another one differs in, str; empty if it is the same."""
-        mine, theirs = json.loads(self.architecture), json.loads(other.architecture)
-        names = [x for x in sorted({*mine, *theirs}) if mine.get(x) != theirs.get(x)]
+        """Describes the differences from another fingerprint; returns an empty str if none."""
+        mine, others = json.loads(self.architecture), json.loads(other.architecture)
+        names = [x for x in sorted({*mine, *others}) if mine.get(x) != others.get(x)]
         if names:
-            return ", ".join(f"`{x}` {mine.get(x)} and {theirs.get(x)}" for x in names)
+            return ", ".join(f"`{x}` {mine.get(x)} and {others.get(x)}" for x in names)
         return "" if self.weights == other.weights else "the same sizes, but other weights"
 
 
 def fingerprint(backbone, counts=lambda name: True):
-    """The `Fingerprint` of a backbone, the same on every backend.
+    """Computes the `Fingerprint` of a backbone, the same on every backend.
 
-    Weights are rounded to bfloat16 before they are hashed: a model in float32 and the same in
-    bfloat16 have one fingerprint. Rounded to float16 first, some come out as others, so that a
-    model in float16 has a fingerprint of its own.
+    Weights are rounded to bfloat16 before they are hashed: a model in float32 and the same model in
+    bfloat16 have one fingerprint. Weights that were rounded to float16 before differ in some bits,
+    so a model in float16 has a fingerprint of its own.
 
     Args:
         backbone: `RGemmaBackbone`.
-        counts: function of the last part of a weight's path that says whether it is hashed.
+        counts: function of the last part of a weight's path; False leaves that weight out.
     """
     config = backbone.config.to_dict()
     sizes = {name: value for name, value in config.items() if name not in _TRAINING}
@@ -54,5 +54,6 @@ def fingerprint(backbone, counts=lambda name: True):
 
 
 def _sample(value):
+    """Takes some evenly spaced elements of a weight, as bfloat16."""
     steps = tuple(slice(None, None, -(-size // _SAMPLES)) for size in value.shape)
     return ops.convert_to_numpy(ops.cast(value[steps], "float32")).astype(ml_dtypes.bfloat16)

@@ -1,8 +1,8 @@
-"""Registers a class as a pytree of JAX."""
+"""Registers classes as pytrees of JAX."""
 
 import jax
 
 
 def register_pytree(cls):
-    """Tells JAX to look into a class with `tree_flatten` and `tree_unflatten`."""
+    """Registers a class that has `tree_flatten` and `tree_unflatten` as a pytree of JAX."""
     jax.tree_util.register_pytree_node_class(cls)

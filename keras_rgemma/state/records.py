@@ -1,4 +1,4 @@
-"""What a model remembers of the tokens it has consumed: records of arrays of fixed shape.
+"""Defines the memory of a model: records of arrays of fixed shape.
 
 All leaves have the batch as their first axis, so that a state can be repeated, sliced, gathered
 (beam search) and concatenated with `keras.tree.map_structure` and no code per record.
@@ -13,12 +13,12 @@ from keras_rgemma.config import RECURRENT
 
 
 class RecurrentState(NamedTuple):
-    """The state of a recurrent block.
+    """Holds the state of a recurrent block.
 
     Attributes:
         recurrence: float32 [B, L], the hidden state h of the RG-LRU after the last token.
         conv: compute dtype [B, conv_width - 1, L], the last inputs of the convolution, oldest
-            first, zeros where the document has not been that long.
+            first, zeros before the beginning of the document.
     """
 
     recurrence: Any
@@ -26,12 +26,12 @@ class RecurrentState(NamedTuple):
 
 
 class AttentionState(NamedTuple):
-    """The state of a local attention block: a ring buffer of W keys and values.
+    """Holds the state of a local attention block: a ring buffer of W keys and values.
 
     Attributes:
         keys: compute dtype [B, W, num_key_value_heads, K], rotated by RoPE. The key of position p
             is in slot p % W.
-        values: compute dtype, the same shape and places.
+        values: compute dtype, in the shape and the slots of the keys.
     """
 
     keys: Any
@@ -39,10 +39,10 @@ class AttentionState(NamedTuple):
 
 
 class ModelState(NamedTuple):
-    """The state of a model, after `num_tokens` tokens of one document a row.
+    """Holds the state of a model after `num_tokens` tokens of one document a row.
 
     Attributes:
-        num_tokens: int32 [B], how many tokens the row has consumed.
+        num_tokens: int32 [B], the number of tokens that each row has consumed.
         layers: tuple of `RecurrentState` and `AttentionState`, one a layer.
     """
 
@@ -54,11 +54,11 @@ RECORDS = {tuple(sorted(cls._fields)): cls for cls in (RecurrentState, Attention
 
 
 def specification(config, dtype):
-    """The `ModelState` of an architecture with a `keras.KerasTensor` in place of each array.
+    """Describes the `ModelState` of an architecture, with a `keras.KerasTensor` for each array.
 
     Args:
         config: `RGemmaConfig`.
-        dtype: the compute dtype of the model, of what is not pinned to float32.
+        dtype: the compute dtype of the model, for all arrays that are not pinned to float32.
     """
 
     def array(*shape, dtype=dtype):
@@ -76,7 +76,7 @@ def specification(config, dtype):
 
 
 def zeros(config, batch_size, dtype):
-    """The `ModelState` of rows that have consumed nothing.
+    """Makes the `ModelState` of rows that have consumed no token.
 
     Args:
         config: `RGemmaConfig`.

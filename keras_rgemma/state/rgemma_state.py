@@ -1,4 +1,4 @@
-"""The state of a conversation or a document: kept, forked, and gone on from."""
+"""Keeps, forks and continues the state of a conversation or a document."""
 
 import dataclasses
 
@@ -13,25 +13,26 @@ from keras_rgemma.state import file
 from keras_rgemma.state.fingerprint import Fingerprint
 from keras_rgemma.state.records import ModelState
 
-MOST_TOKENS = 2**31 - 2**23  # of one text: positions are int32, and one call writes up to 2^22
+MOST_TOKENS = 2**31 - 2**23  # in one text: positions are int32, and one call writes up to 2^22
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RGemmaState:
-    """All that a model remembers of B texts. Its size does not grow with them.
+    """Holds all that a model remembers of B texts. Its size does not grow with the texts.
 
-    It has consumed every token of a text but the last one, which it carries: what comes next is
-    fed behind that token, exactly once, and nothing has to come for a text to go on. A state never
-    changes: each call that goes on from it returns another one, so it can be used again, by
+    A state has consumed every token of a text but the last one, which it carries: new tokens are
+    fed behind that token, exactly once, and a text can go on without any. A state never changes:
+    each call that continues from a state returns another one, so a state can be used again, by
     several requests at a time.
 
-    `RGemmaCausalLM.prefill` and `generate(..., return_state=True)` make them. It is a pytree for
-    `keras.tree` and, on JAX, for `jax.tree`. `state[i]` and `state[i:j]` are states of these rows.
+    `RGemmaCausalLM.prefill` and `generate(..., return_state=True)` return states. A state is a
+    pytree for `keras.tree` and, on JAX, for `jax.tree`. `state[i]` and `state[i:j]` are states of
+    these rows.
 
     Attributes:
-        last_token_ids: int32 [B], the token of each text that is not consumed yet.
-        consumed: `keras_rgemma.state.records.ModelState` of the tokens before it.
-        fingerprint: `keras_rgemma.state.fingerprint.Fingerprint` of the model that it belongs to.
+        last_token_ids: int32 [B], the last token of each text, which is not consumed yet.
+        consumed: `keras_rgemma.state.records.ModelState` of the tokens before the last one.
+        fingerprint: `keras_rgemma.state.fingerprint.Fingerprint` of the state's model.
 
     Example:
     ```python
@@ -48,7 +49,7 @@ class RGemmaState:
 
     @property
     def batch_size(self):
-        """B, int."""
+        """Returns B, int."""
         return int(self.last_token_ids.shape[0])
 
     def __len__(self):
@@ -56,12 +57,12 @@ class RGemmaState:
 
     @property
     def num_tokens(self):
-        """How many tokens each text has, the carried one included; a NumPy int array [B]."""
+        """Returns the number of tokens of each text, the carried one included; NumPy ints [B]."""
         return ops.convert_to_numpy(self.consumed.num_tokens).astype("int64") + 1
 
     @property
     def nbytes(self):
-        """The bytes of its arrays, int."""
+        """Returns the number of bytes of the arrays, int."""
         return sum(_nbytes(array) for array in keras.tree.flatten(self.tree_flatten()[0]))
 
     def __repr__(self):
@@ -71,13 +72,13 @@ class RGemmaState:
         )
 
     def __getitem__(self, rows):
-        """The state of some rows.
+        """Returns the state of some rows.
 
         Args:
             rows: int, slice, or sequence of ints or booleans.
 
         Raises:
-            IndexError: there is no such row.
+            IndexError: a row does not exist.
         """
         index = np.arange(self.batch_size)[rows]  # NumPy knows every kind of index, and its errors
         if index.ndim > 1:
@@ -87,13 +88,13 @@ class RGemmaState:
         )
 
     def repeat(self, repeats):
-        """A state in which each row stands `repeats` times, one after the other.
+        """Repeats each row `repeats` times, one after the other.
 
         Args:
             repeats: int, at least 1.
 
         Raises:
-            ValueError: another number.
+            ValueError: `repeats` is another number.
         """
         if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
             raise ValueError(f"`repeats` must be a positive integer. Received: {repeats!r}.")
@@ -101,14 +102,14 @@ class RGemmaState:
 
     @classmethod
     def concatenate(cls, several):
-        """One state with the rows of several states of the same model.
+        """Joins the rows of several states of the same model in one state.
 
         Args:
             several: sequence of `RGemmaState`.
 
         Raises:
-            ValueError: none, or states of models that differ.
-            TypeError: something else than states.
+            ValueError: the sequence is empty, or the states belong to different models.
+            TypeError: an element is no state.
         """
         several = list(several)
         if not several:
@@ -123,12 +124,12 @@ class RGemmaState:
     # === A pytree, as Keras and JAX take classes for one ===
 
     def tree_flatten(self):
-        """Its arrays, and what they belong to."""
+        """Returns the arrays, and the fingerprint of their model."""
         return (self.last_token_ids, self.consumed), self.fingerprint
 
     @classmethod
     def tree_unflatten(cls, fingerprint, children):
-        """The inverse of `tree_flatten`."""
+        """Makes a state from the results of `tree_flatten`."""
         return cls(*children, fingerprint)
 
     # === Files ===
@@ -136,28 +137,28 @@ class RGemmaState:
     def save(self, path):
         """Writes a file that `load` reads on any backend.
 
-        It is complete or not there. The arrays have the dtypes that they have in memory.
+        The file is complete or not there. Its arrays have the dtypes that they have in memory.
 
         Args:
             path: str or path, by convention with the suffix `.rgstate`.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         write_state(path, self)
 
     @classmethod
     def load(cls, path):
-        """Reads a file that `save` wrote, on whatever backend.
+        """Reads a file that `save` wrote on any backend.
 
-        Whether the state fits a model is checked when that model is given it.
+        A model checks whether a state fits when it is called with that state.
 
         Args:
             path: str or path.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no such file, damaged, or of another version of the format.
+            ValueError: the file is of another kind, damaged, or of another version of the format.
         """
         return read_state(path)[0]
 
@@ -187,7 +188,7 @@ def write_state(path, state, extra=None):
 
 
 def read_state(path):
-    """Reads a state and the other data of its file.
+    """Reads a state and the other data from a file.
 
     Args:
         path: str or path.
@@ -197,25 +198,25 @@ def read_state(path):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, damaged, or of another version of the format.
+        ValueError: the file is of another kind, damaged, or of another version of the format.
     """
     *parts, extra = file.read(path)
     return RGemmaState(*parts), extra
 
 
-# === What a model does with a state that it is given ===
+# === Continuing from a state ===
 
 
 def consumed_by(task, state):
-    """The `ModelState` of a state, in the dtypes of a model.
+    """Returns the `ModelState` of a state, in the dtypes of a model.
 
     Args:
         task: a `keras.Model` with `fingerprint()` and `state_specification()`.
         state: `RGemmaState`.
 
     Raises:
-        TypeError: it is no state.
-        ValueError: it does not fit the model.
+        TypeError: `state` is no state.
+        ValueError: the state does not fit the model.
     """
     check_is_state(state)
     if reason := state.fingerprint.difference(task.fingerprint()):
@@ -233,13 +234,13 @@ def consumed_by(task, state):
 
 
 def check_is_state(state):
-    """Raises TypeError for anything but a state."""
+    """Raises TypeError if an argument is no state."""
     if not isinstance(state, RGemmaState):
         raise TypeError(f"`state` must be an RGemmaState. Received: {state!r}.")
 
 
 def check_rows(state, count):
-    """Raises ValueError if a state is not one of `count` rows, TypeError if it is none."""
+    """Raises ValueError if a state has not `count` rows, TypeError if it is no state."""
     check_is_state(state)
     if state.batch_size != count:
         raise ValueError(
@@ -249,14 +250,14 @@ def check_rows(state, count):
 
 
 def prepend_carried_token(state, rows):
-    """Rows of tokens, each with the token before it that the state carries.
+    """Prepends the token that a state carries to each row of tokens.
 
     Args:
         state: `RGemmaState` of B rows.
         rows: list of B int arrays.
 
     Raises:
-        ValueError: a row would have more tokens than can be counted.
+        ValueError: a text would have more tokens than an int32 position can count.
     """
     check_lengths(state.num_tokens + [len(row) for row in rows])
     last = ops.convert_to_numpy(state.last_token_ids)[:, None]
@@ -265,7 +266,7 @@ def prepend_carried_token(state, rows):
 
 
 def prepend_carried_column(state, token_ids, padding_mask):
-    """Arrays of rows, each with the token before it that the state carries in front.
+    """Prepends the tokens that a state carries, as a column, to arrays of rows.
 
     Args:
         state: `RGemmaState` of B rows.
@@ -289,18 +290,18 @@ def prepend_carried_column(state, token_ids, padding_mask):
 
 
 def check_lengths(lengths):
-    """Raises ValueError if texts would have more tokens than can be counted."""
+    """Raises ValueError if a text would have more tokens than an int32 position can count."""
     if max(lengths) > MOST_TOKENS:
         raise ValueError(f"A text has at most {MOST_TOKENS:,} tokens. This has {max(lengths):,}.")
 
 
 def state_of(fingerprint, last_tokens, consumed):
-    """The `RGemmaState` of rows.
+    """Makes the `RGemmaState` of rows.
 
     Args:
-        fingerprint: of the model as it was when it read them.
-        last_tokens: list of B ints, each row's last token.
-        consumed: `ModelState` of the tokens before it.
+        fingerprint: `Fingerprint` of the model at the time when it read the rows.
+        last_tokens: list of B ints, the last token of each row.
+        consumed: `ModelState` of the tokens before the last one.
     """
     last = ops.convert_to_tensor(np.array(last_tokens, "int32"))
     return RGemmaState(last, consumed, fingerprint)

@@ -1,1 +1,1 @@
-"""Text into rows of tokens: examples, conversations, packing, and literal spaces."""
+"""Turns text into rows of tokens: examples, conversations, packing, and literal spaces."""

@@ -1,4 +1,4 @@
-"""Conversations: a history that is well formed, and its tokens as an example to learn from."""
+"""Checks the history of a conversation, and tokenizes it as an example to learn from."""
 
 from keras_rgemma.text.documents import Document
 
@@ -6,10 +6,13 @@ ROLES = ("user", "model")
 
 
 def check_history(history):
-    """A copy of a history.
+    """Copies a history, if it is well formed.
+
+    Args:
+        history: list of dicts with "role" and "content".
 
     Raises:
-        ValueError: it is malformed.
+        ValueError: the history is malformed.
     """
     messages = []
     for place, message in enumerate(history):
@@ -28,15 +31,15 @@ def check_history(history):
 
 
 def conversation(tokenizer, turns):
-    """The tokens of a conversation as `Chat` has them; the loss falls on the model's answers."""
+    """Tokenizes a conversation as `Chat` does; the loss falls on the model's answers."""
     _, end_of_turn = tokenizer.control_token_ids()
-    ids, counts = [tokenizer.start_token_id], [False]
+    ids, loss_mask = [tokenizer.start_token_id], [False]
     for place, turn in enumerate(check_history(turns)):
         is_answer = turn["role"] == "model"
-        # An answer is tokenized for itself, as it will be written.
+        # An answer is tokenized alone, as the model will write it.
         heading = "" if is_answer else turn["content"]
         answer = tokenizer.literal_token_ids(turn["content"].strip()) if is_answer else []
-        said = tokenizer.turn_token_ids(turn["role"], heading, is_first=place == 0)
-        ids += [*said, *answer, end_of_turn]
-        counts += [False] * len(said) + [is_answer] * (len(answer) + 1)
-    return Document(ids, counts, is_text=False)
+        start = tokenizer.turn_token_ids(turn["role"], heading, is_first=place == 0)
+        ids += [*start, *answer, end_of_turn]
+        loss_mask += [False] * len(start) + [is_answer] * (len(answer) + 1)
+    return Document(ids, loss_mask, is_text=False)

@@ -1,4 +1,4 @@
-"""Datasets of `tf.data` and grain: what they hold, and their examples as arrays."""
+"""Recognises datasets of `tf.data` and grain, and turns their examples into arrays."""
 
 import itertools
 import sys
@@ -9,12 +9,12 @@ from keras_rgemma.text.examples import rows, singles
 
 
 def is_dataset(data):
-    """Whether data are a `tf.data` or a grain dataset."""
+    """Checks whether data are a `tf.data` or a grain dataset."""
     return hasattr(data, "element_spec") or type(data).__module__.startswith("grain.")
 
 
 def is_of_arrays(data):
-    """Whether data are a dataset that was preprocessed already."""
+    """Checks whether data are a dataset of arrays from a preprocessor."""
     if not is_dataset(data):
         return False
     element = data.element_spec if hasattr(data, "element_spec") else next(iter(data), None)
@@ -23,7 +23,7 @@ def is_of_arrays(data):
 
 
 def is_sliced(examples):
-    """Whether examples are texts, or prompts and responses, that Keras can take in batches."""
+    """Checks whether examples are texts, or prompts and responses, that Keras can batch itself."""
     if isinstance(examples, (str, dict)) or hasattr(examples, "element_spec"):
         return True
     if is_dataset(examples):  # of grain
@@ -35,14 +35,14 @@ def is_sliced(examples):
 
 
 def arrays_of(preprocessor, data):
-    """Examples in whatever form `fit` takes them, as arrays.
+    """Turns examples, in any form that `fit` takes, into arrays.
 
     Args:
         preprocessor: `RGemmaCausalLMPreprocessor`.
-        data: examples as of `rows`; or a `tf.data` or grain dataset of batches of them.
+        data: examples as of `rows`; or a `tf.data` or grain dataset of batches of examples.
 
     Returns:
-        A pair of `(x, y, sample_weight)`, and the size of the batches of a dataset or None.
+        A pair of `(x, y, sample_weight)`, and the batch size of a dataset or None.
     """
     size = None
     if is_dataset(data):

@@ -1,4 +1,4 @@
-"""Examples to learn from: texts, prompts with responses, and conversations, as rows of tokens."""
+"""Turns examples (texts, prompts with responses, conversations) into rows of tokens."""
 
 import itertools
 import warnings
@@ -15,7 +15,7 @@ _AT_A_TIME = 256  # examples that are tokenized together
 
 
 def rows(preprocessor, examples, sequence_length=None):
-    """Training data of examples.
+    """Makes training data of examples.
 
     Args:
         preprocessor: `RGemmaCausalLMPreprocessor`.
@@ -23,26 +23,26 @@ def rows(preprocessor, examples, sequence_length=None):
         sequence_length: int, T; None for the preprocessor's.
 
     Returns:
-        `(x, y, sample_weight)` as of the preprocessor, with a row for each example, or with
-        `packing` as few rows as they fit into.
+        `(x, y, sample_weight)` as of the preprocessor, with a row for each example or, with
+        `packing`, as few rows as the examples fit into.
 
     Raises:
-        TypeError: what is no example.
-        ValueError: a malformed one, or no examples.
+        TypeError: an element is no example.
+        ValueError: an example is malformed, or there is none.
     """
     length = sequence_length or preprocessor.sequence_length
-    found = list(documents(preprocessor, examples, length))
-    if not found:
+    tokenized = list(documents(preprocessor, examples, length))
+    if not tokenized:
         raise ValueError("There is no example to learn from. Pass some text.")
-    packed = pack(found, length) if preprocessor.packing else ([document] for document in found)
+    packed = pack(tokenized, length) if preprocessor.packing else ([x] for x in tokenized)
     numbered = [dict(enumerate(row, start=1)) for row in packed]
     return arrays(numbered, length, preprocessor.tokenizer.pad_token_id)
 
 
 def documents(preprocessor, examples, length):
-    """The `Document` of each example, cut to what a row holds; warns of those that were cut.
+    """Makes a `Document` of each example, cut to the length of a row; warns of examples cut.
 
-    A text is cut into several when they are packed.
+    With packing, a text is cut into several documents and loses nothing.
     """
     total = cut = lost = 0
     for batch in _batches(singles(examples), _AT_A_TIME):
@@ -55,7 +55,7 @@ def documents(preprocessor, examples, length):
             else:
                 document = _cut(preprocessor, document, length)
                 cut += 1
-                lost += not any(document.counts[1:])
+                lost += not any(document.loss_mask[1:])
                 yield document
     if cut:
         warnings.warn(
@@ -67,19 +67,19 @@ def documents(preprocessor, examples, length):
 
 
 def _cut(preprocessor, document, length):
-    """What a row holds of a document; a text ends with the end token all the same."""
-    ids, counts = document.ids[: length + 1], document.counts[: length + 1]
+    """Cuts a document to the length of a row; a text keeps its end token."""
+    ids, loss_mask = document.ids[: length + 1], document.loss_mask[: length + 1]
     if document.is_text and preprocessor.add_end_token:
         ids = [*ids[:-1], preprocessor.tokenizer.end_token_id]
-    return Document(ids, counts, document.is_text)
+    return Document(ids, loss_mask, document.is_text)
 
 
 def singles(examples):
-    """An iterator of single examples: str, pairs of prompt and response, or lists of turns.
+    """Iterates over single examples: str, pairs of prompt and response, or lists of turns.
 
     Raises:
-        TypeError: what is no example.
-        ValueError: prompts and responses of different numbers.
+        TypeError: an element is no example.
+        ValueError: there are more prompts than responses, or fewer.
     """
     if isinstance(examples, (str, bytes)):
         examples = [examples]
@@ -109,7 +109,7 @@ def singles(examples):
 
 
 def _column(texts):
-    """A text, or several in a list, an array or a tensor, as a list."""
+    """Returns a text, or several in a list, an array or a tensor, as a list."""
     if isinstance(texts, (str, bytes)):
         return [texts]
     return np.asarray(texts).tolist() if hasattr(texts, "__array__") else list(texts)
@@ -138,7 +138,7 @@ def _batches(iterator, size):
 
 
 def _tokenized(preprocessor, examples):
-    """Documents; what is tokenized in the same way is tokenized together."""
+    """Makes documents of examples; tokenizes texts, prompts and responses in one call."""
     texts = []
     for example in examples:
         texts += [example] if isinstance(example, str) else example if _is_pair(example) else []
@@ -152,8 +152,8 @@ def _tokenized(preprocessor, examples):
             yield Document(row, [True] * len(row), is_text=True)
         elif _is_pair(example):
             prompt, response = [*start, *next(ids)], [*next(ids), *end]
-            counts = [False] * len(prompt) + [True] * len(response)
-            yield Document(prompt + response, counts, is_text=False)
+            loss_mask = [False] * len(prompt) + [True] * len(response)
+            yield Document(prompt + response, loss_mask, is_text=False)
         else:
             yield conversation(tokenizer, example)
 
@@ -163,7 +163,7 @@ def _is_pair(example):
 
 
 def check_no_labels(*labels):
-    """Raises ValueError if labels or weights, which are not None then, come beside examples."""
+    """Raises ValueError if labels or weights (not None) were passed beside examples."""
     if any(label is not None for label in labels):
         raise ValueError(
             "Labels and weights come from the examples. Pass `x` alone; a prompt with its response "

@@ -1,6 +1,6 @@
-"""SentencePiece that gives back a literal U+2581.
+"""Lets SentencePiece keep a literal U+2581.
 
-SentencePiece writes a space as U+2581, so it reads a U+2581 in the text as a space. Where the
+SentencePiece writes a space as U+2581, so it reads a U+2581 in a text as a space. Where the
 vocabulary has byte pieces the character is spelled with its three bytes instead, and every text
 comes back as it went in.
 """
@@ -10,9 +10,9 @@ SPACE_BYTES = ("<0xE2>", "<0x96>", "<0x81>")
 
 
 def space_ids(processor):
-    """The ids of the bytes of U+2581, or None if it cannot be spelled with them.
+    """Returns the ids of the bytes of U+2581, or None if bytes cannot spell this character.
 
-    It cannot where the vocabulary has no byte pieces, or where each part of a split text would
+    They cannot where the vocabulary has no byte pieces, or where each part of a split text would
     get a space of its own (SentencePiece's dummy prefix).
     """
     ids = [processor.PieceToId(piece) for piece in SPACE_BYTES]
@@ -21,14 +21,14 @@ def space_ids(processor):
 
 
 def with_literal_spaces(processor, as_text=False):
-    """A `SentencePieceProcessor` that encodes U+2581 as its bytes.
+    """Wraps a `SentencePieceProcessor` so that it encodes U+2581 as its bytes.
 
     Args:
         processor: `sentencepiece.SentencePieceProcessor`.
-        as_text: bool, whether it returns pieces instead of ids.
+        as_text: bool, whether the processor returns pieces instead of ids.
 
     Returns:
-        What is used in its place, or the processor itself if it cannot (`space_ids`).
+        The wrapper, or the processor itself where bytes cannot spell U+2581 (`space_ids`).
     """
     ids = space_ids(processor)
     if ids is None:
@@ -37,11 +37,11 @@ def with_literal_spaces(processor, as_text=False):
 
 
 class Wrapper:
-    """What stands for another object: attributes that it has not are the other's own.
+    """Stands for another object: attributes that the wrapper lacks are those of the object.
 
     Args:
         wrapped: the other object.
-        space_tokens: list, what U+2581 is spelled with.
+        space_tokens: list of the tokens that spell U+2581.
     """
 
     def __init__(self, wrapped, space_tokens):
@@ -55,10 +55,10 @@ class Wrapper:
 
 
 class _Encoder(Wrapper):
-    """A processor whose `Encode` splits texts at U+2581."""
+    """Wraps a processor with an `Encode` that splits texts at U+2581."""
 
     def Encode(self, texts, add_bos=False, add_eos=False):
-        """Tokens of each of a list of texts."""
+        """Returns the tokens of each of a list of texts."""
         if not any(SPACE in text for text in texts):
             return self.wrapped.Encode(texts, add_bos=add_bos, add_eos=add_eos)
         return [self._encode(text, add_bos, add_eos) for text in texts]

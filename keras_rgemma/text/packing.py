@@ -1,18 +1,18 @@
-"""Packing: several documents in a row, so that few positions are pads."""
+"""Packs several documents into a row, so that few positions are pads."""
 
-_OPEN_ROWS = 64  # that wait for documents to fill them
+_OPEN_ROWS = 64  # rows that wait for more documents
 
 
 def pack(documents, length):
-    """Puts documents into rows, each where it leaves the least room.
+    """Puts each document into the fullest row that has room for it.
 
     Args:
-        documents: iterable of objects with `ids`, of which all but the last take up a position;
-            none takes up more than `length`.
+        documents: iterable of `Document`, with at most `length` + 1 tokens each: the last token
+            takes up no position.
         length: int, positions of a row.
 
     Yields:
-        Lists of documents, one a row; a row is given when it is full, or the fullest of many.
+        Lists of documents, one list a row: a row that is full, or the fullest when many wait.
     """
     rows = []  # pairs of free positions and documents
     for document in documents:

@@ -1,4 +1,4 @@
-"""Text inside TensorFlow graphs, such as `tf.data` pipelines."""
+"""Tokenizes text inside TensorFlow graphs, such as `tf.data` pipelines."""
 
 import keras
 import tensorflow as tf
@@ -7,49 +7,49 @@ from keras_rgemma.text.literal_space import SPACE, Wrapper
 
 
 def with_literal_spaces(tokenizer, space_ids):
-    """A `tensorflow_text.SentencepieceTokenizer` that encodes U+2581 as its bytes.
+    """Wraps a `tensorflow_text.SentencepieceTokenizer` so that it encodes U+2581 as its bytes.
 
     Args:
         tokenizer: the tokenizer.
-        space_ids: list of the ids of those bytes, or None for a vocabulary without them.
+        space_ids: list of the ids of those bytes, or None for a vocabulary without bytes.
     """
     return tokenizer if space_ids is None else _Tokenizer(tokenizer, space_ids)
 
 
 class _Tokenizer(Wrapper):
-    """A tokenizer whose `tokenize` splits texts at U+2581."""
+    """Wraps a tokenizer with a `tokenize` that splits texts at U+2581."""
 
     def tokenize(self, texts):
-        """Token ids, ragged [B, T], of strings [B]."""
+        """Returns the token ids, ragged [B, T], of strings [B]."""
         parts = tf.strings.split(texts, SPACE)
         tokens = self.wrapped.tokenize(parts)
         flat = tokens.values
         spaces = tf.tile([self.space_tokens], [flat.nrows(), 1])
         tokens = tokens.with_values(tf.concat([tf.cast(spaces, flat.dtype), flat], axis=1))
-        # Every part came with a space before it; a text has one less than it has parts.
+        # Every part came with a space before it; a text has one space less than parts.
         return tokens.merge_dims(1, 2)[:, len(self.space_tokens) :]
 
 
 def python_rows(function, inputs, length):
-    """The arrays of a Python function of strings, as tensors.
+    """Calls a Python function of strings inside a graph, and returns its arrays as tensors.
 
     Args:
-        function: of `inputs` with NumPy arrays of bytes in place of the tensors; it returns
+        function: function of `inputs` with NumPy arrays of bytes in place of the tensors. Returns
             `(x, y, sample_weight)` of int32 arrays [N, length], x a dict of `token_ids` and
             `padding_mask`.
         inputs: structure of string tensors.
         length: int.
 
     Returns:
-        The same of int32 tensors [None, length].
+        `(x, y, sample_weight)` of int32 tensors [None, length].
     """
 
     def run(*arrays):
         x, y, sample_weight = function(keras.tree.pack_sequence_as(inputs, arrays))
         return x["token_ids"], x["padding_mask"], y, sample_weight
 
-    found = tf.numpy_function(run, keras.tree.flatten(inputs), [tf.int32] * 4)
-    for tensor in found:
+    tensors = tf.numpy_function(run, keras.tree.flatten(inputs), [tf.int32] * 4)
+    for tensor in tensors:
         tensor.set_shape((None, length))
-    token_ids, padding_mask, y, sample_weight = found
+    token_ids, padding_mask, y, sample_weight = tensors
     return {"token_ids": token_ids, "padding_mask": padding_mask}, y, sample_weight

@@ -1,1 +1,1 @@
-"""Training beyond `fit`: the optimizer for these models, and learning from long documents."""
+"""Extends training: the optimizer for these models, and learning from long documents."""

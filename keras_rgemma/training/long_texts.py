@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: documents of any length, learned piece by piece."""
+"""Learns documents of any length piece by piece: truncated backpropagation through time."""
 
 import itertools
 import sys
@@ -16,11 +16,11 @@ from keras_rgemma.text.examples import documents
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class LongTexts(RGemmaCausalLM):
-    """A model that goes on, in each batch, from the state in which the batch before left its rows.
+    """Trains a model whose rows continue, in each batch, from their state after the last batch.
 
-    So a document of any length is learned from in pieces, as `pieces` cuts it: every token is
-    predicted from all that was before it, and gradients reach back to the beginning of the piece.
-    It shares the weights of the model that it is made of; that one has learned what this has.
+    So the model learns a document of any length in pieces, as `pieces` cuts it: every token is
+    predicted from all tokens before it, and gradients reach back to the beginning of the piece.
+    The weights are shared with the model `lm`, which learns with it.
 
     Args:
         lm: `RGemmaCausalLM`.
@@ -28,8 +28,8 @@ class LongTexts(RGemmaCausalLM):
 
     Call arguments:
         inputs: dict of `token_ids` and `padding_mask` [B, T], tokens first, then pads. The mask
-            numbers documents: a row whose number is that of the batch before goes on with the
-            document, and one with another begins a new one.
+            numbers documents: a row with the same number as in the last batch continues its
+            document, and a row with another number begins a new one.
 
     Example:
     ```python
@@ -41,7 +41,7 @@ class LongTexts(RGemmaCausalLM):
     ```
     """
 
-    # KerasHub takes every class with one for a task that presets can be loaded into.
+    # KerasHub takes every class with a `backbone_cls` for a task that can be loaded from presets.
     backbone_cls = None
 
     def __init__(self, lm, batch_size, **kwargs):
@@ -72,26 +72,26 @@ class LongTexts(RGemmaCausalLM):
         return cls(RGemmaCausalLM.from_config(parts), **config)
 
     def reset(self):
-        """Forgets the rows of the batch before."""
+        """Forgets the rows of the last batch."""
         for variable in self._carried:
             variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def pieces(self, texts, length):
-        """Documents as consecutive pieces, several documents beside each other.
+        """Cuts documents into consecutive pieces, several documents beside each other.
 
         Args:
-            texts: what `RGemmaCausalLMPreprocessor` takes as examples.
+            texts: examples as of `RGemmaCausalLMPreprocessor`.
             length: int, T, tokens of a piece.
 
         Returns:
             `(x, y, sample_weight)` of arrays [N * B, T]: rows B k to B (k + 1) are a batch, whose
-            rows go on with those of the batch before.
+            rows continue the rows of the batch before.
         """
         preprocessor = self._tokens_of
         length = check_count("length", length)
         columns = [[] for _ in range(self.batch_size)]
-        found = documents(preprocessor, texts, length=sys.maxsize - 1)  # none is cut
-        for number, document in enumerate(found, start=1):
+        whole = documents(preprocessor, texts, length=sys.maxsize - 1)  # none is cut
+        for number, document in enumerate(whole, start=1):
             shortest = min(columns, key=len)
             shortest += [{number: piece} for piece in pieces(document, length)]
         batches = itertools.zip_longest(*columns, fillvalue={})
@@ -99,15 +99,15 @@ class LongTexts(RGemmaCausalLM):
         return arrays(rows, length, preprocessor.tokenizer.pad_token_id)
 
     def fit(self, x, y, sample_weight=None, validation_data=None, callbacks=None, **kwargs):
-        """Learns from pieces in their order; every epoch begins anew.
+        """Trains on pieces in their order; every epoch begins without a state.
 
         Args:
-            x, y, sample_weight: as of `pieces`.
+            x, y, sample_weight: as `pieces` returns them.
             validation_data: tuple of such arrays.
-            callbacks, **kwargs: of `keras.Model.fit`, but `batch_size` and `validation_split`.
+            callbacks, **kwargs: of `keras.Model.fit`, without `batch_size` and `validation_split`.
 
         Raises:
-            ValueError: rows that are no whole batches, or such an argument.
+            ValueError: the rows are no whole batches, or one of these two arguments was passed.
         """
         for rows in (y, *(validation_data or ())[1:2]):
             self._check(rows, kwargs)
@@ -124,7 +124,7 @@ class LongTexts(RGemmaCausalLM):
         )
 
     def evaluate(self, x, y=None, sample_weight=None, **kwargs):
-        """The loss and metrics on pieces in their order, from the beginning."""
+        """Computes the loss and metrics on pieces in their order, from the beginning."""
         if not nested_evaluation(kwargs):
             self._check(y, kwargs)
         before = [ops.copy(variable.value) for variable in self._carried]
@@ -155,12 +155,12 @@ class LongTexts(RGemmaCausalLM):
         number = ops.max(mask, axis=1)
         goes_on = ops.logical_or(number == last_number, number == 0)
 
-        def kept(array):
+        def continued(array):
             shape = (-1,) + (1,) * (len(array.shape) - 1)
             return ops.where(ops.reshape(goes_on, shape), array, ops.zeros_like(array))
 
         like = self.backbone.initial_state(self.batch_size)
-        state = keras.tree.pack_sequence_as(like, [kept(array) for array in arrays])
+        state = keras.tree.pack_sequence_as(like, [continued(array) for array in arrays])
         hidden, state = self.backbone.step(token_ids, mask, state)
         number = ops.where(number > 0, number, last_number)
         carried = [*keras.tree.flatten(state), number]

@@ -1,26 +1,26 @@
-"""The optimizer that these models are trained with."""
+"""Defines the optimizer for these models."""
 
 import keras
 
-# By the last part of their names, which on TensorFlow are paths and end in ":0".
+# The last part of the names of weights; on TensorFlow names are paths that end in ":0".
 UNDECAYED = ("a_param", "bias", "scale", "embeddings")
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class AdamW(keras.optimizers.AdamW):
-    """AdamW that decays matrices alone, and clips the norm of all gradients together.
+    """Optimizes with AdamW that decays matrices alone and clips the norm of all gradients together.
 
-    Decay pulls a weight to zero. Of the decay rates `a_param`, the biases, the scales of the norms
-    (which are kept as their distance from one) and the embeddings, none is better there.
+    Decay pulls a weight to zero. The decay rates `a_param`, the biases, the scales of the norms
+    (stored as distances from one) and the embeddings are no better near zero.
 
-    Weights of the dtype bfloat16 lose what a small step adds. To train all of them, make the model
+    Weights of the dtype bfloat16 lose small steps to rounding. To train all weights, make the model
     with `dtype="mixed_bfloat16"`; the A and B of LoRA are float32 in any case.
 
     Args:
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         weight_decay: float.
-        global_clipnorm: float or None, what the norm of the gradients is clipped to. "auto" for
-            1, or for None where `clipnorm` or `clipvalue` is given.
+        global_clipnorm: float or None, the largest norm of all gradients together. "auto" for 1,
+            or for None where `clipnorm` or `clipvalue` is given.
         **kwargs: of `keras.optimizers.AdamW`, such as `gradient_accumulation_steps`.
 
     Example:

@@ -37,25 +37,18 @@ def test_the_command_measures_this_backend():
 
 @backend_independent
 @pytest.mark.slow
-def test_a_measurement_that_fails_is_named_and_fails_the_command():
+@pytest.mark.parametrize("command", [["keras_rgemma.benchmarks"], ["keras_rgemma.cli", "bench"]])
+def test_a_measurement_that_fails_is_named_and_fails_the_command(command):
+    options = ["--size", "3b", "--backends", keras.config.backend(), "--measures", "prefill"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "keras_rgemma.benchmarks",
-            "--size",
-            "3b",
-            "--backends",
-            keras.config.backend(),
-            "--measures",
-            "prefill",
-        ],
+        [sys.executable, "-m", *command, *options],
         env={**os.environ, "XLA_FLAGS": ""},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
     assert "3b" in done.stdout
+    assert f"failed: prefill on {keras.config.backend()}" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,22 @@
+"""Measure speed and memory of this machine on each backend.
+
+    keras-rgemma bench
+    keras-rgemma bench --backends jax torch --dtype bfloat16
+
+Prints tokens a second and peak memory of prefill, decode, streams and training with random weights,
+each measured in a process of its own. The last line is the same as JSON. The ceilings of the host
+are measured in the same run: prefill is at best `matmul / (2 * parameters)`, embeddings aside,
+decode of one row `read / bytes of weights`, a training step `matmul / (6 * parameters)`.
+"""
+
+from keras_rgemma.benchmarks import suite
+
+
+def add_arguments(parser):
+    """Adds the arguments of this command to a parser."""
+    suite.add_arguments(parser)
+
+
+def run(args):
+    """Measures and prints a table."""
+    suite.run(args)
