@@ -21,7 +21,6 @@ from keras_rgemma.keras_internals import (
     preprocessors,
     presets,
     pytree,
-    samplers,
     saving,
     tokenizers,
     training,
@@ -393,40 +392,6 @@ def test_prompts_are_made_by_the_mixin_in_python_and_in_graphs():
     (found,) = data.map(lambda x: preprocessor.generate_preprocess(x, sequence_length=5))
     assert (found["token_ids"].to_list(), int(found["length"])) == ([[7]], 5)
     assert preprocessor.in_graph == (False, True)
-
-
-# === Generation ===
-
-
-@pytest.mark.parametrize("name, rows", [("greedy", 2), ("top_k", 2), ("beam", 10)])
-def test_the_variables_of_a_loop_are_recorded(name, rows):
-    sampler = keras_hub.samplers.get({"class_name": name, "config": CONFIGS.get(name, {})})
-    copied, loops = samplers.recorded(sampler)
-
-    def following(prompt, cache, index):
-        """Each token is one more than that before it; the cache counts the steps."""
-        token = keras.ops.take(prompt, index - 1, axis=1)
-        logits = 50 * keras.ops.one_hot(token + 1, 16)
-        return logits, logits, (cache[0] + 1,)
-
-    prompt = np.array([[1, 2, 0, 0], [5, 6, 0, 0]], "int32")
-    written = copied(
-        next=following,
-        prompt=keras.ops.convert_to_tensor(prompt),
-        cache=(keras.ops.zeros((2,)),),
-        index=2,
-        mask=keras.ops.convert_to_tensor(prompt > 0),
-    )
-    expected = [[1, 2, 3, 4], [5, 6, 7, 8]]
-    np.testing.assert_array_equal(tiny.numpy(written), expected)
-    ((tokens, (steps,), *_),) = loops
-    assert len(tokens) == rows
-    assert all(row in tiny.numpy(tokens).tolist() for row in expected)
-    np.testing.assert_array_equal(tiny.numpy(steps), rows * [2])
-    assert sampler.run_loop.__func__ is type(sampler).run_loop
-
-
-CONFIGS = {"top_k": {"k": 2}, "beam": {"num_beams": 5}}
 
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="programs of JAX")

@@ -32,7 +32,6 @@ _PRIVATE_MODULE = re.compile(r"(^|\.)(_(?!_)\w*|src)(\.|$)")
 FORMATS = {"checkpoints/huggingface.py": {"_block_types"}}
 # Names of Keras and others that these files still use, until each owner takes them out.
 STILL = {
-    "generation/jax.py": {"_cache_size"},
     "layers/block_diagonal.py": {"_kernel"},
     "layers/lora.py": {
         "_flatten_layers",

@@ -46,7 +46,7 @@ class Chat:
             max_new_tokens = task.preprocessor.sequence_length
         self._options = {"max_new_tokens": max_new_tokens, "stop": stop}
         Request.of(task, **self._options)  # which complains of what is wrong with them
-        check_continues(task)
+        check_continues(task.make_generate_function())
         self._answering = None
         self._history = check_history(history)
         ids = [self._tokenizer.start_token_id]
@@ -96,7 +96,7 @@ class Chat:
             TypeError: the message is no str.
             ValueError: a sampler that does not write token by token.
         """
-        check_streams(self._task)
+        check_streams(self._task.make_generate_function())
         return self._answer(message, AT_A_TIME)
 
     def fork(self):

@@ -13,21 +13,23 @@ from keras_rgemma.generation.prompts import read
 from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_token
 
 
-def start(task, batch, request, keeps_state):
-    """The `TokenStream` of a batch, with its prompts read by the model.
+def start(task, batch, request, keeps_state, programs=None):
+    """Reads the prompts of a batch and returns its `TokenStream`.
 
     Args:
-        task: as of `read`.
+        task: `GenerativeModel`.
         batch: `Batch`.
         request: `Request`.
         keeps_state: bool, whether its `session` is wanted.
+        programs: `GenerationPrograms` of the model; None to ask it for them.
     """
-    programs, rows, state = task.make_generate_function(), batch.rows, request.state
+    programs = programs or task.make_generate_function()
+    rows, state = batch.rows, request.state
     if state is None:
         fingerprint = task.fingerprint() if keeps_state else None
         consumed = task.initial_state(len(rows))
     else:
-        check_continues(task)
+        check_continues(programs)
         rows, consumed = prepend_carried_token(state, rows), consumed_by(task, state)
         fingerprint = state.fingerprint  # which was just found to be the model's
     return TokenStream(
@@ -41,9 +43,9 @@ def start(task, batch, request, keeps_state):
     )
 
 
-def check_continues(task):
-    """Raises ValueError if the sampler of a model cannot go on from a state."""
-    if task.make_generate_function().hidden_dim:
+def check_continues(programs):
+    """Raises ValueError if the sampler of `GenerationPrograms` cannot go on from a state."""
+    if programs.hidden_dim:
         raise ValueError(
             "Contrastive search compares new tokens with the hidden states of the whole text, "
             "which a state does not hold. Use another sampler, or `generate` from the text."

@@ -6,6 +6,7 @@ import jax
 import keras
 
 from keras_rgemma.generation.decode import decode_block
+from keras_rgemma.keras_internals.jax import program_count
 
 __all__ = ["compile_program", "decode_block"]
 
@@ -42,7 +43,7 @@ def compile_program(function, model, sampler, jit_compile):
             variable.assign(seed)
         return outputs
 
-    run.count = program._cache_size
+    run.count = functools.partial(program_count, program)
     return run
 
 

@@ -88,13 +88,11 @@ class Programs:
         """How many programs were compiled, int; one function has one for each shape."""
         return sum(program.count() for program in self._made)
 
-    def _compile(self, function):
+    def _compile(self, function, sampler=None):
         backend = backend_module("keras_rgemma.generation")
         if self.model.run_eagerly and keras.config.backend() != "torch":
             return functools.partial(function, self.model)
-        program = backend.compile_program(
-            function, self.model, self.sampler, self.model.jit_compile
-        )
+        program = backend.compile_program(function, self.model, sampler, self.model.jit_compile)
         self._made.append(program)
         return program
 
@@ -235,7 +233,7 @@ class GenerationPrograms(Programs):
                     prompt_hidden,
                 )
 
-            self._searches[stop_token_ids] = self._compile(run)
+            self._searches[stop_token_ids] = self._compile(run, self.runs)
         return self._searches[stop_token_ids]
 
     def _search(self, last_tokens, budgets, stop_token_ids, state, hidden):

@@ -13,8 +13,9 @@ def stream(task, inputs, request):
     if len(batches) > 1:
         raise ValueError(f"`stream` takes one batch of prompts. Received {len(batches)} batches.")
     (batch,) = batches
-    check_streams(task)
-    tokens = start(task, batch, request, keeps_state=True)
+    programs = task.make_generate_function()
+    check_streams(programs)
+    tokens = start(task, batch, request, keeps_state=True, programs=programs)
     if not batch.is_text:
         pieces = _arrays(task, tokens, request)
     elif is_scalar:
@@ -24,12 +25,12 @@ def stream(task, inputs, request):
     return Stream(tokens, pieces)
 
 
-def check_streams(task):
-    """Raises ValueError if the sampler of a model does not write token by token."""
-    if not task.make_generate_function().is_stepwise:
+def check_streams(programs):
+    """Raises ValueError if the sampler of `GenerationPrograms` does not write token by token."""
+    if not programs.is_stepwise:
         raise ValueError(
-            f"{type(task.sampler).__name__} decides on tokens only after it has seen later ones, "
-            "so its text cannot be streamed. Use another sampler, or `generate`."
+            f"{type(programs.sampler).__name__} decides on tokens only after it has seen later "
+            "ones, so its text cannot be streamed. Use another sampler, or `generate`."
         )
 
 

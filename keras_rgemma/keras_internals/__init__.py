@@ -18,7 +18,6 @@ It would be worth offering to those packages what these names are needed for:
 - KerasHub: a hook for the processors of `SentencePieceTokenizer`, and `add_special_token`
   (`tokenizers`).
 - KerasHub: `generate_preprocess` that heeds `add_start_token` (`preprocessors`).
-- KerasHub: samplers that return the cache beside the tokens (`samplers`).
 - JAX: the number of programs that a jitted function has (`jax`).
 - huggingface_hub: the folder of a repository in the cache. kagglehub: reading a handle (`hubs`).
 """
