@@ -209,7 +209,7 @@ class GenerationPrograms(Programs):
 
     def _run_block(self, stop_token_ids, rows, size):
         variables = self.runs.variables
-        rows = rows._replace(sampler=tuple(ops.convert_to_tensor(v) for v in variables))
+        rows = rows._replace(sampler=tuple(ops.copy(variable.value) for variable in variables))
         tokens, rows = self.compiled(self._decode_block)(
             stop_token_ids, rows, ops.convert_to_tensor(size, dtype="int32")
         )
