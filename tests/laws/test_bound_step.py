@@ -1,0 +1,136 @@
+"""The functions of raw tensors that decode on PyTorch compute what the layers compute."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import tiny
+from generation import plain
+
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="other backends compile the layers themselves"
+)
+# Orders of summation differ; in half precision and in integers a rounding step may, too.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.06, "mixed_bfloat16": 0.06}
+
+
+def plain_model(dtype="float32"):
+    return plain.lively_model(dtype=dtype, num_query_heads=4, num_key_value_heads=2, gain=1.0)
+
+
+def with_lora(dtype="float32"):
+    lm = plain_model(dtype)
+    lm.backbone.enable_lora(3, alpha=5)
+    random = np.random.RandomState(4)
+    for weight in lm.backbone.trainable_weights:
+        weight.assign(random.normal(0, 0.3, weight.shape))
+    return lm
+
+
+def merged():
+    lm = with_lora()
+    lm.backbone.merge_lora()
+    return lm
+
+
+def quantized(mode, lora=False):
+    lm = plain_model()
+    lm.quantize(mode)
+    if lora:
+        lm.backbone.enable_lora(2)
+        random = np.random.RandomState(4)
+        for weight in lm.backbone.trainable_weights:
+            weight.assign(random.normal(0, 0.3, weight.shape))
+    return lm
+
+
+class Doubled(keras.layers.Layer):
+    """A user's wrapper that changes what an MLP gives."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.calls = inner, 0
+        self.built = True
+
+    def call(self, x):
+        self.calls += 1
+        return 2.0 * self.inner(x)
+
+
+def wrapped():
+    lm = plain_model()
+    block = lm.backbone.transformer_layers[1]
+    block.mlp_block = Doubled(block.mlp_block)
+    return lm
+
+
+def with_a_call_of_its_own():
+    lm = plain_model()
+    layer = lm.backbone.transformer_layers[1].attention_block
+    call = layer.call
+    layer.call = lambda *args, **kwargs: call(*args, **kwargs)
+    return lm
+
+
+def of_other_settings():
+    return plain.lively_model(
+        gain=1.0,
+        num_key_value_heads=2,
+        final_logit_soft_cap=None,
+        activation="silu",
+        scale_embeddings=True,
+        rope_fraction=1.0,
+        conv_width=2,
+    )
+
+
+CASES = {
+    "plain": plain_model,
+    "bfloat16": lambda: plain_model("bfloat16"),
+    "mixed_bfloat16": lambda: plain_model("mixed_bfloat16"),
+    "LoRA": with_lora,
+    "LoRA, mixed_bfloat16": lambda: with_lora("mixed_bfloat16"),
+    "merged": merged,
+    "int8": lambda: quantized("int8"),
+    "int4": lambda: quantized("int4"),
+    "LoRA, int8": lambda: quantized("int8", lora=True),
+    "LoRA, int4": lambda: quantized("int4", lora=True),
+    "a wrapped layer": wrapped,
+    "a call of its own": with_a_call_of_its_own,
+    "other settings": of_other_settings,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("length", [1, 9])
+def test_the_bound_step_is_that_of_the_layers(name, length):
+    import torch
+
+    from keras_rgemma.generation.torch.binding import bind
+
+    lm = CASES[name]()
+    random = np.random.RandomState(0)
+    ids = ops.convert_to_tensor(random.randint(1, 61, (3, 7 + length)).astype("int32"))
+    ones = ops.ones((3, 7), "int32")
+    mask = np.ones((3, length), "int32")
+    mask[1, length // 2 :] = 0
+    with torch.no_grad():
+        _, state = lm.step(ids[:, :7], ones, lm.initial_state(3))
+        expected = lm.step(ids[:, 7:], ops.convert_to_tensor(mask), state)
+        bound = lm.bound(bind)
+        found = bound.step(ids[:, 7:], ops.convert_to_tensor(mask), state)
+        expected = (lm.compute_logits(expected[0]), *expected)
+        found = (bound.compute_logits(found[0]), *found)
+    tolerance = TOLERANCE[lm.dtype_policy.name if "float" in lm.dtype_policy.name else "float32"]
+    kept = mask.astype(bool)
+    scale = 1.0
+    for one, other in zip(found[:2], expected[:2], strict=True):  # logits, hidden states
+        scale = max(1.0, np.abs(tiny.numpy(other)[kept]).max())
+        difference = np.abs(tiny.numpy(one) - tiny.numpy(other))[kept].max()
+        assert difference <= tolerance * scale
+    for one, other in zip(*map(keras.tree.flatten, (found[2], expected[2])), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(
+            tiny.numpy(one), tiny.numpy(other), rtol=0, atol=tolerance * scale
+        )
