@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.generation.programs import Programs, padded_length
+from keras_rgemma.ops.cross_entropy import cross_entropy, in_chunks
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_padding_mask, check_token_ids
 from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_column
@@ -61,50 +62,73 @@ class Scoring:
         vocabulary_size = self.backbone.vocabulary_size
         ids = check_token_ids(_numpy(token_ids), vocabulary_size)
         mask = check_padding_mask(_numpy(padding_mask), ids.shape)
-        logits = self._score(ids, mask, state, layer_intercept_fn)
         if scoring_mode == "logits":
-            return logits
+            return self._score(ids, mask, None, state, layer_intercept_fn)
         targets = check_token_ids(_numpy(target_ids), vocabulary_size, name="target_ids")
         if targets.shape != ids.shape:
             raise ValueError(
                 f"`target_ids` must have the shape of `token_ids`, {ids.shape}. Received: "
                 f"{targets.shape}."
             )
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
-        return loss(ops.convert_to_tensor(targets), logits)
+        return self._score(ids, mask, targets, state, layer_intercept_fn)
 
-    def _score(self, ids, mask, state, layer_intercept_fn):
-        """Logits [B, T, V], in one program unless activations are to be intercepted."""
+    def _score(self, ids, mask, targets, state, layer_intercept_fn):
+        """Computes logits [B, T, V], or losses [B, T] if there are targets.
+
+        It is one program unless activations are to be intercepted.
+        """
         self.sync_weights()
         consumed, first = (), 0
         if state is not None:
             consumed, first = consumed_by(self, state), 1
             ids, mask = prepend_carried_column(state, ids, mask)
+        function, rows = self._logits, [ids, mask]
+        if targets is not None:
+            function = self._token_losses
+            rows.append(np.pad(targets, [(0, 0), (first, 0)]))
         if layer_intercept_fn:
-            rows = map(ops.convert_to_tensor, (ids, mask))
-            return self._logits(*rows, consumed, layer_intercept_fn)[:, first:]
+            rows = map(ops.convert_to_tensor, rows)
+            return function(self, *rows, consumed, layer_intercept_fn)[:, first:]
         if self._scoring_programs is None or not self._scoring_programs.are_for(self):
             self._scoring_programs = Programs(self)
         length = ids.shape[1]
         pads = [(0, 0), (0, padded_length(length) - length)]
-        rows = (ops.convert_to_tensor(np.pad(x, pads)) for x in (ids, mask))
-        logits = self._scoring_programs.compiled(self._program)(*rows, consumed)
-        return logits[:, first:length]
+        rows = (ops.convert_to_tensor(np.pad(x, pads)) for x in rows)
+        return self._scoring_programs.compiled(function)(*rows, consumed)[:, first:length]
 
-    def _program(self, model, token_ids, padding_mask, consumed):
-        del model  # which is this one, or its raw tensors
-        return self._logits(token_ids, padding_mask, consumed)
-
-    def _logits(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
+    def _hidden(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
         if consumed:
             positions = continued_positions(padding_mask, consumed.num_tokens)
             layers = consumed.layers
         else:
             positions, layers = document_positions(padding_mask), None
-        hidden = self.backbone.call_layers(
+        return self.backbone.call_layers(
             token_ids, positions, layers, layer_intercept_fn=layer_intercept_fn
         )
-        return self.compute_logits(hidden)
+
+    # A program gives its function the model first: on PyTorch that holds raw tensors.
+
+    def _logits(self, _, *args):
+        return self.compute_logits(self._hidden(*args))
+
+    def _token_losses(self, _, token_ids, padding_mask, target_ids, *args):
+        """Computes the losses of targets without all of the logits at a time."""
+        hidden = self._hidden(token_ids, padding_mask, *args)
+        head = self.backbone.token_embedding
+        flat = ops.reshape(hidden, (-1, hidden.shape[-1]))
+        labels = ops.reshape(target_ids, (-1,))
+        if head.quantization_mode:  # whose logits are not a product with its embeddings
+            losses = self._quantized_losses(flat, labels)
+        else:
+            table = ops.cast(head.embeddings, hidden.dtype)
+            losses, _ = cross_entropy(flat, table, labels, head.logit_soft_cap)
+        return ops.reshape(losses, ops.shape(token_ids))
+
+    def _quantized_losses(self, hidden, labels):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+        chunks = in_chunks(hidden, labels, self.backbone.vocabulary_size)
+        losses = ops.map(lambda chunk: loss(chunk[1], self.compute_logits(chunk[0])), chunks)
+        return ops.reshape(losses, (-1,))[: ops.shape(labels)[0]]
 
 
 def _numpy(x):

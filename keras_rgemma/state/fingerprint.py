@@ -5,7 +5,9 @@ import json
 from typing import NamedTuple
 
 import ml_dtypes
-from keras import ops
+import numpy as np
+
+from keras_rgemma.backend import backend_module
 
 # Fields of the config that change no result of a model outside of training.
 _TRAINING = ("dropout", "gradient_checkpointing")
@@ -45,15 +47,11 @@ def fingerprint(backbone, counts=lambda name: True):
     """
     config = backbone.config.to_dict()
     sizes = {name: value for name, value in config.items() if name not in _TRAINING}
+    weights = [w for w in backbone.weights if counts(w.path.rpartition("/")[2])]
+    strides = [tuple(-(-size // _SAMPLES) for size in weight.shape) for weight in weights]
+    samples = backend_module("keras_rgemma.state").samples([w.value for w in weights], strides)
     digest = hashlib.sha256()
-    for weight in backbone.weights:
-        if counts(weight.path.rpartition("/")[2]):
-            digest.update(weight.path.encode())
-            digest.update(_sample(weight.value).tobytes())
+    for weight, sample in zip(weights, samples, strict=True):
+        digest.update(weight.path.encode())
+        digest.update(np.asarray(sample, "float32").astype(ml_dtypes.bfloat16).tobytes())
     return Fingerprint(json.dumps(sizes, sort_keys=True), digest.hexdigest())
-
-
-def _sample(value):
-    """Takes some evenly spaced elements of a weight, as bfloat16."""
-    steps = tuple(slice(None, None, -(-size // _SAMPLES)) for size in value.shape)
-    return ops.convert_to_numpy(ops.cast(value[steps], "float32")).astype(ml_dtypes.bfloat16)

@@ -281,7 +281,7 @@ def prepend_carried_column(state, token_ids, padding_mask):
     """
     check_rows(state, len(token_ids))
     check_one_document(padding_mask, may_be_empty=True)
-    if (np.diff(padding_mask > 0, axis=1, prepend=True).astype(int) > 0).any():
+    if (np.diff((padding_mask > 0).astype(int), axis=1, prepend=1) > 0).any():
         raise ValueError("Behind a state the tokens of a row come first, then its pads.")
     check_lengths(state.num_tokens + token_ids.shape[1])
     last = ops.convert_to_numpy(state.last_token_ids)

@@ -21,15 +21,46 @@ def test_logits_are_those_of_the_model(lm):
     np.testing.assert_allclose(scored[tokens], called[tokens], atol=1e-5)
 
 
-def test_losses_are_the_cross_entropy_of_the_targets(lm):
-    inputs = tiny.arrays()
+def check_losses(lm, inputs, **kwargs):
+    """The losses of targets are those of the logits, and they alone are made of these."""
     targets = np.roll(inputs["token_ids"], -1, axis=1)
-    losses = tiny.numpy(lm.score(**inputs, scoring_mode="loss", target_ids=targets))
-    logits = tiny.numpy(lm.score(**inputs)).astype("float64")
+    losses = tiny.numpy(lm.score(**inputs, **kwargs, scoring_mode="loss", target_ids=targets))
+    logits = tiny.numpy(lm.score(**inputs, **kwargs)).astype("float64")
     log_sum = np.log(np.exp(logits).sum(axis=-1))
     chosen = np.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0]
+    assert losses.shape == targets.shape
     # float32 against float64 of numbers near 6.
     np.testing.assert_allclose(losses, log_sum - chosen, atol=1e-5)
+
+
+def test_losses_are_the_cross_entropy_of_the_targets(lm):
+    check_losses(lm, tiny.arrays())
+    check_losses(lm, tiny.arrays(), layer_intercept_fn=lambda x, _: 1.5 * x)
+
+
+def test_losses_after_a_state(lm):
+    prompts = {"token_ids": np.array([[2, 300, 301], [2, 302, 303]])}
+    prompts["padding_mask"] = np.ones((2, 3), "int32")
+    check_losses(lm, tiny.arrays(), state=lm.prefill(prompts))
+
+
+@pytest.mark.parametrize("mode", [None, "int8", "int4"])
+def test_losses_are_computed_for_some_tokens_at_a_time(mode, monkeypatch):
+    """With a quantized head, too, whose inputs are rounded."""
+    monkeypatch.setattr("keras_rgemma.ops.cross_entropy.CHUNK_NUMBERS", 3 * 400)
+    lm = tiny.randomize(tiny.causal_lm())
+    if mode:
+        lm.quantize(mode)
+    seen, compute_logits = set(), type(lm).compute_logits
+
+    def watched(self, hidden):
+        seen.add(tuple(hidden.shape[:-1]))
+        return compute_logits(self, hidden)
+
+    monkeypatch.setattr(type(lm), "compute_logits", watched)
+    check_losses(lm, tiny.arrays())
+    in_logits = {(2, 16)}  # padded to a power of two
+    assert seen == in_logits | ({(3,)} if mode else set())
 
 
 def test_packed_documents_are_scored_each_for_itself(lm):

@@ -48,15 +48,30 @@ def cross_entropy(
     """
     function = resolve("cross_entropy", implementation)
     hidden, embeddings = (ops.convert_to_tensor(x) for x in (hidden, embeddings))
+    count = ops.shape(hidden)[0]
+    hidden, labels = in_chunks(hidden, labels, embeddings.shape[0], chunk_size)
+    losses, hits = function(hidden, embeddings, labels, soft_cap, needs_embedding_gradient)
+    return tuple(ops.reshape(x, (-1,))[:count] for x in (losses, hits))
+
+
+def in_chunks(hidden, labels, vocabulary_size, chunk_size=None):
+    """Cuts tokens into chunks of one size, with pads of zeros behind the last.
+
+    Args:
+        hidden: float [N, D].
+        labels: int [N].
+        vocabulary_size: int, V.
+        chunk_size: int, the most tokens of a chunk; None for as many as make 2^26 logits.
+
+    Returns:
+        A pair of float [chunks, C, D] and int32 [chunks, C].
+    """
     count, width = ops.shape(hidden)
     if chunk_size is None:
-        chunk_size = max(1, CHUNK_NUMBERS // embeddings.shape[0])
+        chunk_size = max(1, CHUNK_NUMBERS // vocabulary_size)
     chunks = -(-count // chunk_size)
     size = -(-count // chunks)  # all of one size, nearly without pads
     pads = chunks * size - count
     hidden = ops.concatenate([hidden, ops.zeros((pads, width), hidden.dtype)])
     labels = ops.concatenate([ops.cast(labels, "int32"), ops.zeros((pads,), "int32")])
-    hidden = ops.reshape(hidden, (chunks, size, width))
-    labels = ops.reshape(labels, (chunks, size))
-    losses, hits = function(hidden, embeddings, labels, soft_cap, needs_embedding_gradient)
-    return tuple(ops.reshape(x, (-1,))[:count] for x in (losses, hits))
+    return ops.reshape(hidden, (chunks, size, width)), ops.reshape(labels, (chunks, size))
