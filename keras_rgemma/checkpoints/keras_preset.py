@@ -94,6 +94,8 @@ def _policy(saved, asked):
     in, and forget what is quantized when it is asked for a dtype.
     """
     maps = keras.dtype_policies.DTypePolicyMap
+    if asked is None and isinstance(saved, maps):
+        return saved  # which it would drop from the preset of a backbone alone
     if asked is None:
         is_mixed = type(saved) is keras.DTypePolicy and saved.variable_dtype != saved.compute_dtype
         return keras.config.dtype_policy() if is_mixed else None
@@ -163,6 +165,21 @@ def build_with_zeros(config, make):
         # Seeds of dropout get their own value.
         initialize(variable, zeros if id(variable) in weights else None)
     return model
+
+
+def weights_follow():
+    """True if weights are loaded into a backbone as soon as it is made."""
+    return _FOLLOWING.get() is not None
+
+
+def check_lora_size(count):
+    """Raises ValueError if A and B have more elements than the weights that follow can hold."""
+    size = _FOLLOWING.get().size
+    if 4 * count > size:
+        raise ValueError(
+            f"The config asks for LoRA of {count:,} parameters, but the weights are {size:,} bytes "
+            "long. Check that they belong together and that the file is complete."
+        )
 
 
 def _check_finite(model):

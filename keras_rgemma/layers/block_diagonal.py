@@ -3,18 +3,19 @@
 import keras
 from keras import ops
 
+from keras_rgemma.keras_internals_lora import kernel_variable
 from keras_rgemma.layers.lora import CALIBRATED, LoRA
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class BlockDiagonal(LoRA, keras.layers.EinsumDense):
-    """An `EinsumDense` layer whose LoRA is a product of its own; all blocks share its B."""
+    """`EinsumDense` layer whose LoRA is a product of its own; all blocks share its B."""
 
     @property
     def weight_shape(self):
-        """Of the kernel before it was quantized, a tuple of ints."""
+        """The shape of the kernel before it was quantized, a tuple of ints."""
         is_packed = self.quantization_mode == "int4"
-        return tuple(self.original_kernel_shape if is_packed else self._kernel.shape)
+        return tuple(self.original_kernel_shape if is_packed else kernel_variable(self).shape)
 
     def quantize(self, mode=None, type_check=True, config=None):
         """Rounds the kernel to int8, int4 or float8; GPTQ and AWQ leave it as it is.
@@ -29,7 +30,7 @@ class BlockDiagonal(LoRA, keras.layers.EinsumDense):
 
 
 def block_diagonal_dense(width, num_blocks, name, dtype=None):
-    """A linear layer whose matrix is block-diagonal, on head-major inputs.
+    """Makes a linear layer whose matrix is block-diagonal, on head-major inputs.
 
     It is an `EinsumDense`, so that int8, int4, LoRA and sharding treat it as any other linear
     layer; heads come first because a product batched over them is twice as fast on CPUs.

@@ -8,11 +8,11 @@ from keras_rgemma.layers.lora import LoRA
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class Linear(LoRA, keras.layers.Dense):
-    """A `Dense` layer whose LoRA is a product of its own."""
+    """`Dense` layer whose LoRA is a product of its own."""
 
     @property
     def weight_shape(self):
-        """Of the kernel before it was quantized, a tuple of ints."""
+        """The shape of the kernel before it was quantized, a tuple of ints."""
         return self.input_spec.axes[-1], self.units
 
     def _product(self, x, kernel):
@@ -20,7 +20,7 @@ class Linear(LoRA, keras.layers.Dense):
 
 
 def linear(units, fan_in, name, dtype=None, variance=1.0, use_bias=True):
-    """A `Linear` layer whose kernel starts normal with variance `variance / fan_in`.
+    """Makes a `Linear` layer whose kernel starts normal with variance `variance / fan_in`.
 
     Args:
         units: int, the output width.

@@ -1,9 +1,21 @@
 """LoRA on a linear layer: a product of low rank beside that of its kernel, kept apart in files."""
 
-import contextlib
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
+
+from keras_rgemma.keras_internals_lora import (
+    SavesZeroPoint,
+    kernel_variable,
+    kernel_with_merged_lora,
+    layers_of,
+    remove_variables,
+    value_in_call,
+    variables_created_trainable,
+    with_arrays,
+    with_attributes,
+)
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
 _ALPHA = "lora_alpha"
@@ -11,25 +23,35 @@ _ALPHA = "lora_alpha"
 CALIBRATED = ("gptq", "awq")
 
 
-class LoRA:
-    """What the linear layers of the blocks do beyond Keras' own; comes before `Dense` in bases.
+class LinearMapParts(NamedTuple):
+    """The variables and numbers of a linear map.
 
-    With LoRA (arXiv 2106.09685, section 4.1), `y = x W + (alpha / rank) (x A) B`. Keras adds A B to
-    W before the product instead: that copies W and computes its gradient in every step. Keras also
-    saves the sum alone, and forgets A and B when it loads: training cannot go on from there.
+    Attributes:
+        variables: dict of name to `keras.Variable`: "kernel"; "bias" if there is one; of a
+            quantized layer all that its mode keeps ("kernel_scale", "kernel_zero", "g_idx", ...);
+            and "lora_kernel_a" and "lora_kernel_b" if LoRA is enabled.
+        quantization_mode: str, or None.
+        lora_scale: float, or None without LoRA.
     """
 
-    # What is called before a file brings LoRA, so that the model below it is frozen.
-    before_loaded_lora = None
-    # Why a file was refused last, an exception: Keras' own report may have another one.
-    refusal = None
+    variables: dict
+    quantization_mode: str | None
+    lora_scale: float | None
+
+
+class LoRA(SavesZeroPoint):
+    """Mixin for `Dense` and `EinsumDense` that computes LoRA as a second product.
+
+    List it before the Keras class. With LoRA (arXiv 2106.09685, section 4.1),
+    `y = x W + (alpha / rank) (x A) B`. Keras adds A B to W before the product instead: that copies
+    W and computes its gradient in every step. Keras also saves the sum alone, and forgets A and B
+    when it loads: training cannot go on from there.
+    """
 
     def call(self, inputs, training=None):
         if not self.lora_enabled:
             return super().call(inputs, training)
-        with self._without_lora():
-            x = super().call(inputs, training)
-        return x + self._low_rank(inputs)
+        return super(LoRA, self._without_lora()).call(inputs, training) + self._low_rank(inputs)
 
     def quantized_call(self, inputs, *args, **kwargs):
         if self._awaits_calibration():
@@ -38,9 +60,15 @@ class LoRA:
             return self.call(ops.stop_gradient(inputs))
         if not self.lora_enabled:
             return super().quantized_call(inputs, *args, **kwargs)
-        with self._without_lora():
-            x = super().quantized_call(inputs, *args, **kwargs)
-        return x + self._low_rank(inputs)
+        base = super(LoRA, self._without_lora())
+        return base.quantized_call(inputs, *args, **kwargs) + self._low_rank(inputs)
+
+    def _without_lora(self):
+        """Makes a layer of the same variables without LoRA, on which Keras' methods run.
+
+        A flag that is switched off for the time of a call would be off for other threads, too.
+        """
+        return with_attributes(self, lora_enabled=False)
 
     def _awaits_calibration(self):
         mode = self.quantization_mode
@@ -52,31 +80,43 @@ class LoRA:
         b = ops.cast(self.lora_scale * self.lora_kernel_b, self.compute_dtype)
         return ops.matmul(self._product(inputs, a), b)
 
-    @contextlib.contextmanager
-    def _without_lora(self):
-        """Lets Keras' methods take this for a layer without LoRA."""
-        enabled, self.lora_enabled = self.lora_enabled, False
-        try:
-            yield
-        finally:
-            self.lora_enabled = enabled
-
     def linear_map_parts(self):
-        import types
+        """Collects the variables and numbers that the layer computes its outputs from.
 
-        v = {"kernel": self._kernel}
-        if self.bias is not None:
-            v["bias"] = self.bias
+        Returns:
+            `LinearMapParts`.
+        """
+        mode = self.quantization_mode
+        names = ["kernel", *self.variable_serialization_spec[mode]]
+        if mode in CALIBRATED and not self._awaits_calibration():
+            names.remove("kernel")  # which `quantized_kernel` takes the place of
+        variables = {name: self._variable(name) for name in dict.fromkeys(names)}
         if self.lora_enabled:
-            v |= {n: getattr(self, n) for n in FACTORS}
-        return types.SimpleNamespace(
-            variables=v,
-            quantization_mode=self.quantization_mode,
-            lora_scale=self.lora_scale if self.lora_enabled else None,
-        )
+            variables |= {name: getattr(self, name) for name in FACTORS}
+        held = {name: variable for name, variable in variables.items() if variable is not None}
+        return LinearMapParts(held, mode, self.lora_scale if self.lora_enabled else None)
 
-    def linear_map(self):
-        return self.quantized_call
+    def _variable(self, name):
+        return kernel_variable(self) if name == "kernel" else getattr(self, name, None)
+
+    def linear_map(self, arrays=None):
+        """Makes the function of an input that the layer computes, bound to arrays.
+
+        It reads no variable and costs no layer call.
+
+        Args:
+            arrays: dict of names to tensors, one for each of `linear_map_parts().variables`; None
+                for the values that the variables have now, in the dtypes that a call sees them in.
+
+        Returns:
+            A function of float [..., inputs] that returns float [..., outputs], in the compute
+            dtype of the layer.
+        """
+        if arrays is None:
+            variables = self.linear_map_parts().variables
+            arrays = {name: value_in_call(self, x) for name, x in variables.items()}
+        bound = with_arrays(self, arrays)
+        return bound.quantized_call if self.quantization_mode else bound.call
 
     def quantize(self, mode=None, type_check=True, config=None):
         # Keras quantizes no subclass, unless it is told that it is one of its own kind.
@@ -84,38 +124,34 @@ class LoRA:
 
     @property
     def lora_scale(self):
-        """What the product of A and B is multiplied by, float."""
+        """The float that the product of A and B is multiplied by."""
         return self.lora_alpha / self.lora_rank
 
     def enable_lora(self, rank, lora_alpha=None, **kwargs):
         super().enable_lora(rank, lora_alpha, **kwargs)
         self.trainable = True
-        for variable in self._trainable_variables:
+        for variable in variables_created_trainable(self):
             variable.trainable = False
         for name in FACTORS:
             getattr(self, name).trainable = True
 
     def lora_values(self):
-        """A, B and alpha, as `assign_lora` takes them; arrays of NumPy and a float."""
+        """Returns A, B and alpha as `assign_lora` takes them: NumPy arrays and a float."""
         a, b = (ops.convert_to_numpy(getattr(self, name)) for name in FACTORS)
         return a, b, float(self.lora_alpha)
 
     def assign_lora(self, a, b, alpha):
-        """Gives A and B of the layer's rank values, and what their product counts."""
+        """Sets A and B of the layer's rank, and alpha."""
         self.lora_kernel_a.assign(a)
         self.lora_kernel_b.assign(b)
         self.lora_alpha = alpha
 
     def disable_lora(self):
         """Takes A and B away. The layer is what it was before `enable_lora`."""
-        self._tracker.unlock()
-        for name in FACTORS:
-            self._untrack_variable(getattr(self, name))
-            setattr(self, name, None)
-        self._tracker.lock()
+        remove_variables(self, FACTORS)
         self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None
         # On TensorFlow `self.trainable = True` does nothing where it is True already.
-        for variable in self._trainable_variables:
+        for variable in variables_created_trainable(self):
             variable.trainable = True
 
     def merge_lora(self):
@@ -124,8 +160,8 @@ class LoRA:
             factors = (ops.convert_to_numpy(getattr(self, name)) for name in FACTORS)
             self._add(*factors, self.lora_scale)
         else:
-            kernel, scale, zero = self._get_kernel_with_merged_lora()
-            self._kernel.assign(kernel)
+            kernel, scale, zero = kernel_with_merged_lora(self)
+            kernel_variable(self).assign(kernel)
             self.kernel_scale.assign(scale)
             if zero is not None:
                 self.kernel_zero.assign(zero)
@@ -139,24 +175,14 @@ class LoRA:
                 f"{self.path!r} was to be quantized by {self.quantization_mode}, which failed. "
                 "Load the model as it was before."
             )
-        with self._without_lora():
-            super().save_own_variables(store)
+        super(LoRA, self._without_lora()).save_own_variables(store)
         if self.lora_enabled:
             for name in FACTORS:
                 store[name] = getattr(self, name)
             store[_ALPHA] = np.array(self.lora_alpha, "float32")
 
-    def _get_kernel_with_merged_lora(self):
-        kernel, scale, zero = super()._get_kernel_with_merged_lora()
-        if zero is None and self.quantization_mode in CALIBRATED:
-            zero = self.kernel_zero  # without which Keras 3.15 saves what it cannot load
-        return kernel, scale, zero
-
     def load_own_variables(self, store):
-        """Loads kernel and bias, and A and B.
-
-        In a layer without LoRA they are added to the kernel. One that is quantized would have to
-        round that sum: there LoRA is enabled.
+        """Loads kernel and bias, and A and B, which a layer without LoRA adds to its kernel.
 
         Raises:
             ValueError: A and B of another rank than the layer's.
@@ -165,35 +191,33 @@ class LoRA:
         stored = {key: store[key] for key in keys}
         factors = [np.array(stored.pop(name)) for name in FACTORS if name in stored]
         alpha = float(np.array(stored.pop(_ALPHA))) if factors else None
-        rank = factors[1].shape[0] if factors else None
         if not self.lora_enabled:
             super().load_own_variables(stored)
-            if factors and self.quantization_mode:
-                if self.before_loaded_lora:
-                    self.before_loaded_lora()
-                self.enable_lora(rank)
-                self.assign_lora(*factors, alpha)
-            elif factors:
-                self._add(*factors, alpha / rank)
+            if factors:
+                self._add(*factors, alpha / len(factors[1]))
             return
-        if factors and rank != self.lora_rank:
-            self.refusal = ValueError(
-                f"The file has LoRA of rank {rank} for {self.path!r}, and the model of rank "
-                f"{self.lora_rank}. Call `enable_lora({rank})`, or load it before `enable_lora`: "
-                "then it is merged."
-            )
-            raise self.refusal
+        if factors:
+            self.check_stored_rank(len(factors[1]))
         # Keras makes A zero, too, and no gradient would reach either of them again.
         initial = ops.convert_to_numpy(self.lora_kernel_a), np.zeros(self.lora_kernel_b.shape)
         super().load_own_variables(stored)
         self.assign_lora(*(factors or initial), self.lora_alpha if alpha is None else alpha)
 
+    def check_stored_rank(self, rank):
+        """Raises ValueError if a file has A and B of another rank than the layer's LoRA."""
+        if rank != self.lora_rank:
+            raise ValueError(
+                f"The file has LoRA of rank {rank} for {self.path!r}, and the model of rank "
+                f"{self.lora_rank}. Call `enable_lora({rank})`, or load it before `enable_lora`: "
+                "then it is merged."
+            )
+
     def _add(self, a, b, scale):
-        kernel = ops.convert_to_numpy(self._kernel.value).astype("float32")
-        self._kernel.assign(kernel + scale * (a @ b))
+        kernel = kernel_variable(self)
+        value = ops.convert_to_numpy(kernel.value).astype("float32")
+        kernel.assign(value + scale * (a @ b))
 
 
 def lora_layers(model):
-    """The layers of a model with LoRA, list."""
-    layers = model._flatten_layers()
-    return [layer for layer in layers if isinstance(layer, LoRA) and layer.lora_enabled]
+    """Lists the layers of a model with LoRA."""
+    return [x for x in layers_of(model) if isinstance(x, LoRA) and x.lora_enabled]

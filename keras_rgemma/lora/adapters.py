@@ -1,4 +1,4 @@
-"""Adapter files: what LoRA has learned, keyed by layer, and which model it belongs to."""
+"""Adapter files: A and B of each layer, and the fingerprint of the model they belong to."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _KEPT = ("a_param", "bias", "scale")
 
 
 class Adapter(NamedTuple):
-    """LoRA of a layer.
+    """A and B of one layer.
 
     Attributes:
         a, b: float32 arrays, [..., rank] and [rank, ...].
@@ -65,7 +65,7 @@ class Base(NamedTuple):
         )
 
     def difference(self, other):
-        """What another base differs in, str; empty if adapters of one fit the other."""
+        """Says how another base differs, str; empty if adapters of one fit the other."""
         if self.quantization == other.quantization:
             return self.model.difference(other.model)
         return self.kept.difference(other.kept)
@@ -101,7 +101,7 @@ def load(backbone, path):
 
 
 def adapters(backbone):
-    """Dict of path to `Adapter`.
+    """Maps the paths of layers to their `Adapter`s.
 
     Raises:
         ValueError: LoRA is not enabled.
@@ -111,7 +111,7 @@ def adapters(backbone):
 
 
 def install(backbone, found, path):
-    """Gives a backbone adapters; LoRA is enabled where they need it.
+    """Assigns adapters to the layers of a backbone, and enables LoRA where they need it.
 
     Args:
         backbone: `RGemmaBackbone`, without LoRA or with such LoRA as the adapters are.
@@ -148,13 +148,13 @@ def install(backbone, found, path):
 
 
 def _shapes(layer, rank):
-    """The shapes of A and B for a layer."""
+    """Computes the shapes of A and B for a layer."""
     *inputs, output = layer.weight_shape
     return (*inputs, rank), (rank, output)
 
 
 def _read(path):
-    """The `Base` and the adapters in a file."""
+    """Reads the `Base` and the adapters of a file."""
     try:
         with h5py.File(path) as file:
             if file.attrs.get("format") != FORMAT:
@@ -178,7 +178,7 @@ def _read(path):
 
 
 def _hash(found):
-    """A hash of adapters, str."""
+    """Hashes adapters, str."""
     digest = hashlib.sha256()
     for name, adapter in found.items():
         digest.update(json.dumps([name, adapter.alpha, adapter.a.shape, adapter.b.shape]).encode())

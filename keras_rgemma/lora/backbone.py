@@ -1,12 +1,13 @@
-"""LoRA on a backbone: which layers have it, switched on, merged, and taken away."""
+"""Enables, merges and removes LoRA on the layers of a backbone."""
 
 import numbers
 import re
 
 from keras_rgemma.config import check_count
+from keras_rgemma.keras_internals_lora import layers_of
 from keras_rgemma.layers.lora import CALIBRATED, LoRA, lora_layers
 
-# Keras has no products of low rank beside these.
+# Modes that Keras cannot train LoRA on.
 _WITHOUT = (*CALIBRATED, "float8")
 
 
@@ -24,12 +25,13 @@ def enable(backbone, rank, target_layer_names=None, alpha=None):
     add_lora(backbone, dict.fromkeys(_targets(backbone, target_layer_names), (rank, alpha)))
 
 
-def add_lora(backbone, sizes):
-    """Puts LoRA onto layers, and freezes all else.
+def add_lora(backbone, sizes, **initializers):
+    """Puts LoRA onto layers, and freezes all else unless LoRA is enabled already.
 
     Args:
-        backbone: `RGemmaBackbone` without LoRA.
-        sizes: dict of a layer's path to a pair of its rank and alpha.
+        backbone: `RGemmaBackbone`.
+        sizes: dict of a layer's path, which has no LoRA, to a pair of its rank and alpha.
+        **initializers: `a_initializer` and `b_initializer` of `keras.layers.Dense.enable_lora`.
 
     Raises:
         ValueError: a layer is quantized in a way that leaves no room for it.
@@ -41,16 +43,11 @@ def add_lora(backbone, sizes):
                 f"{path!r} is quantized to {mode}, which Keras cannot train LoRA on. Enable LoRA "
                 "on the model as it was, or quantize that to int8 or int4."
             )
-    freeze(backbone)
-    for path, (rank, alpha) in sizes.items():
-        layers[path].enable_lora(rank, alpha)
-
-
-def freeze(backbone):
-    """Freezes a backbone without LoRA, which is to get some; one that has some is frozen."""
-    if not lora_layers(backbone):
+    if not lora_layers(backbone):  # one that has some is frozen
         backbone.trainable = True
         _set_trainable(backbone, False)
+    for path, (rank, alpha) in sizes.items():
+        layers[path].enable_lora(rank, alpha, **initializers)
 
 
 def disable(backbone):
@@ -68,25 +65,25 @@ def merge(backbone):
 
 
 def linear_layers(backbone):
-    """Dict of path to layer, of all that can have LoRA."""
-    return {x.path: x for x in backbone._flatten_layers() if isinstance(x, LoRA)}
+    """Maps paths to layers, of all layers that can have LoRA."""
+    return {x.path: x for x in layers_of(backbone) if isinstance(x, LoRA)}
 
 
 def lora_layers_by_path(backbone):
-    """Dict of path to layer, of those with LoRA."""
+    """Maps paths to layers, of those with LoRA."""
     return {layer.path: layer for layer in lora_layers(backbone)}
 
 
 def checked_layers(backbone):
-    """Dict of path to layer, of those with LoRA.
+    """Maps paths to layers, of those with LoRA.
 
     Raises:
-        ValueError: there are none, or one is none that adapters are kept of.
+        ValueError: there are none, or a layer that is no linear layer of a block has LoRA.
     """
     layers = lora_layers_by_path(backbone)
     if not layers:
         raise ValueError("LoRA is not enabled on this model. Call `enable_lora(rank)` first.")
-    for layer in backbone._flatten_layers():
+    for layer in layers_of(backbone):
         if getattr(layer, "lora_enabled", False) and layer.path not in layers:
             raise ValueError(
                 f"LoRA is enabled on {layer.path!r}, which is no linear layer of a block. Save it "
@@ -96,12 +93,12 @@ def checked_layers(backbone):
 
 
 def _set_trainable(backbone, value):
-    for layer in backbone._flatten_layers(include_self=False):
+    for layer in layers_of(backbone, include_self=False):
         layer.trainable = value
 
 
 def _targets(backbone, patterns):
-    """The paths of the layers whose name or path a pattern matches as a whole."""
+    """Lists the paths of the layers whose name or path a pattern matches as a whole."""
     layers = linear_layers(backbone)
     if patterns is None:
         return list(layers)

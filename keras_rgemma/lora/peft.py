@@ -24,7 +24,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GATES_SINCE = "0.19.1"  # the version of PEFT that reads the gates as they are written here
 _ROOT = "base_model.model."
 _WRAPPED = ".base_layer"
-# Settings under which A and B alone are not what the adapter computes, and what they must be.
+# Options of PEFT for which A and B do not define the adapter unless they have these values.
 _PLAIN = {
     "use_dora": False,
     "bias": "none",
@@ -41,7 +41,7 @@ _PLAIN = {
     "monteclora_config": None,
     "velora_config": None,
 }
-# Others change the base, too.
+# Initialisations that leave the base as it is.
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
@@ -129,7 +129,7 @@ def load(backbone, path):
 
 
 def _gate_place(name, adapted):
-    """Where PEFT keeps a gate: of two that are adapted, the outer one wraps the inner."""
+    """Names the module where PEFT keeps a gate: of two with LoRA, the outer wraps the inner."""
     module, _, parameter = name.rpartition(".")
     others = {x for x in adapted if x.rpartition(".")[0] == module}
     is_inner = parameter.startswith("input") and len(others) == 2
@@ -137,7 +137,7 @@ def _gate_place(name, adapted):
 
 
 def _gate_at(place, target_parameters):
-    """The name of the gate that is kept at a place; the inverse of `_gate_place`."""
+    """Names the gate that PEFT keeps at a place; the inverse of `_gate_place`."""
     module = place.removesuffix(_WRAPPED)
     gates = [f"{module}.{gate}_gate_weight" for gate in ("input", "recurrent")]
     adapted = [
@@ -151,14 +151,14 @@ def _gate_at(place, target_parameters):
 
 
 def _gate_to_file(adapter):
-    """`lora_A` and `lora_B` of a gate: our B stands in each block."""
+    """Converts A and B of a gate to `lora_A` and `lora_B`, with our B in each block."""
     heads, inputs, rank = adapter.a.shape
     a = np.tile(adapter.b, (heads, 1))
     return a, adapter.a.transpose(1, 2, 0).reshape(inputs, rank * heads)
 
 
 def _gate_from_file(a, b, scale, layer, config):
-    """Ours of `lora_A` and `lora_B`; exact, with a rank H times as large if blocks differ in B."""
+    """Converts `lora_A` and `lora_B` to A and B, exactly: with H ranks if blocks differ in B."""
     heads = layer.weight_shape[0]
     rank = len(a) // heads
     a, b = a.reshape(heads, rank, -1), b.reshape(len(b), rank, heads).transpose(2, 0, 1)
@@ -178,7 +178,7 @@ def _gate_from_file(a, b, scale, layer, config):
 
 
 def _tensor_of(config, path):
-    """What PEFT calls the layer at a path: a module, or for a gate a parameter."""
+    """Names the layer at a path as PEFT does: a module, or for a gate a parameter."""
     kernel = next(weight for weight in weights(config) if weight.path == f"{path}/kernel")
     return kernel.huggingface.name.removesuffix(".weight")
 
@@ -229,14 +229,14 @@ def _tensors(folder):
 
 
 def _most_and_rest(values):
-    """The value that most have, and a dict of those with another."""
+    """Splits a dict into its most common value and a dict of the entries with others."""
     found = list(values.values())
     most = max(set(found), key=found.count)
     return most, {name: value for name, value in values.items() if value != most}
 
 
 def _chosen(patterns, name, default):
-    """The value of the first pattern that matches a name, as PEFT matches them."""
+    """Finds the value of the first pattern that matches a name, as PEFT matches them."""
     matching = (value for x, value in patterns.items() if re.match(rf"(.*\.)?({x})$", name))
     return next(matching, default)
 

@@ -11,11 +11,13 @@ from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import Presets, resolve
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
+from keras_rgemma.keras_internals_lora import layers_of, set_own_policy
 from keras_rgemma.layers.document_places import DocumentPlaces
 from keras_rgemma.layers.document_positions import DocumentPositions
-from keras_rgemma.layers.lora import CALIBRATED, LoRA
+from keras_rgemma.layers.lora import CALIBRATED
 from keras_rgemma.layers.residual_block import residual_blocks
 from keras_rgemma.layers.rms_norm import RMSNorm
+from keras_rgemma.lora.structure import restore, structure
 from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone_lora import BackboneLoRA
 from keras_rgemma.model.backbone_state import BackboneState
@@ -160,10 +162,7 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         )
 
         # === Config ===
-        _resolve_policies(self._flatten_layers())
-        for layer in self._flatten_layers():
-            if isinstance(layer, LoRA):
-                layer.before_loaded_lora = self._freeze
+        _resolve_policies(layers_of(self))
         for name, value in config.to_dict().items():
             setattr(self, name, value)
 
@@ -202,14 +201,21 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
 
     @classmethod
     def from_config(cls, config):
-        from_config = super().from_config
-        return keras_preset.build_with_zeros(config, lambda: from_config(config))
+        from_config, config = super().from_config, dict(config)
+        lora = config.pop("lora", None)
+        backbone = keras_preset.build_with_zeros(config, lambda: from_config(config))
+        if lora is not None:
+            if keras_preset.weights_follow():
+                restore(backbone, lora, keras_preset.check_lora_size, a_initializer="zeros")
+            else:
+                restore(backbone, lora)
+        return backbone
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Writes a preset folder, as KerasHub does.
 
-        LoRA that is enabled is merged into the weights when the preset is loaded. Layers in int8 or
-        int4 would have to round that sum: they come back with LoRA enabled.
+        LoRA that is enabled comes back as LoRA: the same A, B, ranks and alphas, and the same
+        weights are trained. Call `merge_lora()` before for a preset of plain weights.
 
         A new folder gets its name when it is complete: a call that is stopped halfway leaves
         nothing that looks whole. Files in a folder that exists are replaced one by one, and
@@ -236,22 +242,24 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         return calibration.structure(self) if mode in CALIBRATED else None
 
     def get_config(self):
+        # Not from KerasHub's, whose map of policies says nothing of layers that are not quantized:
+        # they would get the global policy.
         policy = self.dtype_policy
-        layers = (layer for layer in self._flatten_layers() if layer is not self)
         quantized = {
             layer.path: layer.dtype_policy
-            for layer in layers
+            for layer in layers_of(self, include_self=False)
             if getattr(layer, "quantization_mode", None)
         }
         if quantized and not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-            # KerasHub's own map says nothing of the others, which would get the global policy.
             policy = keras.dtype_policies.DTypePolicyMap(policy, quantized)
-        self._dtype_policy, own = policy, self._dtype_policy
-        try:
-            config = super().get_config()
-        finally:
-            self._dtype_policy = own
-        return {**config, **self.config.to_dict()}
+        lora = structure(self)
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(policy),
+            **self.config.to_dict(),
+            **({"lora": lora} if lora else {}),
+        }
 
 
 def _resolve_policies(layers):
@@ -264,6 +272,6 @@ def _resolve_policies(layers):
     for layer in layers:
         policy = layer.dtype_policy
         if isinstance(policy, keras.dtype_policies.DTypePolicyMap) and layer.quantization_mode:
-            layer._dtype_policy = policy[layer.path]
+            set_own_policy(layer, policy[layer.path])
             if layer.quantization_mode == "int4":
                 layer.inputs_quantizer = None

@@ -1,6 +1,6 @@
 """The methods of a backbone that concern LoRA."""
 
-from keras_rgemma.lora import adapters
+from keras_rgemma.lora import adapters, files
 from keras_rgemma.lora import backbone as lora
 
 
@@ -92,5 +92,21 @@ class BackboneLoRA:
         """
         adapters.load(self, filepath)
 
-    def _freeze(self):
-        lora.freeze(self)
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Reads weights, as `keras.Model.load_weights` does.
+
+        Args:
+            filepath: str or path.
+            skip_mismatch: bool, whether weights of other shapes are passed over.
+            **kwargs: of `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: LoRA of another rank, before anything has changed; or weights of another
+                model, after which A and B are what they were.
+        """
+        with files.keeping_lora(self, filepath, skip_mismatch):
+            super().load_weights(filepath, skip_mismatch, **kwargs)
+
+    def load_own_variables(self, store):
+        files.prepare(self, store)  # before the layers, which come next
+        super().load_own_variables(store)

@@ -1,6 +1,5 @@
 """Training and evaluation of a language model without all of its logits at a time."""
 
-import contextlib
 import functools
 import operator
 import types
@@ -11,12 +10,22 @@ from keras import ops
 from keras_rgemma.backend import implementation_key
 from keras_rgemma.checkpoints import backup
 from keras_rgemma.files import new_file
+from keras_rgemma.keras_internals_lora import (
+    forget_initial_epoch,
+    nested_evaluation,
+    sync_weights,
+    variables_created_trainable,
+    with_attributes,
+)
 from keras_rgemma.layers.lora import lora_layers
+from keras_rgemma.lora import files
 from keras_rgemma.model.losses import TokenAccuracy, TokenCrossEntropy
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.ops.cross_entropy import cross_entropy
 from keras_rgemma.text.datasets import arrays_of, is_dataset, is_of_arrays, is_sliced
 from keras_rgemma.text.examples import check_no_labels
+
+_LABELS = "labels"  # of a step, among its inputs
 
 
 class Training:
@@ -27,7 +36,6 @@ class Training:
     """
 
     _is_chunked = False
-    _labels = None
     _backups = ()
     _were_auto = ()  # which arguments of `compile`
 
@@ -104,11 +112,11 @@ class Training:
             )
         finally:
             self._backups = ()
-            self._initial_epoch = None  # which Keras would keep for the `fit` after this, too
+            forget_initial_epoch(self)  # which Keras would keep for the `fit` after this, too
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """The loss and metrics on data in any of the forms that `fit` takes."""
-        if not kwargs.get("_use_cached_eval_dataset", False):
+        if not nested_evaluation(kwargs):
             (x, y, sample_weight), batch_size = self._prepared((x, y, sample_weight), batch_size)
         return super().evaluate(
             x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **kwargs
@@ -131,32 +139,26 @@ class Training:
                     backup.sign(partial, each)
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
-        """Reads weights, as `keras.Model.load_weights` does; if it fails, LoRA stays as it was.
+        """Reads weights, as `keras.Model.load_weights` does.
 
         Raises:
-            ValueError: weights of another model, or LoRA of another rank.
+            ValueError: LoRA of another rank, before anything has changed; or weights of another
+                model, after which A and B are what they were.
         """
-        before = {layer: layer.lora_values() for layer in lora_layers(self.backbone)}
-        for layer in before:
-            layer.refusal = None
-        try:
+        with files.keeping_lora(self.backbone, filepath, skip_mismatch):
             super().load_weights(filepath, skip_mismatch, **kwargs)
-        except ValueError as error:
-            for layer, values in before.items():
-                layer.assign_lora(*values)
-            refusals = [layer.refusal for layer in before if layer.refusal]
-            raise (refusals or [error])[0] from error
 
     def predict(self, x=None, batch_size=None, **kwargs):
         """Logits [B, T, V] of each example, in a row of its own, as `keras.Model.predict` does."""
-        packing = getattr(self.preprocessor, "packing", False)
-        if not packing:
-            return super().predict(x, batch_size, **kwargs)
-        self.preprocessor.packing = False
-        try:
-            return super().predict(x, batch_size, **kwargs)
-        finally:
-            self.preprocessor.packing = packing
+        preprocessor = self.preprocessor
+        if getattr(preprocessor, "packing", False) and not (_is_prepared(x) or _is_one_text(x)):
+            preprocessor.build(None)
+            unpacked = with_attributes(preprocessor, packing=False)
+            if is_dataset(x):
+                x = _mapped(x, unpacked)
+            else:
+                x = unpacked(x)[0] if is_sliced(x) else arrays_of(unpacked, x)[0][0]
+        return super().predict(x, batch_size, **kwargs)
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if _is_prepared(x):
@@ -164,7 +166,7 @@ class Training:
         return super().preprocess_samples(x, y, sample_weight)
 
     def _prepared(self, data, batch_size):
-        """`(x, y, sample_weight)` and a batch size; examples as arrays, but for datasets."""
+        """Tokenizes examples, but datasets; returns `(x, y, sample_weight)` and a batch size."""
         x, *labels = data
         preprocessor = self.preprocessor
         if not isinstance(preprocessor, RGemmaCausalLMPreprocessor) or _is_prepared(x):
@@ -182,8 +184,10 @@ class Training:
     # === Steps ===
 
     def call(self, inputs, training=None, mask=None):
-        if self._labels is None:
+        if not _has_labels(inputs):
             return super().call(inputs, training=training, mask=mask)
+        inputs = dict(inputs)
+        labels = inputs.pop(_LABELS)
         hidden = self.hidden_states(inputs, training)
         head = self.backbone.token_embedding
         if head.quantization_mode:
@@ -194,7 +198,7 @@ class Training:
         losses, hits = cross_entropy(
             ops.reshape(hidden, (-1, hidden.shape[-1])),
             ops.cast(table, hidden.dtype),
-            ops.reshape(self._labels, (-1,)),
+            ops.reshape(labels, (-1,)),
             head.logit_soft_cap,
             needs_embedding_gradient=bool(head.trainable_variables) and not head.quantization_mode,
         )
@@ -216,42 +220,39 @@ class Training:
     # The data come last on each backend; JAX has the state before them.
 
     def train_step(self, *inputs):
-        with self._labelled(inputs[-1]):
-            if self._labels is None and self.backbone.token_embedding.quantization_mode:
-                raise ValueError(
-                    "No gradient comes through the logits of a quantized embedding. Leave `loss` "
-                    "and `weighted_metrics` of `compile` at 'auto' and pass no `metrics` or "
-                    "`loss_weights`, or quantize with "
-                    "`filters=lambda layer: layer is not lm.backbone.token_embedding`."
-                )
-            return super().train_step(*inputs)
+        *state, data = inputs
+        data = self._labelled(data)
+        if self.backbone.token_embedding.quantization_mode and not _has_labels(data[0]):
+            raise ValueError(
+                "No gradient comes through the logits of a quantized embedding. Leave `loss` "
+                "and `weighted_metrics` of `compile` at 'auto' and pass no `metrics` or "
+                "`loss_weights`, or quantize with "
+                "`filters=lambda layer: layer is not lm.backbone.token_embedding`."
+            )
+        return super().train_step(*state, data)
 
     def test_step(self, *inputs):
-        with self._labelled(inputs[-1]):
-            return super().test_step(*inputs)
+        *state, data = inputs
+        return super().test_step(*state, self._labelled(data))
 
-    @contextlib.contextmanager
     def _labelled(self, data):
-        """Has the model give losses and hits, as long as a step is run or traced."""
-        _, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if self._is_chunked and len(getattr(labels, "shape", ())) == 2:
-            self._labels = labels
-        try:
-            yield
-        finally:
-            self._labels = None
+        """Adds the labels of a step to its inputs: the model then returns losses and hits."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self._is_chunked and isinstance(x, dict) and len(getattr(y, "shape", ())) == 2:
+            x = {**x, _LABELS: y}
+        return x, y, sample_weight
 
     def sync_weights(self):
-        """Lets the weights have their values in a callback of `fit`.
+        """Writes the weights back into their variables in a callback of `fit`.
 
         Between the batches of an epoch Keras on JAX keeps them elsewhere, until it is told.
         """
-        getattr(self, "jax_state_sync", lambda: None)()
+        sync_weights(self)
 
     # === Programs, which LoRA makes stale ===
 
     def compile_key(self):
-        """What a compiled program depends on, a tuple of objects to compare by identity."""
+        """Lists what a compiled program depends on, a tuple of objects compared by identity."""
         alphas = (layer.lora_alpha for layer in lora_layers(self.backbone))
         return (*self.weights, *alphas, implementation_key())
 
@@ -266,7 +267,7 @@ class Training:
         return super().make_predict_function(force or self._is_stale("predict"))
 
     def _is_stale(self, name):
-        """Whether a function was not made for these settings, for which it is made next."""
+        """True if the compiled function was made for other settings; remembers the current ones."""
         if not hasattr(self, "_made_for"):
             self._made_for = types.SimpleNamespace()  # Keras takes weights in a dict for its own
         settings = self.compile_key()
@@ -285,7 +286,7 @@ class Training:
         if optimizer is None or not optimizer.built:
             return
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        known = {id(variable) for variable in inner._trainable_variables}
+        known = {id(variable) for variable in variables_created_trainable(inner)}
         if known == {id(variable) for variable in self.trainable_variables}:
             return
         if int(ops.convert_to_numpy(optimizer.iterations.value)):
@@ -306,8 +307,21 @@ def _is_prepared(x):
     return isinstance(x, dict) and "token_ids" in x
 
 
+def _has_labels(inputs):
+    return isinstance(inputs, dict) and _LABELS in inputs
+
+
+def _mapped(dataset, preprocessor):
+    """Maps a preprocessor over the batches of a dataset, and leaves out labels."""
+    if is_of_arrays(dataset):
+        return dataset
+    if hasattr(dataset, "element_spec"):  # of `tf.data`, which gives the parts of a tuple alone
+        return dataset.map(lambda *data: preprocessor(*data)[0])
+    return dataset.map(lambda x: preprocessor(x)[0])
+
+
 def _is_of_tensors(data):
-    """Whether data are None, or a tuple of what is prepared, that Keras can slice and shuffle."""
+    """True if data are None, or a tuple of arrays that Keras can slice and shuffle."""
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     is_prepared = data is None or (isinstance(data, tuple | list) and _is_prepared(data[0]))
     return is_prepared and all(getattr(leaf, "shape", ()) for leaf in leaves)

@@ -7,6 +7,7 @@ from keras import ops
 
 import tiny
 from generation import plain
+from keras_rgemma.layers.gated_mlp import GatedMLP
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "torch", reason="other backends compile the layers themselves"
@@ -22,9 +23,14 @@ def plain_model(dtype="float32"):
 def with_lora(dtype="float32"):
     lm = plain_model(dtype)
     lm.backbone.enable_lora(3, alpha=5)
+    return randomized(lm)
+
+
+def randomized(lm):
+    """The model with an adapter that changes its outputs, but multiplies no rounding."""
     random = np.random.RandomState(4)
     for weight in lm.backbone.trainable_weights:
-        weight.assign(random.normal(0, 0.3, weight.shape))
+        weight.assign(random.normal(0, 0.1, weight.shape))
     return lm
 
 
@@ -37,12 +43,10 @@ def merged():
 def quantized(mode, lora=False):
     lm = plain_model()
     lm.quantize(mode)
-    if lora:
-        lm.backbone.enable_lora(2)
-        random = np.random.RandomState(4)
-        for weight in lm.backbone.trainable_weights:
-            weight.assign(random.normal(0, 0.3, weight.shape))
-    return lm
+    if not lora:
+        return lm
+    lm.backbone.enable_lora(2)
+    return randomized(lm)
 
 
 class Doubled(keras.layers.Layer):
@@ -50,18 +54,32 @@ class Doubled(keras.layers.Layer):
 
     def __init__(self, inner):
         super().__init__()
-        self.inner, self.calls = inner, 0
+        self.inner = inner
         self.built = True
 
     def call(self, x):
-        self.calls += 1
         return 2.0 * self.inner(x)
+
+
+class DoubledMLP(GatedMLP):
+    """A user's subclass that does."""
+
+    def call(self, x):
+        return 2.0 * super().call(x)
 
 
 def wrapped():
     lm = plain_model()
     block = lm.backbone.transformer_layers[1]
+    block._tracker.unlock()  # as Keras asks of whoever changes a model that is built
     block.mlp_block = Doubled(block.mlp_block)
+    block._tracker.lock()
+    return lm
+
+
+def subclassed():
+    lm = plain_model()
+    lm.backbone.transformer_layers[0].mlp_block.__class__ = DoubledMLP
     return lm
 
 
@@ -97,6 +115,7 @@ CASES = {
     "LoRA, int8": lambda: quantized("int8", lora=True),
     "LoRA, int4": lambda: quantized("int4", lora=True),
     "a wrapped layer": wrapped,
+    "a subclass": subclassed,
     "a call of its own": with_a_call_of_its_own,
     "other settings": of_other_settings,
 }

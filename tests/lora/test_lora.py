@@ -511,20 +511,6 @@ def test_weights_of_a_plain_model_leave_lora_able_to_learn(tmp_path):
     assert received[-1] < received[0] - 0.1
 
 
-def test_models_and_presets_are_merged(tmp_path):
-    lm = tiny.randomize(tiny.causal_lm())
-    lm.backbone.enable_lora(3)
-    expected = logits(learn(lm))
-    lm.save(tmp_path / "lm.keras")
-    lm.save_to_preset(tmp_path / "preset")
-    for loaded in (
-        keras.saving.load_model(tmp_path / "lm.keras"),
-        type(lm).from_preset(str(tmp_path / "preset")),
-    ):
-        assert not on(loaded)
-        np.testing.assert_allclose(logits(loaded), expected, atol=1e-5)
-
-
 @backend_independent
 def test_lora_on_other_layers_is_not_dropped(tmp_path):
     lm = model()

@@ -437,7 +437,7 @@ def test_summaries_name_the_parts(lm):
     assert lm.count_params() == 13_280
 
 
-def test_lora_is_merged_into_a_preset_and_stays_in_the_model(tmp_path):
+def test_lora_of_the_embedding_is_merged_into_a_preset_and_stays_in_the_model(tmp_path):
     lm = tiny.causal_lm()
     lm.backbone.enable_lora(4)
     lm.backbone.token_embedding.enable_lora(2)
@@ -446,7 +446,9 @@ def test_lora_is_merged_into_a_preset_and_stays_in_the_model(tmp_path):
     expected = tiny.numpy(lm.score(ids))
     lm.save_to_preset(tmp_path / "preset")
     found = keras_rgemma.RGemmaCausalLM.from_preset(tmp_path / "preset")
-    assert len(found.weights) < len(lm.weights)
+    paths = [{weight.path for weight in model.weights} for model in (lm, found)]
+    names = {"token_embedding/lora_embeddings_a", "token_embedding/lora_embeddings_b"}
+    assert paths[0] - paths[1] == names and not paths[1] - paths[0]
     # Products with merged weights are other sums in float32.
     np.testing.assert_allclose(tiny.numpy(found.score(ids)), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(tiny.numpy(lm.score(ids)), expected)

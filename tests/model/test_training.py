@@ -1,5 +1,6 @@
 """Training: `fit`, `evaluate` and `predict` on every kind of data and in every precision."""
 
+import concurrent.futures
 import functools
 import itertools
 import math
@@ -257,6 +258,23 @@ def test_no_step_has_all_logits(chunks, monkeypatch):
     assert np.isfinite(lm.test_on_batch(x, y, sample_weight=weight)).all()
     with pytest.raises(AssertionError):
         lm.predict_on_batch(x)
+
+
+def test_a_model_gives_logits_while_another_thread_trains_it(monkeypatch):
+    lm = small()
+    x, y, weight = arrays(TEXTS[:2])
+    shapes, original = [], lm.hidden_states
+
+    def hidden_states(inputs, training):
+        monkeypatch.undo()
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            shapes.append(tuple(thread.submit(lm, x).result().shape))
+        return original(inputs, training)
+
+    for step in (lm.train_on_batch, lm.test_on_batch):
+        monkeypatch.setattr(lm, "hidden_states", hidden_states, raising=False)
+        assert np.isfinite(step(x, y, sample_weight=weight)).all()
+    assert shapes == 2 * [(2, 16, 400)]
 
 
 def test_other_losses_and_metrics_get_all_logits():

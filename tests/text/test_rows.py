@@ -264,8 +264,31 @@ def test_fit_packs_in_every_form(lm):
     assert history["val_loss"][0] == pytest.approx(expected, rel=1e-5)
     prepared = dataset.map(tiny.preprocessor(32)).take(1)
     assert np.isfinite(fitted(lm, prepared, packing=True))
-    assert lm.predict(texts[:3], verbose=0).shape == (3, 32, 400)
-    assert lm.preprocessor.packing
+
+
+def test_predict_gives_each_example_a_row_and_lets_others_pack(lm, monkeypatch):
+    grain = pytest.importorskip("grain")
+    texts = list(tiny.SENTENCES[:3])
+    lm.preprocessor = tiny.preprocessor(32)
+    expected = lm.predict(texts, verbose=0)
+    assert expected.shape == (3, 32, 400)
+    lm.preprocessor = tiny.preprocessor(32, packing=True)
+    seen, original = [], type(lm.preprocessor).call
+
+    def call(self, *args, **kwargs):
+        seen.append(lm.preprocessor.packing)  # as another thread finds it
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(lm.preprocessor), "call", call)
+    for data in (
+        texts,
+        np.array(texts),
+        tf.data.Dataset.from_tensor_slices(texts).batch(2),
+        grain.MapDataset.source(texts).batch(2),
+        tiny.preprocessor(32)(texts)[0],
+    ):
+        np.testing.assert_allclose(lm.predict(data, verbose=0), expected, atol=1e-5)
+    assert seen and all(seen)
 
 
 def test_validation_takes_texts_as_fit_does(lm):

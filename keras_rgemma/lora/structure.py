@@ -1,0 +1,119 @@
+"""LoRA in the config of a backbone: which layers have it, and which weights are trained."""
+
+import math
+import numbers
+
+from keras_rgemma.config import check_count
+from keras_rgemma.keras_internals_lora import layers_of
+from keras_rgemma.lora.backbone import add_lora, linear_layers, lora_layers_by_path
+
+_SIZES = {"rank", "alpha"}
+
+
+def structure(backbone):
+    """Describes the LoRA of a backbone for its config.
+
+    Args:
+        backbone: `RGemmaBackbone`.
+
+    Returns:
+        A dict that JSON can hold, or None if LoRA is not enabled: "layers", a dict of path to
+        `{"rank": int, "alpha": float}`; and, if others than A and B are trained or some of these
+        are not, "trainable", a dict of two lists of paths, of layers and of weights.
+    """
+    layers = lora_layers_by_path(backbone)
+    if not layers:
+        return None
+    found = {
+        "layers": {
+            path: {"rank": int(layer.lora_rank), "alpha": float(layer.lora_alpha)}
+            for path, layer in layers.items()
+        }
+    }
+    trained = _trainable(backbone)
+    if trained != _trainable_after_enabling(layers):
+        found["trainable"] = trained
+    return found
+
+
+def restore(backbone, structure, check_size=lambda count: None, **initializers):
+    """Enables LoRA as a config describes it.
+
+    Args:
+        backbone: `RGemmaBackbone` without LoRA.
+        structure: what `structure` returned.
+        check_size: function of the number of elements that all A and B have, called before any
+            is made.
+        **initializers: of `add_lora`.
+
+    Raises:
+        ValueError: it describes no LoRA, or that of another model.
+    """
+    sizes = _checked_sizes(backbone, structure)
+    layers = linear_layers(backbone)
+    check_size(sum(_element_count(layers[path], rank) for path, (rank, _) in sizes.items()))
+    whole = backbone.trainable
+    add_lora(backbone, sizes, **initializers)
+    if flags := structure.get("trainable"):
+        backbone.trainable = whole
+        _set_trainable(backbone, flags)
+
+
+def _checked_sizes(backbone, structure):
+    """Reads the layers of a config as a dict of path to a pair of rank and alpha."""
+    layers = structure.get("layers") if isinstance(structure, dict) else None
+    if not (layers and isinstance(layers, dict)):
+        raise ValueError(
+            "`lora` in the config of a backbone must have `layers`, a dict of the paths of layers "
+            f"to their `rank` and `alpha`. Received: {structure!r}."
+        )
+    known = linear_layers(backbone)
+    sizes = {}
+    for path, size in layers.items():
+        if path not in known:
+            raise ValueError(
+                f"The config has LoRA for {path!r}, which is no linear layer of this architecture."
+            )
+        if not isinstance(size, dict) or set(size) != _SIZES:
+            raise ValueError(
+                f"The LoRA of {path!r} must have `rank` and `alpha` in the config. Received: "
+                f"{size!r}."
+            )
+        rank, alpha = check_count("rank", size["rank"]), size["alpha"]
+        if not (isinstance(alpha, numbers.Real) and 0 < alpha < float("inf")):
+            raise ValueError(f"`alpha` of {path!r} must be a positive number. Received: {alpha!r}.")
+        sizes[path] = rank, alpha
+    return sizes
+
+
+def _element_count(layer, rank):
+    *inputs, output = layer.weight_shape
+    return rank * (math.prod(inputs) + output)
+
+
+def _layers(backbone):
+    """Maps paths to layers, of those that can have weights."""
+    return {x.path: x for x in layers_of(backbone, include_self=False) if x.path}
+
+
+def _trainable(backbone):
+    return {
+        "layers": sorted(path for path, layer in _layers(backbone).items() if layer.trainable),
+        "weights": sorted(weight.path for weight in backbone.weights if weight.trainable),
+    }
+
+
+def _trainable_after_enabling(layers):
+    """Lists what `_trainable` returns as soon as these layers have LoRA."""
+    factors = [x for layer in layers.values() for x in (layer.lora_kernel_a, layer.lora_kernel_b)]
+    return {"layers": sorted(layers), "weights": sorted(factor.path for factor in factors)}
+
+
+def _set_trainable(backbone, trainable):
+    layers, weights = (set(trainable[name]) for name in ("layers", "weights"))
+    # From the outside to the inside: a layer sets the flags of all that is in it.
+    inner = _layers(backbone)
+    for path in sorted(inner, key=lambda path: path.count("/")):
+        inner[path].trainable = path in layers
+    for weight in backbone.weights:
+        weight.trainable = weight.path in weights
