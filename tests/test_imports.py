@@ -15,7 +15,7 @@ KERAS_HUB = ("model", "keras_internals", "evaluation", "benchmarks")
 KERAS_HUB_FILES = ("generation/search.py",)
 
 # What each part may import, itself aside; "" is `keras_rgemma/__init__.py`.
-BASE = {"config", "shapes", "files", "backend", "keras_internals", "keras_internals_lora"}
+BASE = {"config", "shapes", "files", "backend", "keras_internals"}
 LAYERS = {*BASE, "state", "ops", "layers"}
 ROOMS = {"lora", "text", "checkpoints", "generation"}
 MODEL = {*LAYERS, *ROOMS, "model"}
@@ -25,7 +25,6 @@ ALLOWED = {
     "files": set(),
     "backend": set(),
     "keras_internals": set(),
-    "keras_internals_lora": set(),
     "state": BASE,
     "ops": {*BASE, "state"},
     "layers": {*BASE, "state", "ops"},

@@ -1,4 +1,4 @@
-"""What Keras does with the names that `keras_internals_lora` borrows."""
+"""Keras still does what LoRA, quantized layers and training need of its private names."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from backend_independent import backend_independent
-from keras_rgemma import keras_internals_lora as internals
+from keras_rgemma.keras_internals import layers, saving, training
 from keras_rgemma.layers.linear import Linear
 
 pytestmark = backend_independent
@@ -28,28 +28,28 @@ def output(layer):
 def test_layers_are_listed_once_at_any_depth():
     inner = keras.layers.Dense(1, name="inner")
     model = keras.Sequential([keras.Sequential([inner]), inner])
-    assert [layer.name for layer in internals.layers_of(model)].count("inner") == 1
-    assert internals.layers_of(model)[0] is model
-    assert model not in internals.layers_of(model, include_self=False)
+    assert [layer.name for layer in layers.layers_of(model)].count("inner") == 1
+    assert layers.layers_of(model)[0] is model
+    assert model not in layers.layers_of(model, include_self=False)
 
 
 def test_variables_that_were_created_trainable_are_known_when_they_are_frozen(dense):
     dense.trainable = False
-    assert internals.variables_created_trainable(dense) == [dense.kernel, dense.bias]
+    assert layers.variables_created_trainable(dense) == [dense.kernel, dense.bias]
     optimizer = keras.optimizers.SGD()
     optimizer.build([dense.bias])
-    assert internals.variables_created_trainable(optimizer) == [dense.bias]
+    assert layers.variables_created_trainable(optimizer) == [dense.bias]
 
 
 def test_variables_are_removed(dense):
-    internals.remove_variables(dense, ["bias"])
+    layers.remove_variables(dense, ["bias"])
     assert dense.weights == [dense.kernel] and dense.bias is None
     with pytest.raises(ValueError, match="cannot add new elements of state"):
         dense.new = keras.Variable(0.0)
 
 
 def test_a_copy_computes_with_other_attributes_and_the_same_variables(dense):
-    copied = internals.with_attributes(dense, bias=None)
+    copied = layers.with_attributes(dense, bias=None)
     assert copied.kernel is dense.kernel and dense.bias is not None
     dense.bias.assign([1.0, 1.0, 1.0])
     np.testing.assert_array_equal(output(copied), output(dense) - 1)
@@ -66,8 +66,8 @@ def test_a_copy_computes_from_arrays(mode):
     layer.lora_kernel_b.assign(np.ones((1, 3)))
     names = {*layer.variable_serialization_spec[mode], "lora_kernel_a", "lora_kernel_b"}
     arrays = {name: keras.ops.copy(getattr(layer, name).value) for name in names - {"kernel"}}
-    arrays["kernel"] = keras.ops.copy(internals.kernel_variable(layer).value)
-    copied = internals.with_arrays(layer, arrays)
+    arrays["kernel"] = keras.ops.copy(layers.kernel_variable(layer).value)
+    copied = layers.with_arrays(layer, arrays)
     call = (lambda x: x.quantized_call) if mode else (lambda x: x.call)
     inputs = keras.ops.convert_to_tensor([[1.0, 2.0]])
     expected = tiny.numpy(call(layer)(inputs))
@@ -81,7 +81,7 @@ def test_the_kernel_variable_is_the_kernel_without_lora(dense):
     before = tiny.numpy(dense.kernel)
     dense.enable_lora(1)
     dense.lora_kernel_b.assign(np.ones((1, 3)))
-    np.testing.assert_array_equal(tiny.numpy(internals.kernel_variable(dense)), before)
+    np.testing.assert_array_equal(tiny.numpy(layers.kernel_variable(dense)), before)
     assert (tiny.numpy(dense.kernel) != before).any()
 
 
@@ -97,7 +97,7 @@ def test_variables_have_the_dtype_that_a_call_sees(policy, dtype):
     layer = Layer(dtype=policy)
     layer.weight = layer.add_weight(shape=(2,), initializer="ones")
     layer(np.zeros((1, 2)))
-    value = internals.value_in_call(layer, layer.weight)
+    value = layers.value_in_call(layer, layer.weight)
     assert keras.backend.standardize_dtype(value.dtype) == dtype
     assert value.dtype == seen[0].dtype
 
@@ -108,8 +108,8 @@ def test_lora_is_merged_into_a_quantized_kernel():
     layer.quantize("int8")
     layer.enable_lora(1)
     layer.lora_kernel_b.assign(np.ones((1, 3)))
-    kernel, scale = map(tiny.numpy, internals.kernel_with_merged_lora(layer)[:2])
-    expected = tiny.numpy(internals.kernel_variable(layer)) / tiny.numpy(layer.kernel_scale)
+    kernel, scale = map(tiny.numpy, layers.kernel_with_merged_lora(layer)[:2])
+    expected = tiny.numpy(layers.kernel_variable(layer)) / tiny.numpy(layer.kernel_scale)
     expected = expected + tiny.numpy(layer.lora_kernel_a) @ np.ones((1, 3))
     np.testing.assert_allclose(kernel / scale, expected, atol=0.02)
 
@@ -127,9 +127,9 @@ def test_keras_forgets_the_zero_point_of_a_layer_that_was_calibrated():
 
 
 def test_a_policy_of_its_own_quantizes_nothing(dense):
-    internals.set_own_policy(dense, keras.dtype_policies.get("int8_from_float32"))
+    layers.set_own_policy(dense, keras.dtype_policies.get("int8_from_float32"))
     assert dense.quantization_mode == "int8"
-    assert keras.backend.standardize_dtype(internals.kernel_variable(dense).dtype) == "float32"
+    assert keras.backend.standardize_dtype(layers.kernel_variable(dense).dtype) == "float32"
 
 
 @pytest.mark.parametrize("name", ["lm.weights.h5", "lm.weights.json", "lm.keras"])
@@ -141,16 +141,16 @@ def test_files_of_weights_are_opened_as_keras_does(name, tmp_path):
         shards = {"max_shard_size": 3e-5} if name.endswith("json") else {}
         lm.save_weights(tmp_path / name, **shards)
     found = set()
-    with internals.open_weights(tmp_path / name) as store:
-        for file in internals.h5_files(store):
-            file.visit(lambda group: found.add(str(internals.saved_block(group, "residual_block"))))
+    with saving.open_weights(tmp_path / name) as store:
+        for file in saving.h5_files(store):
+            file.visit(lambda group: found.add(str(saving.saved_block(group, "residual_block"))))
     assert str((0, ["mlp_block", "ffw_up", "vars", "0"])) in found
     assert str((1, ["attention_block", "query", "vars", "0"])) in found
 
 
 def test_other_files_are_not_opened(tmp_path):
     for name in ("a.h5", "missing.weights.h5"):
-        with internals.open_weights(tmp_path / name) as store:
+        with saving.open_weights(tmp_path / name) as store:
             assert store is None
 
 
@@ -160,7 +160,7 @@ def test_the_files_of_a_store_are_open_while_it_is_loaded(shards, tmp_path):
 
     class Layer(keras.layers.Dense):
         def load_own_variables(self, store):
-            for file in internals.h5_files(store):
+            for file in saving.h5_files(store):
                 file.visit(groups.append)
             super().load_own_variables(store)
 
@@ -176,11 +176,11 @@ def test_the_files_of_a_store_are_open_while_it_is_loaded(shards, tmp_path):
 
 
 def test_groups_are_told_apart():
-    found = internals.saved_block("layers/lm/layers/residual_block_12/a/vars", "residual_block")
+    found = saving.saved_block("layers/lm/layers/residual_block_12/a/vars", "residual_block")
     assert found == (12, ["a", "vars"])
-    assert internals.saved_block("layers/residual_block/a", "residual_block") == (0, ["a"])
+    assert saving.saved_block("layers/residual_block/a", "residual_block") == (0, ["a"])
     for group in ("layers/residual_blocks/a", "residual_block/a", "layers/my_residual_block_1/a"):
-        assert internals.saved_block(group, "residual_block") is None
+        assert saving.saved_block(group, "residual_block") is None
 
 
 def test_fit_marks_the_evaluations_of_its_own():
@@ -188,7 +188,7 @@ def test_fit_marks_the_evaluations_of_its_own():
 
     class Model(keras.Sequential):
         def evaluate(self, *args, **kwargs):
-            marks.append(internals.nested_evaluation(kwargs))
+            marks.append(training.nested_evaluation(kwargs))
             return super().evaluate(*args, **kwargs)
 
     model = Model([keras.Input((2,)), keras.layers.Dense(1)])
@@ -212,7 +212,7 @@ def test_a_restored_epoch_is_kept_until_it_is_forgotten(tmp_path):
 
     fit(1, backup())
     assert fit(2, backup()) == [1]
-    internals.forget_initial_epoch(model)
+    training.forget_initial_epoch(model)
     assert fit(2) == [0, 1]
 
 
@@ -227,7 +227,7 @@ def test_jax_keeps_weights_elsewhere_in_callbacks():
             called.append(self)
 
     trainer = object.__new__(Trainer)
-    internals.sync_weights(trainer)
+    training.sync_weights(trainer)
     assert called == [trainer]
-    internals.sync_weights(object())
+    training.sync_weights(object())
     assert hasattr(JAXTrainer, "jax_state_sync")

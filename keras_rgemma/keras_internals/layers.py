@@ -1,5 +1,9 @@
 """Layers inside of layers, and the parts of linear layers that LoRA and quantization need."""
 
+import keras
+from keras import ops
+from keras.src.backend.common.variables import AutocastScope
+
 
 def layers_of(layer, include_self=True):
     """Lists a layer or model and all layers in it, at any depth, each once.
@@ -73,3 +77,40 @@ class SavesZeroPoint:
         if zero is None and self.quantization_mode in ("gptq", "awq"):
             zero = self.kernel_zero
         return kernel, scale, zero
+
+
+def with_attributes(layer, **attributes):
+    """Copies a built layer that keeps its variables, with other values of some attributes.
+
+    The copy computes from the very variables of the layer; setting an attribute of one does not
+    reach the other. It belongs to no model, and to build or to quantize it would do so to the
+    layer: Keras keeps both methods on the object.
+
+    Args:
+        layer: `keras.Layer` that is built.
+        **attributes: the attributes that differ.
+    """
+    copied = object.__new__(type(layer))
+    vars(copied).update(vars(layer))
+    vars(copied).update(attributes)
+    return copied
+
+
+def with_arrays(layer, arrays):
+    """Copies a `Dense` or `EinsumDense` layer that computes from arrays instead of its variables.
+
+    Args:
+        layer: the layer.
+        arrays: dict of attributes to tensors; "kernel" stands for what `kernel_variable` returns.
+    """
+    names = {"kernel": "_kernel"}
+    return with_attributes(layer, **{names.get(name, name): x for name, x in arrays.items()})
+
+
+def value_in_call(layer, variable):
+    """The value of a variable in the dtype that Keras gives it to a layer's `call` in."""
+    is_cast = layer.autocast and layer.compute_dtype != layer.variable_dtype
+    with AutocastScope(layer.compute_dtype if is_cast else None):
+        value = variable.value
+    # On TensorFlow that may be a variable itself, which a cast reads.
+    return ops.cast(value, keras.backend.standardize_dtype(value.dtype))

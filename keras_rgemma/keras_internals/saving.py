@@ -1,5 +1,12 @@
 """How Keras lays out a file of weights."""
 
+import contextlib
+import pathlib
+import zipfile
+
+import h5py
+from keras.src.saving import saving_lib
+
 
 def saved_layers(file, class_name):
     """Names the groups of the layers of one class in a file of a functional model's weights.
@@ -13,3 +20,68 @@ def saved_layers(file, class_name):
     """
     names = file.get("layers", ())
     return {name for name in names if name.rstrip("0123456789").rstrip("_") == class_name}
+
+
+@contextlib.contextmanager
+def open_weights(path):
+    """Opens a file of weights as `keras.Model.load_weights` does; None for what it is not one of.
+
+    Args:
+        path: str or path that ends in ".weights.h5", ".weights.json" or ".keras".
+    """
+    with contextlib.ExitStack() as stack:
+        store, name = None, str(path)
+        if pathlib.Path(path).is_file():
+            if name.endswith("weights.h5"):
+                store = saving_lib.H5IOStore(path, mode="r")
+            elif name.endswith("weights.json"):
+                store = saving_lib.ShardedH5IOStore(path, mode="r")
+            elif name.endswith(".keras"):
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                store = saving_lib.H5IOStore("model.weights.h5", archive=archive, mode="r")
+        if store is not None:
+            stack.callback(store.close)
+        yield store
+
+
+def h5_files(store):
+    """Iterates over the `h5py.File`s of the store that `load_own_variables` is given.
+
+    Args:
+        store: what `keras.Layer.load_own_variables` receives while a file is loaded.
+    """
+    sharding = getattr(store, "sharding_config", None)
+    if sharding is None:
+        file = getattr(store, "h5_file", None)
+        if file is not None:
+            yield file
+        return
+    names = set()
+    for shards in sharding["weight_map"].values():
+        names |= {shards} if isinstance(shards, str) else set(shards)
+    for name in sorted(names):
+        with h5py.File(store.path.with_name(name), "r") as file:
+            yield file
+
+
+def saved_block(group, class_name):
+    """The layer of a functional model that a group in a file of its weights belongs to.
+
+    Args:
+        group: str, the name of a group, such as "layers/residual_block_2/mlp_block/vars".
+        class_name: str, in snake case, of the layers that count: "residual_block".
+
+    Returns:
+        The index of the layer among those of its class, and the rest of the name as a list of str
+        ("mlp_block", "vars"); or None if it belongs to none of them.
+    """
+    parts = group.split("/")
+    for i, part in enumerate(parts[1:], start=1):
+        name, _, number = part.rpartition("_")
+        if parts[i - 1] != "layers":
+            continue
+        if part == class_name:
+            return 0, parts[i + 1 :]
+        if name == class_name and number.isdecimal():
+            return int(number), parts[i + 1 :]
+    return None

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_rgemma.keras_internals_lora import kernel_variable
+from keras_rgemma.keras_internals.layers import kernel_variable
 from keras_rgemma.layers.lora import CALIBRATED, LoRA
 
 

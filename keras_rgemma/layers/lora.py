@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_rgemma.keras_internals_lora import (
+from keras_rgemma.keras_internals.layers import (
     SavesZeroPoint,
     kernel_variable,
     kernel_with_merged_lora,

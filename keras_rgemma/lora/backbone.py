@@ -4,7 +4,7 @@ import numbers
 import re
 
 from keras_rgemma.config import check_count
-from keras_rgemma.keras_internals_lora import layers_of
+from keras_rgemma.keras_internals.layers import layers_of
 from keras_rgemma.layers.lora import CALIBRATED, LoRA, lora_layers
 
 # Modes that Keras cannot train LoRA on.

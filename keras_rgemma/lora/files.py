@@ -2,7 +2,7 @@
 
 import contextlib
 
-from keras_rgemma.keras_internals_lora import h5_files, open_weights, saved_block
+from keras_rgemma.keras_internals.saving import h5_files, open_weights, saved_block
 from keras_rgemma.layers.lora import FACTORS
 from keras_rgemma.lora.backbone import add_lora, linear_layers, lora_layers_by_path
 

@@ -4,7 +4,7 @@ import math
 import numbers
 
 from keras_rgemma.config import check_count
-from keras_rgemma.keras_internals_lora import layers_of
+from keras_rgemma.keras_internals.layers import layers_of
 from keras_rgemma.lora.backbone import add_lora, linear_layers, lora_layers_by_path
 
 _SIZES = {"rank", "alpha"}

@@ -11,7 +11,7 @@ from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import Presets, resolve
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
-from keras_rgemma.keras_internals_lora import layers_of, set_own_policy
+from keras_rgemma.keras_internals.layers import layers_of, set_own_policy
 from keras_rgemma.layers.document_places import DocumentPlaces
 from keras_rgemma.layers.document_positions import DocumentPositions
 from keras_rgemma.layers.lora import CALIBRATED

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import pathlib
 import types
 
 import keras
@@ -10,12 +11,12 @@ from keras import ops
 from keras_rgemma.backend import implementation_key
 from keras_rgemma.checkpoints import backup
 from keras_rgemma.files import new_file
-from keras_rgemma.keras_internals_lora import (
+from keras_rgemma.keras_internals.layers import variables_created_trainable, with_attributes
+from keras_rgemma.keras_internals.training import (
+    backup_files,
     forget_initial_epoch,
     nested_evaluation,
     sync_weights,
-    variables_created_trainable,
-    with_attributes,
 )
 from keras_rgemma.layers.lora import lora_layers
 from keras_rgemma.lora import files
@@ -135,7 +136,7 @@ class Training:
         with new_file(filepath) as partial:
             super().save_weights(partial, **kwargs)
             for each in self._backups:
-                if str(filepath) == each._weights_path:
+                if pathlib.Path(filepath) == backup_files(each)[0]:
                     backup.sign(partial, each)
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
