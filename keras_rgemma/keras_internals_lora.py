@@ -209,6 +209,15 @@ def forget_initial_epoch(model):
     model._initial_epoch = None
 
 
+def backup_files(backup):
+    """The files of a `BackupAndRestore`: the weights and the progress, a pair of paths.
+
+    Args:
+        backup: `keras.callbacks.BackupAndRestore` of a local folder.
+    """
+    return pathlib.Path(backup._weights_path), pathlib.Path(backup._training_metadata_path)
+
+
 def sync_weights(model):
     """Writes the weights back into their variables in a callback of `fit`.
 

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import pathlib
 import types
 
 import keras
@@ -10,6 +11,7 @@ from keras import ops
 from keras_rgemma.checkpoints import backup
 from keras_rgemma.files import new_file
 from keras_rgemma.keras_internals_lora import (
+    backup_files,
     forget_initial_epoch,
     nested_evaluation,
     sync_weights,
@@ -24,7 +26,7 @@ from keras_rgemma.ops.cross_entropy import cross_entropy
 from keras_rgemma.text.datasets import arrays_of, is_dataset, is_of_arrays, is_sliced
 from keras_rgemma.text.examples import check_no_labels
 
-_LABELS = "labels"  # of a step, among its inputs
+_LABELS = "keras_rgemma/labels"  # of a step, among its inputs
 
 
 class Training:
@@ -134,7 +136,7 @@ class Training:
         with new_file(filepath) as partial:
             super().save_weights(partial, **kwargs)
             for each in self._backups:
-                if str(filepath) == each._weights_path:
+                if pathlib.Path(filepath) == backup_files(each)[0]:
                     backup.sign(partial, each)
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
