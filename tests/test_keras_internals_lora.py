@@ -216,6 +216,17 @@ def test_a_restored_epoch_is_kept_until_it_is_forgotten(tmp_path):
     assert fit(2) == [0, 1]
 
 
+def test_a_backup_is_two_files(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    callback = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    model.fit(np.ones((2, 2)), np.ones((2, 1)), callbacks=[callback], verbose=0)
+    weights, progress = training.backup_files(callback)
+    assert {*tmp_path.iterdir()} == {weights, progress}
+    assert json.loads(progress.read_text())["epoch"] == 1
+    model.load_weights(weights)
+
+
 def test_jax_keeps_weights_elsewhere_in_callbacks():
     """Of JAX's trainer, whichever backend runs; the others have nothing to write back."""
     from keras.src.backend.jax.trainer import JAXTrainer

@@ -26,7 +26,7 @@ from keras_rgemma.ops.cross_entropy import cross_entropy
 from keras_rgemma.text.datasets import arrays_of, is_dataset, is_of_arrays, is_sliced
 from keras_rgemma.text.examples import check_no_labels
 
-_LABELS = "labels"  # of a step, among its inputs
+_LABELS = "keras_rgemma/labels"  # of a step, among its inputs
 
 
 class Training:
