@@ -1,1 +1,1 @@
-"""Text from a model: knows the state and any model with a step, not which model it is."""
+"""Generates text with any model that has a step and a state; knows no architecture."""

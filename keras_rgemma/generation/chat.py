@@ -1,4 +1,4 @@
-"""A conversation in the format that instruction-tuned models are trained with."""
+"""Holds conversations in the format that instruction-tuned models are trained with."""
 
 import copy
 import dataclasses
@@ -10,32 +10,32 @@ from keras_rgemma.generation.generate import check_continues, start
 from keras_rgemma.generation.outputs import decode_deltas
 from keras_rgemma.generation.prompts import Batch
 from keras_rgemma.generation.request import Request
-from keras_rgemma.generation.stream import AT_A_TIME, check_streams
+from keras_rgemma.generation.stream import TOKENS_PER_DELTA, check_streams
 from keras_rgemma.shapes import check_text
 from keras_rgemma.state.rgemma_state import consumed_by, read_state, write_state
 from keras_rgemma.text.conversation import check_history
 
 
 class Chat:
-    """A conversation, of which each turn costs its own tokens alone.
+    """Holds a conversation; each turn costs the tokens of that turn alone.
 
-    A turn is `<start_of_turn>ROLE\\nTEXT<end_of_turn>\\n`, TEXT without white space around it. What
-    stands in a message is never taken for a control token.
+    A turn is `<start_of_turn>ROLE\\nTEXT<end_of_turn>\\n`, TEXT without white space around it. The
+    text of a message is never taken for a control token.
 
-    `RGemmaCausalLM.chat` and `load_chat` make them.
+    `RGemmaCausalLM.chat` and `load_chat` make conversations.
 
     Args:
         task: `RGemmaCausalLM`.
-        history: sequence of dicts of `role`, "user" and "model" in turn, and `content`, str: what
-            was said before.
+        history: sequence of dicts of `role`, "user" and "model" in turn, and `content`, str: the
+            turns before.
         max_new_tokens: int, the most tokens of an answer; None for the `sequence_length` of the
             preprocessor.
-        stop: str or sequence of str that end an answer, too. They are no part of the history, but
+        stop: str or sequence of str that also end an answer. They are no part of the history, but
             stay in the state.
 
     Raises:
-        ValueError: a model without a preprocessor, a vocabulary without the control tokens, a
-            history that is malformed, or contrastive search, which cannot go on from a state.
+        ValueError: the model has no preprocessor, the vocabulary lacks the control tokens, the
+            history is malformed, or the sampler (contrastive search) cannot continue from a state.
     """
 
     def __init__(self, task, history=(), max_new_tokens=None, stop=None):
@@ -45,30 +45,30 @@ class Chat:
         if max_new_tokens is None:
             max_new_tokens = task.preprocessor.sequence_length
         self._options = {"max_new_tokens": max_new_tokens, "stop": stop}
-        Request.of(task, **self._options)  # which complains of what is wrong with them
+        Request.of(task, **self._options)  # raises an error for wrong options
         check_continues(task.make_generate_function())
-        self._answering = None
+        self._decoder = None
         self._history = check_history(history)
         ids = [self._tokenizer.start_token_id]
-        for place, message in enumerate(self._history):
+        for index, message in enumerate(self._history):
             ids += self._tokenizer.turn_token_ids(
-                message["role"], message["content"], is_first=place == 0
+                message["role"], message["content"], is_first=index == 0
             )
             ids += [self._end_of_turn]
         self._state = task.prefill(np.array(ids, "int32"))
 
     @property
     def history(self):
-        """A list of dicts of `role` and `content`, all that was said so far; a copy."""
+        """Returns a copy of all turns so far, a list of dicts of `role` and `content`."""
         return [dict(message) for message in self._history]
 
     @property
     def state(self):
-        """`RGemmaState` of all tokens so far."""
-        return self._state if self._answering is None else self._answering.session()
+        """Returns the `RGemmaState` of all tokens so far."""
+        return self._state if self._decoder is None else self._decoder.rgemma_state()
 
     def send(self, message):
-        """Says something, and returns the answer.
+        """Adds a user's message to the conversation and returns the complete answer.
 
         Args:
             message: str.
@@ -82,9 +82,10 @@ class Chat:
         return "".join(self._answer(message))
 
     def stream(self, message):
-        """Says something, and gives the answer as it is made.
+        """Adds a user's message to the conversation and iterates over the answer's text.
 
-        When it is not read to its end, the conversation goes on from where it was left.
+        If the caller stops before the end, the answer ends there and the conversation continues
+        from that place.
 
         Args:
             message: str.
@@ -94,25 +95,25 @@ class Chat:
 
         Raises:
             TypeError: the message is no str.
-            ValueError: a sampler that does not write token by token.
+            ValueError: the sampler does not write token by token.
         """
         check_streams(self._task.make_generate_function())
-        return self._answer(message, AT_A_TIME)
+        return self._answer(message, TOKENS_PER_DELTA)
 
     def fork(self):
-        """Another conversation that begins with all that was said in this one."""
+        """Returns another conversation that begins with all turns of this one."""
         other = copy.copy(self)
-        other._state, other._answering, other._history = self.state, None, self.history
+        other._state, other._decoder, other._history = self.state, None, self.history
         return other
 
     def save(self, path):
-        """Writes a file that `RGemmaCausalLM.load_chat` reads on any backend.
+        """Writes the conversation to a file that `RGemmaCausalLM.load_chat` reads on any backend.
 
         Args:
             path: str or path, by convention with the suffix `.rgstate`.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         write_state(path, self.state, {"history": self.history})
 
@@ -130,10 +131,10 @@ class Chat:
         chat._history, chat._state = check_history(extra["history"]), state
         return chat
 
-    def _answer(self, message, at_a_time=None):
+    def _answer(self, message, tokens_per_delta=None):
         message = check_text(message, "A message")
         self._finish()
-        state, closing = self._closed()
+        state, closing = self._close_last_turn()
         ids = [
             *closing,
             *self._tokenizer.turn_token_ids("user", message, is_first=not self._history),
@@ -142,37 +143,38 @@ class Chat:
         ]
         request = Request.of(self._task, state=state, **self._options)
         batch = Batch([np.array(ids, "int32")], request.budget.of([len(ids)]), is_text=True)
-        tokens = start(self._task, batch, request, keeps_state=True)
+        decoder = start(self._task, batch, request, keeps_state=True)
         reply = {"role": "model", "content": ""}
-        self._answering = tokens
+        self._decoder = decoder
         self._history += [{"role": "user", "content": message}, reply]
-        return self._pieces(tokens, decode_deltas(self._task, tokens, request, at_a_time), reply)
+        deltas = decode_deltas(self._task, decoder, request, tokens_per_delta)
+        return self._text_deltas(decoder, deltas, reply)
 
-    def _pieces(self, tokens, pieces, reply):
-        # Until somebody goes on with the conversation before the answer is complete.
-        while self._answering is tokens:
-            _, said = next(pieces, (None, None))
-            if said is None:
+    def _text_deltas(self, decoder, deltas, reply):
+        # Another message, sent before the answer is complete, ends this loop.
+        while self._decoder is decoder:
+            _, texts = next(deltas, (None, None))
+            if texts is None:
                 self._finish()
                 return
-            reply["content"] += said[0]
-            if said[0]:
-                yield said[0]
+            reply["content"] += texts[0]
+            if texts[0]:
+                yield texts[0]
 
     def _finish(self):
-        """Leaves the answer that is being made as it is."""
+        """Ends the answer in progress at its last token."""
         # In this order: an interruption between the two loses nothing.
         self._state = self.state
-        self._answering = None
+        self._decoder = None
 
-    def _closed(self):
-        """The state, and the ids that the last turn lacks to its end."""
+    def _close_last_turn(self):
+        """Returns the state, and the token ids that the last turn lacks to be complete."""
         state, end = self.state, self._end_of_turn
         last = int(ops.convert_to_numpy(state.last_token_ids)[0])
         if not self._history or last == end:
             return state, []
         if last != self._tokenizer.end_token_id:
             return state, [end]
-        # It is not consumed yet, so another token can take its place.
+        # The state has not consumed its last token, so another token can replace it.
         ends = ops.full_like(state.last_token_ids, end)
         return dataclasses.replace(state, last_token_ids=ends), []

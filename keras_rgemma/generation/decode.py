@@ -1,4 +1,4 @@
-"""Decoding as data: one step for all samplers, and blocks of steps that end early."""
+"""Decodes tokens with one step for all samplers, in blocks of steps that end early."""
 
 from typing import Any, NamedTuple
 
@@ -7,17 +7,17 @@ from keras import ops
 
 from keras_rgemma.state.records import ModelState
 
-# The most tokens that one run of the program writes in each row.
+# The most tokens that one run of the decode program writes in each row.
 BLOCK = 32
 NO_TOKEN = -1
 
 
 class DecodeState(NamedTuple):
-    """The rows of a decode loop.
+    """Holds the rows of a decode loop.
 
     Attributes:
-        last_token_ids: int32 [B], the token of each row that its state has not consumed.
-        ended: bool [B], whether a row has its stop token or has used up its budget.
+        last_token_ids: int32 [B], the last token of each row, which its state has not consumed.
+        ended: bool [B], whether a row has a stop token or has used up its budget.
         budgets: int32 [B], how many more tokens each row may get.
         model: `ModelState` of the tokens before the last ones.
         sampler: tuple of arrays, the values of the sampler's variables, shared by all rows.
@@ -66,55 +66,58 @@ def put_row(state, row, one):
     return keras.tree.map_structure(put, rows, new)._replace(sampler=state.sampler)
 
 
-def decode_step(model, sampler, stop_token_ids, state, all_go_on=False, has_begun=False):
+def decode_step(model, sampler, stop_token_ids, state, all_active=False, has_begun=False):
     """Writes one token in each row that has not ended.
 
-    It feeds each row's last token exactly once. A row that has ended is frozen: neither its last
-    token nor its state changes, whatever its neighbours do.
+    The step feeds each row's last token to the model exactly once. A row that has ended is frozen:
+    neither its last token nor its state changes, whatever its neighbours do.
 
     Args:
         model: `generation.model.Model`.
         sampler: `keras_hub.samplers.Sampler`, whose `compute_probabilities` and `get_next_token`
             choose the token.
-        stop_token_ids: int32 [S], a row ends with any of them; `NO_TOKEN` fills unused places.
+        stop_token_ids: int32 [S], the tokens that end a row; `NO_TOKEN` fills unused places.
         state: `DecodeState`.
-        all_go_on: bool, whether it is known that no row has ended.
+        all_active: bool, whether it is known that no row has ended.
         has_begun: as of `Model.step`.
 
     Returns:
         The new `DecodeState`, and int32 [B], the tokens (`NO_TOKEN` in rows that had ended).
     """
-    going = None if all_go_on else ops.logical_not(state.ended)
-    mask = None if all_go_on else going[:, None]
-    hidden, after = model.step(state.last_token_ids[:, None], mask, state.model, has_begun)
+    active = None if all_active else ops.logical_not(state.ended)
+    mask = None if all_active else active[:, None]
+    hidden, model_state = model.step(state.last_token_ids[:, None], mask, state.model, has_begun)
     logits = model.compute_logits(hidden[:, 0])
     token, sampler_values = _next_token(sampler, logits, state.sampler)
     token = ops.cast(token, "int32")
     budgets = state.budgets - 1
     is_last = ops.any(token[:, None] == stop_token_ids, axis=-1)
     ended = ops.logical_or(is_last, budgets <= 0)
-    last = written = token
-    if not all_go_on:
+    last = output = token
+    if not all_active:
         ended = ops.logical_or(ended, state.ended)
-        budgets = ops.where(going, budgets, state.budgets)
-        last = ops.where(going, token, state.last_token_ids)
-        written = ops.where(going, token, NO_TOKEN)
-    return DecodeState(last, ended, budgets, after, sampler_values), written
+        budgets = ops.where(active, budgets, state.budgets)
+        last = ops.where(active, token, state.last_token_ids)
+        output = ops.where(active, token, NO_TOKEN)
+    return DecodeState(last, ended, budgets, model_state, sampler_values), output
 
 
 def _next_token(sampler, logits, values):
-    """Samples a token from logits; the sampler's variables have the given values, and get new ones.
+    """Samples tokens from logits with given values of the sampler's variables.
 
-    Its variables are mapped explicitly, so that no loop changes them behind the back of another.
+    The variables are mapped explicitly, so that two loops never share their values.
+
+    Returns:
+        int32 [B], the tokens, and the tuple of the variables' new values.
     """
     variables = sampler.variables
     mapping = list(zip(variables, values, strict=True))
     with keras.StatelessScope(state_mapping=mapping) as scope:
         token = sampler.get_next_token(sampler.compute_probabilities(logits))
-        current = [scope.get_current_value(variable) for variable in variables]
+        new_values = [scope.get_current_value(variable) for variable in variables]
     return token, tuple(
-        before if now is None else ops.convert_to_tensor(now)
-        for now, before in zip(current, values, strict=True)
+        old if new is None else ops.convert_to_tensor(new)
+        for new, old in zip(new_values, values, strict=True)
     )
 
 
@@ -135,9 +138,9 @@ def decode_block(model, sampler, stop_token_ids, state, size):
         return ops.logical_and(count < size, ops.logical_not(ops.all(state.ended)))
 
     def write(count, tokens, state):
-        # One row alone has not ended, or the loop would have.
-        state, written = decode_step(model, sampler, stop_token_ids, state, all_go_on=rows == 1)
-        return count + 1, ops.slice_update(tokens, (count, 0), written[None]), state
+        # A single row has not ended here: the loop would have.
+        state, output = decode_step(model, sampler, stop_token_ids, state, all_active=rows == 1)
+        return count + 1, ops.slice_update(tokens, (count, 0), output[None]), state
 
     start = ops.convert_to_tensor(0, dtype="int32")
     _, tokens, state = ops.while_loop(goes_on, write, (start, tokens, state))

@@ -10,10 +10,10 @@ from keras_rgemma.state.rgemma_state import state_of
 
 
 class _Rows(NamedTuple):
-    """Where B rows are: each one's last token and how many it may still get.
+    """Holds the last tokens, the budgets and the state of B rows.
 
     `state` is the `ModelState` of all tokens before the last ones, or None where the sampler does
-    not give it; it then follows from `before`, the rows before their `new` tokens.
+    not return one; it then follows from `before`, the rows before their `new` tokens.
     """
 
     last_tokens: list
@@ -23,19 +23,19 @@ class _Rows(NamedTuple):
     new: Any = None
 
 
-class TokenStream:
-    """Lets a model go on with B rows of tokens.
+class RowDecoder:
+    """Extends B rows of tokens with a model.
 
-    A call that is interrupted, as by Ctrl-C, leaves the rows as they were before it.
+    A call that is interrupted, as by Ctrl-C, leaves the rows as they were before the call.
 
     Args:
         programs: `GenerationPrograms`.
         rows: list of B int arrays, at least one token each.
         budgets: list of B ints, how many new tokens each row may get.
         stop_token_ids: tuple of ints that end a row; may be empty.
-        state: `ModelState` of what stands before the rows.
-        copies: int, how many times each row stands in what comes, one after the other.
-        fingerprint: of the model, if an `RGemmaState` of the rows is wanted.
+        state: `ModelState` of the tokens before the rows.
+        copies: int, how many rows in succession each row becomes.
+        fingerprint: `Fingerprint` of the model, if an `RGemmaState` of the rows is wanted.
     """
 
     def __init__(self, programs, rows, budgets, stop_token_ids, state, copies=1, fingerprint=None):
@@ -54,35 +54,35 @@ class TokenStream:
 
     @property
     def is_stepwise(self):
-        """Whether it may write a few tokens at a time."""
+        """Returns whether `next` may write a few tokens at a time."""
         return self._programs.is_stepwise
 
     @property
     def ended(self):
-        """Whether every row has its stop token or has used up its budget."""
+        """Returns whether every row has its stop token or has used up its budget."""
         return not any(self._rows.budgets)
 
     @property
     def last_tokens(self):
-        """List of B ints, each row's last token."""
+        """Returns the last token of each row, a list of B ints."""
         return self._rows.last_tokens
 
     @property
     def state(self):
-        """`ModelState` that has consumed all of each row but its last token."""
+        """Returns the `ModelState` that has consumed all of each row but its last token."""
         if self._rows.state is None:
             self._rows = self._rows._replace(state=self._after(self._rows.before, self._rows.new))
         return self._rows.state
 
-    def session(self):
-        """The `RGemmaState` of the rows."""
+    def rgemma_state(self):
+        """Returns the `RGemmaState` of the rows."""
         return state_of(self._fingerprint, self.last_tokens, self.state)
 
     def next(self, size=None):
         """Writes new tokens.
 
         Args:
-            size: int, the most new tokens of a row; None for all that are left.
+            size: int, the most new tokens of a row; None for the rest of the budgets.
 
         Returns:
             A list of B int32 arrays, the stop token included, empty for rows that have ended.
@@ -99,30 +99,31 @@ class TokenStream:
         self._rows = _Rows(_last(rows, new), budgets, state, rows, new)
         return new
 
-    def cut(self, kept):
-        """Ends rows after some of their latest tokens, as if the others had never been.
+    def cut(self, counts):
+        """Ends rows early: drops some of the tokens that `next` just returned.
 
         Args:
-            kept: dict of a row to how many of the tokens that `next` just returned it keeps.
+            counts: dict of a row to the number of these tokens that it keeps; other rows go on.
         """
-        rows, whole = self._rows, self.state
-        new = [ids[: kept.get(row)] for row, ids in enumerate(rows.new)]
-        is_cut = np.array([row in kept for row in range(len(new))])
+        rows, uncut_state = self._rows, self.state
+        new = [ids[: counts.get(row)] for row, ids in enumerate(rows.new)]
+        is_cut = np.array([row in counts for row in range(len(new))])
 
-        def choose(cut, whole):
+        def choose(cut, uncut):
             mask = is_cut.reshape(-1, *[1] * (len(cut.shape) - 1))
-            return ops.where(ops.convert_to_tensor(mask), cut, whole)
+            return ops.where(ops.convert_to_tensor(mask), cut, uncut)
 
-        state = keras.tree.map_structure(choose, self._after(rows.before, new), whole)
-        budgets = [0 if row in kept else left for row, left in enumerate(rows.budgets)]
+        state = keras.tree.map_structure(choose, self._after(rows.before, new), uncut_state)
+        budgets = [0 if row in counts else left for row, left in enumerate(rows.budgets)]
         self._rows = _Rows(_last(rows.before, new), budgets, state, rows.before, new)
 
     def _after(self, rows, new):
-        """The state of rows after new tokens, read once more."""
-        read = [[last, *ids][:-1] for last, ids in zip(rows.last_tokens, new, strict=True)]
-        return self._programs.prefill(read, rows.state)[1]
+        """Computes the state of rows after new tokens, by another prefill."""
+        consumed = [[last, *ids][:-1] for last, ids in zip(rows.last_tokens, new, strict=True)]
+        return self._programs.prefill(consumed, rows.state)[1]
 
 
 def _last(rows, new):
+    """Returns the last token of each row after its new tokens, a list of ints."""
     pairs = zip(rows.last_tokens, new, strict=True)
     return [int(ids[-1]) if len(ids) else last for last, ids in pairs]

@@ -2,26 +2,26 @@
 
 import numpy as np
 
-from keras_rgemma.generation.decoder import TokenStream
+from keras_rgemma.generation.decoder import RowDecoder
 from keras_rgemma.generation.outputs import (
-    arrays_of,
-    concatenated,
+    concatenate,
     decode_deltas,
+    to_arrays,
     without_end_of_turn,
 )
-from keras_rgemma.generation.prompts import read
+from keras_rgemma.generation.prompts import read_prompts
 from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_token
 
 
 def start(task, batch, request, keeps_state, programs=None):
-    """Reads the prompts of a batch and returns its `TokenStream`.
+    """Runs the prompts of a batch through the model and returns their `RowDecoder`.
 
     Args:
         task: `GenerativeModel`.
         batch: `Batch`.
         request: `Request`.
-        keeps_state: bool, whether its `session` is wanted.
-        programs: `GenerationPrograms` of the model; None to ask it for them.
+        keeps_state: bool, whether the `RGemmaState` of the rows is wanted.
+        programs: `GenerationPrograms` of the model; None to ask the model for them.
     """
     programs = programs or task.make_generate_function()
     rows, state = batch.rows, request.state
@@ -31,8 +31,8 @@ def start(task, batch, request, keeps_state, programs=None):
     else:
         check_continues(programs)
         rows, consumed = prepend_carried_token(state, rows), consumed_by(task, state)
-        fingerprint = state.fingerprint  # which was just found to be the model's
-    return TokenStream(
+        fingerprint = state.fingerprint  # `consumed_by` found it to be the model's
+    return RowDecoder(
         programs,
         rows,
         batch.budgets,
@@ -54,7 +54,7 @@ def check_continues(programs):
 
 def generate(task, inputs, request, strip_prompt, return_state):
     """See `RGemmaCausalLM.generate`."""
-    batches, is_scalar = read(task, inputs, request)
+    batches, is_scalar = read_prompts(task, inputs, request)
     if return_state and len(batches) > 1:
         raise ValueError(
             f"`return_state=True` is for one batch of prompts. Received {len(batches)} batches: "
@@ -62,8 +62,8 @@ def generate(task, inputs, request, strip_prompt, return_state):
         )
     outputs = []
     for batch in batches:
-        tokens = start(task, batch, request, keeps_state=return_state)
-        new, surplus = _all_tokens(task, tokens, request)
+        decoder = start(task, batch, request, keeps_state=return_state)
+        new, surplus = _decode_all(task, decoder, request)
         prompts = [[] if strip_prompt else row for row in batch.rows for _ in range(request.copies)]
         if batch.is_text:
             rows = [
@@ -73,23 +73,26 @@ def generate(task, inputs, request, strip_prompt, return_state):
             texts = task.preprocessor.text_of(rows)
             outputs += [text[: len(text) - cut] for text, cut in zip(texts, surplus, strict=True)]
         else:
-            outputs.append(arrays_of(prompts, new, batch.width))
+            outputs.append(to_arrays(prompts, new, batch.width))
     if isinstance(outputs[0], dict):
-        outputs = concatenated(outputs)
+        outputs = concatenate(outputs)
     elif is_scalar and request.copies == 1:
         outputs = outputs[0]
     if not return_state:
         return outputs
-    return outputs, tokens.session()
+    return outputs, decoder.rgemma_state()
 
 
-def _all_tokens(task, tokens, request):
-    """A list of all new tokens of each row, and how many characters stop strings cut off each."""
+def _decode_all(task, decoder, request):
+    """Writes all new tokens; returns those of each row, and the lengths of the text to cut off.
+
+    Text from a stop string on is cut off.
+    """
     if not request.stop:
-        new = tokens.next() if not tokens.ended else [[] for _ in tokens.last_tokens]
+        new = decoder.next() if not decoder.ended else [[] for _ in decoder.last_tokens]
         return new, [0 for _ in new]
-    new, said = zip(*decode_deltas(task, tokens, request), strict=True)
+    new, deltas = zip(*decode_deltas(task, decoder, request), strict=True)
     new = [np.concatenate(row) for row in zip(*new, strict=True)]
     texts = task.preprocessor.text_of([without_end_of_turn(task, row, request) for row in new])
-    said = ["".join(row) for row in zip(*said, strict=True)]
-    return new, [len(text) - len(kept) for text, kept in zip(texts, said, strict=True)]
+    cut_texts = ["".join(row) for row in zip(*deltas, strict=True)]
+    return new, [len(text) - len(cut) for text, cut in zip(texts, cut_texts, strict=True)]

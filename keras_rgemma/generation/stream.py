@@ -1,28 +1,28 @@
-"""Text as it is made."""
+"""Streams new text or tokens to a caller: the work of `stream`."""
 
 from keras_rgemma.generation.generate import start
-from keras_rgemma.generation.outputs import arrays_of, decode_deltas
-from keras_rgemma.generation.prompts import read
+from keras_rgemma.generation.outputs import decode_deltas, to_arrays
+from keras_rgemma.generation.prompts import read_prompts
 
-AT_A_TIME = 1  # tokens
+TOKENS_PER_DELTA = 1
 
 
 def stream(task, inputs, request):
     """See `RGemmaCausalLM.stream`."""
-    batches, is_scalar = read(task, inputs, request)
+    batches, is_scalar = read_prompts(task, inputs, request)
     if len(batches) > 1:
         raise ValueError(f"`stream` takes one batch of prompts. Received {len(batches)} batches.")
     (batch,) = batches
     programs = task.make_generate_function()
     check_streams(programs)
-    tokens = start(task, batch, request, keeps_state=True, programs=programs)
+    decoder = start(task, batch, request, keeps_state=True, programs=programs)
     if not batch.is_text:
-        pieces = _arrays(task, tokens, request)
+        deltas = _array_deltas(task, decoder, request)
     elif is_scalar:
-        pieces = (said for (said,) in _texts(task, tokens, request))
+        deltas = (text for (text,) in _text_deltas(task, decoder, request))
     else:
-        pieces = _texts(task, tokens, request)
-    return Stream(tokens, pieces)
+        deltas = _text_deltas(task, decoder, request)
+    return Stream(decoder, deltas)
 
 
 def check_streams(programs):
@@ -35,47 +35,47 @@ def check_streams(programs):
 
 
 class Stream:
-    """An iterator of what a model writes, made as it is asked for.
+    """Iterates over the deltas of rows, each computed when it is asked for.
 
-    Nothing is computed between two pieces, so whoever stops asking stops the work.
+    Nothing is computed between two deltas, so a caller that stops asking stops the work.
 
     Args:
-        tokens: `TokenStream`.
-        pieces: generator of the pieces.
+        decoder: `RowDecoder`.
+        deltas: generator of the deltas.
     """
 
-    def __init__(self, tokens, pieces):
-        self._tokens, self._pieces = tokens, pieces
+    def __init__(self, decoder, deltas):
+        self._decoder, self._deltas = decoder, deltas
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        return next(self._pieces)
+        return next(self._deltas)
 
     def close(self):
-        """Ends the text where it is: there are no more pieces."""
-        self._pieces.close()
+        """Ends the text at its last token: no more deltas come."""
+        self._deltas.close()
 
     @property
     def state(self):
-        """`RGemmaState` after all tokens so far, those included whose text is held back."""
-        return self._tokens.session()
+        """Returns the `RGemmaState` after all tokens so far, those of held back text included."""
+        return self._decoder.rgemma_state()
 
 
-def _texts(task, tokens, request):
-    """Lists of B str, without those that are empty throughout."""
-    for _, said in decode_deltas(task, tokens, request, AT_A_TIME):
-        if any(said):
-            yield said
+def _text_deltas(task, decoder, request):
+    """Yields lists of B str, except lists of empty strings alone."""
+    for _, texts in decode_deltas(task, decoder, request, TOKENS_PER_DELTA):
+        if any(texts):
+            yield texts
 
 
-def _arrays(task, tokens, request):
-    """Dicts of `token_ids` and `padding_mask`, each with the new tokens alone."""
+def _array_deltas(task, decoder, request):
+    """Yields dicts of `token_ids` and `padding_mask` of the new tokens alone."""
     if request.stop:
-        pieces = (new for new, _ in decode_deltas(task, tokens, request, AT_A_TIME))
+        deltas = (new for new, _ in decode_deltas(task, decoder, request, TOKENS_PER_DELTA))
     else:
-        pieces = iter(lambda: None if tokens.ended else tokens.next(AT_A_TIME), None)
-    for new in pieces:
+        deltas = iter(lambda: None if decoder.ended else decoder.next(TOKENS_PER_DELTA), None)
+    for new in deltas:
         if any(map(len, new)):
-            yield arrays_of([[] for _ in new], new, 0)
+            yield to_arrays([[] for _ in new], new, 0)

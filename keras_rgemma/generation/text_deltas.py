@@ -1,13 +1,13 @@
-"""The text of tokens as they come: never half a character, never past a stop string."""
+"""Decodes tokens to text as they come, in whole characters and up to a stop string."""
 
-_INCOMPLETE = "\ufffd"  # what the bytes of half a character are decoded to
+_INCOMPLETE = "\ufffd"  # the bytes of half a character are decoded to this
 
 
 class TextDeltas:
-    """The new text of one row, piece by piece.
+    """Decodes the new tokens of one row to deltas, the text that each call adds.
 
-    The pieces joined, with what `rest` returns, are the text of all tokens up to the first stop
-    string, which is no part of it.
+    The deltas and the result of `rest`, joined, are the text of all tokens before the first stop
+    string.
 
     Args:
         decode: function of a list of token ids that returns their text.
@@ -25,54 +25,56 @@ class TextDeltas:
         self._held = ""  # text that may be the beginning of a stop string
 
     def extend(self, token_ids):
-        """More tokens.
+        """Decodes more tokens of the row.
 
         Args:
             token_ids: sequence of ints.
 
         Returns:
-            The text that is certain now, str, often empty; and how many of the tokens it took to
-            find a stop string, or their number.
+            A pair: the delta, str, often empty, which later tokens cannot change; and the number
+            of tokens up to a stop string, or of all tokens if there is none.
         """
-        said = ""
+        delta = ""
         for count, token_id in enumerate(token_ids, start=1):
-            said += self._add(int(token_id))
+            delta += self._add(int(token_id))
             if self.stopped:
-                return said, count
-        return said, len(token_ids)
+                return delta, count
+        return delta, len(token_ids)
 
     def _add(self, token_id):
         self._waiting.append(token_id)
         text = self._text()
         if text.endswith(_INCOMPLETE):
             return ""
-        # A tokenizer may treat the beginning of a text in its own way, hence the last tokens.
+        # Tokenizers may decode the first token of a text differently, hence the last tokens.
         self._last, self._waiting = self._waiting, []
         return self._certain(text)
 
     def rest(self):
-        """What was held back, str, when no more tokens come."""
+        """Returns the text that was held back, str, when no more tokens come."""
         text = self._certain(self._text()) + self._held
         self._last, self._waiting, self._held = [], [], ""
         return text
 
     def _text(self):
+        """Decodes the tokens whose text is not out yet."""
         before = self._decode(self._last)
         return self._decode(self._last + self._waiting)[len(before) :]
 
     def _certain(self, text):
+        """Returns the part of new text that no stop string can take back, and holds the rest."""
         text = self._held + text
-        found = [place for place in map(text.find, self._stop) if place >= 0]
-        if found:
+        starts = [start for start in map(text.find, self._stop) if start >= 0]
+        if starts:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
-        held = _beginning_of_a_stop(text, self._stop)
+            return text[: min(starts)]
+        held = _overlap(text, self._stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
 
-def _beginning_of_a_stop(text, stop):
-    """The length of the longest end of a text that a stop string begins with."""
+def _overlap(text, stop):
+    """Returns the length of the longest end of a text that is the beginning of a stop string."""
     longest = max((len(string) - 1 for string in stop), default=0)
     for size in range(min(longest, len(text)), 0, -1):
         if any(string.startswith(text[-size:]) for string in stop):
