@@ -14,7 +14,7 @@ _LARGE = 1 << 30  # bytes of weights
 
 
 def compile_program(function, model, sampler, jit_compile):
-    """Compiles `function`, with all weights as arguments of the program.
+    """Compiles a function of a model, with all weights as arguments of the program.
 
     Args:
         function: of the model and of arrays; it may read the variables of model and sampler.
@@ -24,7 +24,8 @@ def compile_program(function, model, sampler, jit_compile):
         jit_compile: unused here; programs are always compiled.
 
     Returns:
-        The program, with an attribute `count`: how many it is, one for each shape.
+        The program, with an attribute `count`: the function that counts compiled programs, one for
+        each shape.
     """
     del jit_compile
     read = [*model.trainable_variables, *model.non_trainable_variables]
@@ -48,10 +49,11 @@ def compile_program(function, model, sampler, jit_compile):
 
 
 def _compiler_options(model):
-    """What XLA must not do with a large model on a CPU, which multiplies halves in float32.
+    """Returns the options that save memory for a large model in half precision on a CPU, or None.
 
-    It makes a float32 copy of every weight, before a loop or at the start of a program. That is
-    faster than to convert them step by step, but takes twice the memory of the weights and more.
+    CPUs multiply halves in float32. Without the options XLA makes a float32 copy of every weight,
+    before a loop or at the start of a program. That is faster than to convert weights in each step,
+    but takes more than twice the memory of the weights.
     """
     is_half = model.dtype_policy.variable_dtype in ("bfloat16", "float16")
     size = sum(variable.value.nbytes for variable in model.variables)
@@ -67,6 +69,6 @@ def _save_memory():
     }
     try:
         jax.jit(lambda x: x, compiler_options=options)(0.0)
-    except Exception:  # a version of XLA without them
+    except Exception:  # a version of XLA without these options
         return None
     return options

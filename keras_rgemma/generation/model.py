@@ -1,11 +1,11 @@
-"""The protocol of a model that can generate."""
+"""Defines the protocol of a model that can generate."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 
 class Model(Protocol):
-    """The two functions that decoding needs of a model."""
+    """Protocol of the two functions of a model that decoding calls."""
 
     def step(self, token_ids, padding_mask, state, has_begun=False):
         """Consumes more tokens of each row.
@@ -25,7 +25,7 @@ class Model(Protocol):
 
 
 class GenerativeModel(Model, Protocol):
-    """A `keras.Model` that generates: what the files of this folder call a task."""
+    """Protocol of a `keras.Model` that generates; the files of this folder call it a task."""
 
     preprocessor: Any
     backbone: Any
@@ -35,7 +35,7 @@ class GenerativeModel(Model, Protocol):
         """Returns the `BoundModel` of other parts, see `layers.binding.unchanged`."""
 
     def initial_state(self, batch_size):
-        """Returns the `ModelState` of rows that have consumed nothing."""
+        """Returns the `ModelState` of rows that have consumed no token."""
 
     def state_specification(self):
         """Returns the `ModelState` with a `keras.KerasTensor` in place of each array."""
@@ -50,16 +50,16 @@ class GenerativeModel(Model, Protocol):
         """Returns the `GenerationPrograms` for the sampler, the weights and the settings."""
 
     def text_preprocessor(self, text):
-        """Returns the preprocessor, or raises a ValueError that names the text."""
+        """Returns the preprocessor, or raises a ValueError that quotes the text."""
 
 
 class BoundModel(NamedTuple):
-    """A `Model` whose functions hold raw tensors.
+    """Holds the functions of a `Model`, bound to raw tensors.
 
     Attributes:
         step, compute_logits: functions as of `Model`.
-        step_in_place: as `step`, but it may write into the ring buffers of the state that it is
-            given; None where arrays cannot change.
+        step_in_place: as `step`, but it may write into the ring buffers of its argument `state`;
+            None where arrays cannot change.
     """
 
     step: Callable

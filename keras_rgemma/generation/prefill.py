@@ -1,9 +1,9 @@
-"""Text of any length into a state of fixed size, piece by piece."""
+"""Reads text of any length into a state of fixed size, chunk by chunk: the work of `prefill`."""
 
 import numpy as np
 import tqdm.auto
 
-from keras_rgemma.generation.prompts import read_batches, rows_in
+from keras_rgemma.generation.prompts import read_batches, token_rows
 from keras_rgemma.state.rgemma_state import (
     check_lengths,
     check_rows,
@@ -12,7 +12,7 @@ from keras_rgemma.state.rgemma_state import (
     state_of,
 )
 
-_SHOWN_AFTER = 2  # seconds
+_BAR_DELAY = 2  # seconds
 
 
 def prefill(task, inputs, state, chunk_size):
@@ -27,47 +27,48 @@ def prefill(task, inputs, state, chunk_size):
     else:
         check_rows(state, len(rows))
         consumed, rows = consumed_by(task, state), prepend_carried_token(state, rows)
-        fingerprint = state.fingerprint  # which was just found to be the model's
+        fingerprint = state.fingerprint  # `consumed_by` found it to be the model's
         lengths = state.num_tokens - 1
     programs = task.make_generate_function()
-    is_known = not hasattr(inputs, "__next__")
+    has_length = not hasattr(inputs, "__next__")
     with tqdm.auto.tqdm(
-        total=max(map(len, rows)) if is_known else None,
+        total=max(map(len, rows)) if has_length else None,
         desc="Reading",
         unit=" tokens",
         unit_scale=True,
-        delay=_SHOWN_AFTER,
+        delay=_BAR_DELAY,
         mininterval=1.0,
     ) as bar:
 
-        def read(rows, most):
-            """Reads at most so many tokens of each row, and leaves one at least."""
+        def consume(rows, limit):
+            """Consumes up to `limit` tokens of each row but its last; returns the others."""
             nonlocal consumed
-            parts = [row[: min(most, len(row) - 1)] for row in rows]
-            _, consumed = programs.prefill(parts, consumed, chunk_size, bar.update)
-            return [row[len(part) :] for row, part in zip(rows, parts, strict=True)]
+            heads = [row[: min(limit, len(row) - 1)] for row in rows]
+            _, consumed = programs.prefill(heads, consumed, chunk_size, bar.update)
+            return [row[len(head) :] for row, head in zip(rows, heads, strict=True)]
 
-        waiting = [[row] for row in rows]
+        unread = [[row] for row in rows]
         for more in pieces:
-            for row, ids in zip(waiting, more, strict=True):
+            for row, ids in zip(unread, more, strict=True):
                 row.append(ids)
-            if (ready := sum(map(len, waiting[0])) - 1) >= chunk_size:
-                whole = ready - ready % chunk_size
-                lengths = lengths + whole
+            if (ready := sum(map(len, unread[0])) - 1) >= chunk_size:
+                limit = ready - ready % chunk_size
+                lengths = lengths + limit
                 check_lengths(lengths)
-                waiting = [[row] for row in read(_joined(waiting), whole)]
-        rows = _joined(waiting)
+                unread = [[row] for row in consume(_joined(unread), limit)]
+        rows = _joined(unread)
         check_lengths(lengths + [len(row) for row in rows])
-        rows = read(rows, max(map(len, rows)))
+        rows = consume(rows, max(map(len, rows)))
     return state_of(fingerprint, [row[0] for row in rows], consumed)
 
 
-def _joined(waiting):
-    return [np.concatenate(parts).astype("int32") for parts in waiting]
+def _joined(rows):
+    """Joins the arrays of each row, a list of B int32 arrays."""
+    return [np.concatenate(arrays).astype("int32") for arrays in rows]
 
 
 def _pieces(task, inputs, continued):
-    """Lists of B int arrays, the tokens of each row."""
+    """Yields the pieces of a caller's iterator, or the one input, as lists of B int arrays."""
     if hasattr(inputs, "__next__"):
         for piece in inputs:
             is_text = isinstance(piece, (str, bytes))
@@ -91,11 +92,11 @@ def _rows(task, inputs, continued):
     batches, _ = read_batches(inputs)
     if len(batches) > 1:
         raise ValueError(f"`prefill` takes one batch. Received {len(batches)}.")
-    return rows_in(task, batches[0], continued)[0]
+    return token_rows(task, batches[0], continued)[0]
 
 
 def _as_ids(inputs):
-    """An int array [B, T] of token ids that were given as they are; None for anything else."""
+    """Returns token ids as an int array [B, T], or None for other inputs."""
     if isinstance(inputs, (str, bytes)) or hasattr(inputs, "as_numpy_iterator"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Prompts in every form that `generate` takes, as rows of token ids."""
+"""Turns prompts in every form that `generate` takes into rows of token ids."""
 
 import dataclasses
 
@@ -16,13 +16,13 @@ from keras_rgemma.state.rgemma_state import check_rows
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The prompts of one batch.
+    """Holds the prompts of one batch.
 
     Attributes:
         rows: list of B int arrays, the tokens of the prompts.
         budgets: list of B ints, how many new tokens each may get.
-        is_text: bool, whether they were given as text.
-        width: int, the columns of the array that they were given in; 0 for text.
+        is_text: bool, whether the caller passed text.
+        width: int, the columns of the array that the caller passed; 0 for text.
     """
 
     rows: list
@@ -31,8 +31,8 @@ class Batch:
     width: int = 0
 
 
-def read(task, inputs, request):
-    """The prompts in what was given to `generate` or `stream`.
+def read_prompts(task, inputs, request):
+    """Reads the prompts in an input of `generate` or `stream`.
 
     Args:
         task: a `keras.Model` with `preprocessor` and `backbone`.
@@ -55,21 +55,21 @@ def read(task, inputs, request):
 
 
 def _to_batch(task, batch, request):
-    rows, width = rows_in(task, batch, request.state is not None)
+    rows, width = token_rows(task, batch, request.state is not None)
     budgets = request.budget.of([len(row) for row in rows], default_length=width)
     return Batch(rows, budgets, is_text=width is None, width=width or 0)
 
 
-def rows_in(task, batch, continued):
-    """The tokens of the rows of a batch.
+def token_rows(task, batch, continued):
+    """Returns the tokens of each row of a batch.
 
     Args:
-        task: as of `read`.
+        task: as of `read_prompts`.
         batch: list of str, or dict of arrays.
-        continued: bool, whether the rows go on from a state.
+        continued: bool, whether the rows continue from a state.
 
     Returns:
-        A list of B int arrays; and the columns of the array they came in, None for text.
+        A list of B int arrays; and the number of columns of the array in the batch, None for text.
     """
     if not isinstance(batch, dict):
         return task.text_preprocessor(batch[0]).prompt_token_ids(batch, continued), None
@@ -80,11 +80,11 @@ def rows_in(task, batch, continued):
         )
     token_ids = check_token_ids(batch["token_ids"], task.backbone.vocabulary_size)
     mask = check_padding_mask(batch.get("padding_mask"), token_ids.shape)
-    return rows_of(token_ids, mask, may_be_empty=continued), token_ids.shape[1]
+    return without_pads(token_ids, mask, may_be_empty=continued), token_ids.shape[1]
 
 
 def read_batches(inputs):
-    """The batches in what was given to `generate`.
+    """Splits an input of `generate` into batches.
 
     Args:
         inputs: str, sequence or array of str, dict of arrays, or `tf.data.Dataset` of such.
@@ -94,8 +94,8 @@ def read_batches(inputs):
         single str.
 
     Raises:
-        ValueError: there is nothing in it.
-        TypeError: it is none of these.
+        ValueError: the input is empty.
+        TypeError: the input is none of these.
     """
     if hasattr(inputs, "as_numpy_iterator"):
         batches = [_read_batch(batch)[0] for batch in inputs.as_numpy_iterator()]
@@ -113,7 +113,7 @@ def read_batches(inputs):
 
 def _read_batch(inputs):
     if isinstance(inputs, dict):
-        # Left out is the same as None.
+        # A key with the value None is the same as no key.
         return {k: as_array(v, k) for k, v in inputs.items() if v is not None}, False
     if isinstance(inputs, (str, bytes)):
         return [check_text(inputs)], True
@@ -131,8 +131,8 @@ def _read_batch(inputs):
     return [check_text(text) for text in inputs], False
 
 
-def rows_of(token_ids, padding_mask, may_be_empty=False):
-    """The tokens of each row without its pads.
+def without_pads(token_ids, padding_mask, may_be_empty=False):
+    """Returns the tokens of each row without its pads, a list of arrays.
 
     Args:
         token_ids: int32 [B, T].
@@ -147,7 +147,7 @@ def rows_of(token_ids, padding_mask, may_be_empty=False):
 
 
 def pad_right(rows, size):
-    """Token ids and padding mask, int32 [B, size], of rows of at most `size` tokens."""
+    """Pads rows of at most `size` tokens; returns token ids and a mask, int32 [B, size]."""
     token_ids = np.zeros((len(rows), size), "int32")
     mask = np.zeros((len(rows), size), "int32")
     for i, row in enumerate(rows):

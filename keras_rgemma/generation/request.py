@@ -1,4 +1,4 @@
-"""The arguments of `generate` and `stream`, checked: limits, stop tokens and strings, a state."""
+"""Checks the arguments of `generate` and `stream`: limits, stop tokens and strings, a state."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ import numpy as np
 from keras_rgemma.shapes import as_array, check_token_ids
 from keras_rgemma.state.rgemma_state import RGemmaState
 
-# The buffer of new tokens is made before the first one.
+# Samplers with a loop of their own fill a buffer of this size.
 MOST_NEW_TOKENS = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenBudget:
-    """How many new tokens rows may get.
+    """Computes how many new tokens rows may get.
 
     Args:
         max_length: int or None, tokens of a row in all.
@@ -21,7 +21,7 @@ class TokenBudget:
         sequence_length: int or None, the default for `max_length`.
 
     Raises:
-        ValueError: both limits, or one that is no whole number or negative.
+        ValueError: both limits are passed, or one is negative or no whole number.
     """
 
     max_length: int | None = None
@@ -44,7 +44,7 @@ class TokenBudget:
             )
 
     def of(self, lengths, default_length=None):
-        """The new tokens for prompts of these lengths.
+        """Returns the budgets of new tokens for prompts of these lengths, a list of ints.
 
         Args:
             lengths: list of ints.
@@ -66,8 +66,8 @@ class TokenBudget:
             return [int(self.max_new_tokens)] * len(lengths)
         total = default_length if self.max_length is None else self.max_length
         if total is None:
-            usual = self.sequence_length
-            return [usual - n if n < usual else usual for n in lengths]
+            default = self.sequence_length
+            return [default - n if n < default else default for n in lengths]
         for row, length in enumerate(lengths):
             if length > total:
                 raise ValueError(
@@ -80,13 +80,13 @@ class TokenBudget:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How prompts are to be continued.
+    """Holds the checked options for the continuation of prompts.
 
     Attributes:
         budget: `TokenBudget`.
         stop_token_ids: tuple of ints.
         stop: tuple of str.
-        state: `RGemmaState` that each prompt goes on from, or None.
+        state: `RGemmaState` that the prompts continue from, or None.
         copies: int, how many continuations each prompt gets.
     """
 
@@ -108,7 +108,7 @@ class Request:
         state=None,
         copies=1,
     ):
-        """The request in arguments of `generate`, checked.
+        """Checks arguments of `generate` and returns their `Request`.
 
         Args:
             task: a `keras.Model` with `preprocessor` and `backbone`.
@@ -124,16 +124,16 @@ class Request:
 
 
 def read_stop_token_ids(stop_token_ids, preprocessor, vocabulary_size):
-    """The ids of tokens that end a text, as a tuple of ints.
+    """Returns the ids of the tokens that end a text, a tuple of ints.
 
     Args:
         stop_token_ids: "auto", None, or a sequence of ids.
-        preprocessor: whose tokenizer knows those of "auto", or None.
+        preprocessor: the preprocessor with the tokenizer for "auto", or None.
         vocabulary_size: int.
 
     Raises:
-        ValueError: it is none of these, one is outside of the vocabulary, or "auto" without a
-            preprocessor.
+        ValueError: `stop_token_ids` is none of these, an id is outside of the vocabulary, or "auto"
+            has no preprocessor.
     """
     if stop_token_ids is None:
         return ()
@@ -157,14 +157,14 @@ def read_stop_token_ids(stop_token_ids, preprocessor, vocabulary_size):
 
 
 def read_stop(stop, has_text):
-    """The strings that end a text, as a tuple.
+    """Returns the strings that end a text, a tuple.
 
     Args:
         stop: str, sequence of str, or None.
-        has_text: bool, whether the model has a preprocessor to tell the text of tokens.
+        has_text: bool, whether the model has a preprocessor, which decodes tokens.
 
     Raises:
-        ValueError: an empty string, something else than strings, or no preprocessor.
+        ValueError: a string is empty, an element is no string, or there is no preprocessor.
     """
     strings = [stop] if isinstance(stop, str) else [] if stop is None else list(stop)
     if not all(isinstance(string, str) and string for string in strings):

@@ -1,4 +1,4 @@
-"""Samplers with a loop of their own, such as beam and contrastive search: KerasHub's loop."""
+"""Runs samplers with a loop of their own (beam and contrastive search) in KerasHub's loop."""
 
 import keras_hub
 from keras import ops
@@ -21,13 +21,13 @@ def search(
     stop_token_ids,
     prompt_hidden=(),
 ):
-    """Runs the loop of a sampler over rows whose prompts are in the state.
+    """Runs the loop of a sampler over rows whose state has consumed their prompts.
 
-    The rows are aligned: each one's last prompt token, which the state has not consumed, stands at
-    `index - 1`, so rows of different lengths never wait for each other. A step feeds the token
-    before it exactly once. A row that has ended is frozen: its state no longer changes and the
-    only token that it can go on with has probability one, so that the scores of its beams stay
-    what they are, whatever its neighbours do.
+    The rows are aligned: the last prompt token of each row, which the state has not consumed,
+    stands at `index - 1`, so rows of different lengths never wait for each other. A step feeds the
+    token before its column exactly once. A row that has ended is frozen: its state no longer
+    changes and one filler token has probability one, so that the scores of its beams stay the same,
+    whatever its neighbours do.
 
     Args:
         model: `generation.model.Model`.
@@ -38,12 +38,12 @@ def search(
         budgets: int32 [B], how many tokens each row may get.
         state: `ModelState`, after each row's prompt without its last token.
         stop_token_ids: tuple of ints; a row ends with any of them. May be empty.
-        prompt_hidden: (), or for samplers that compare hidden states a pair: float [B, C, D],
-            those of the prompt in columns that end at `index - 2`, and bool [B, C], where they
-            are.
+        prompt_hidden: (), or for samplers that compare hidden states a pair: float [B, C, D], the
+            hidden states of the prompt in columns that end at `index - 2`, and bool [B, C], the
+            columns with a hidden state.
 
     Returns:
-        int32 [B, C]; what a row holds after its first stop token or its budget has no meaning.
+        int32 [B, C]; tokens of a row after its first stop token or its budget have no meaning.
     """
     filler = stop_token_ids[0] if stop_token_ids else 0
 
@@ -54,10 +54,10 @@ def search(
         for stop in stop_token_ids:
             is_stop = ops.logical_and(token == stop, index_ > index)
             ended = ops.logical_or(ended, is_stop)
-        # A sampler that compares hidden states wants that of a last token, too.
+        # A sampler that compares hidden states needs that of the last token, too.
         frozen = ended_before if prompt_hidden else ended
-        going = ops.cast(ops.logical_not(frozen), "int32")
-        hidden, state = model.step(token[:, None], going[:, None], state)
+        active = ops.cast(ops.logical_not(frozen), "int32")
+        hidden, state = model.step(token[:, None], active[:, None], state)
         logits = model.compute_logits(hidden[:, 0])
         # Only the filler is possible for a row that has ended.
         forced = ops.where(ops.arange(logits.shape[-1]) == filler, 0.0, -float("inf"))
@@ -68,8 +68,8 @@ def search(
     cache = (state, budgets, ended)
     hidden_states = None
     if prompt_hidden:
-        # Contrastive search wants the last prompt token, too. Columns without a token repeat it:
-        # its largest similarity to the past then is the same as without them.
+        # Contrastive search needs the last prompt token, too. Columns without a token repeat its
+        # hidden state, which leaves the largest similarity to the past the same.
         _, last_hidden, _ = next_token(tokens, cache, index)
         hidden, known = prompt_hidden
         hidden_states = ops.where(known[:, :, None], hidden, last_hidden[:, None])

@@ -8,7 +8,7 @@ __all__ = ["compile_program", "decode_block"]
 
 
 def compile_program(function, model, sampler, jit_compile):
-    """Compiles `function` into a graph for each structure and shapes of its arguments.
+    """Compiles a function into a graph for each structure and shapes of its arguments.
 
     Args:
         function: of the model and of tensors. The variables that it reads are captured.
@@ -17,7 +17,8 @@ def compile_program(function, model, sampler, jit_compile):
         jit_compile: bool, whether XLA compiles the graphs.
 
     Returns:
-        The program, with an attribute `count`: how many it is, one for each shape.
+        The program, with an attribute `count`: the function that counts graphs, one for each
+        shape.
     """
     del sampler
     programs = {}
@@ -31,7 +32,7 @@ def compile_program(function, model, sampler, jit_compile):
             def of_tensors(*tensors):
                 return function(model, *tf.nest.pack_sequence_as(structure, tensors))
 
-            # Concrete: a tf.function of many shapes warns that it retraces, which buckets intend.
+            # A tf.function warns that it retraces for many shapes; a concrete function does not.
             graph = tf.function(of_tensors, jit_compile=bool(jit_compile))
             specs = map(tf.TensorSpec.from_tensor, tensors)
             programs[key] = graph.get_concrete_function(*specs)

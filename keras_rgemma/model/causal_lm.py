@@ -297,7 +297,7 @@ class RGemmaCausalLM(CausalLM):
             self.generate_function = GenerationPrograms(
                 self,
                 sampler,
-                runs=without_softmax(sampler),
+                fast_sampler=without_softmax(sampler),
                 hidden_dim=self.backbone.hidden_dim if compares_hidden_states(sampler) else None,
                 is_stepwise=is_stepwise(sampler),
             )

@@ -157,13 +157,13 @@ def test_random_samplers_repeat_with_their_seed(lm, prompts, name):
     assert {len(row) for row in texts[0][0]} == {NEW}
 
 
-def test_prompts_longer_than_a_prefill_piece(lm, prompts, greedy_texts, monkeypatch):
+def test_prompts_longer_than_a_prefill_chunk(lm, prompts, greedy_texts, monkeypatch):
     from keras_rgemma.generation import programs
 
-    sizes = programs.piece_sizes
-    monkeypatch.setattr(programs, "SMALLEST_PIECE", 2)
-    monkeypatch.setattr(programs, "piece_sizes", lambda length, _: sizes(length, chunk_size=6))
-    assert list(programs.piece_sizes(13, None)) == [6, 6, 2]
+    sizes = programs.chunk_sizes
+    monkeypatch.setattr(programs, "SMALLEST_CHUNK", 2)
+    monkeypatch.setattr(programs, "chunk_sizes", lambda length, _: sizes(length, chunk_size=6))
+    assert list(programs.chunk_sizes(13, None)) == [6, 6, 2]
     assert new_tokens(lm, prompts) == greedy_texts
 
 

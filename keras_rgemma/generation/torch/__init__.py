@@ -1,4 +1,4 @@
-"""Runs functions of a model and tensors on PyTorch, where nothing is compiled."""
+"""Runs functions of a model and tensors on PyTorch, uncompiled."""
 
 import torch
 
@@ -9,7 +9,7 @@ __all__ = ["compile_program", "decode_block"]
 
 
 def compile_program(function, model, sampler, jit_compile):
-    """Runs `function` on the model's tensors, which are bound once.
+    """Binds a function to the tensors of a model, once for all calls.
 
     Args:
         function: of a `generation.model.Model` and of tensors.
@@ -18,8 +18,8 @@ def compile_program(function, model, sampler, jit_compile):
         jit_compile: unused here.
 
     Returns:
-        The program, a function of the tensors, with an attribute `count`: that of compiled
-        programs, which is 0.
+        The program, a function of the tensors, with an attribute `count`: a function that returns
+        0, the number of compiled programs.
     """
     del sampler, jit_compile
     with torch.no_grad():

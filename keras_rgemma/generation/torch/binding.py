@@ -1,9 +1,9 @@
-"""The layers of a model as functions of raw tensors, for decoding on PyTorch.
+"""Binds the layers of a model to raw tensors, for decoding on PyTorch.
 
-A call of a Keras layer takes 0.1 to 0.2 ms, which is more than the products of a small model. So
-each layer is bound once: its wiring is its own `bound` method, its weights are raw tensors, and
-operations have forms of few kernels. A layer of another type, such as a user's subclass or wrapper,
-is called as it is.
+A call of a Keras layer takes 0.1 to 0.2 ms, more than the matrix products of a small model. So each
+layer is bound once: its `bound` method gives the wiring, its weights are raw tensors, and its
+operations run few kernels. A layer of another type, such as a user's subclass or wrapper, is called
+as it is.
 """
 
 import keras
@@ -27,17 +27,17 @@ from keras_rgemma.state.records import AttentionState
 
 
 def bind(part, bind_part=None):
-    """Returns the form in which a part of a layer is used for decoding.
+    """Returns the fast form of a layer's part for decoding.
 
     Args:
         part: a sublayer, a weight or an operation, see `layers.binding.unchanged`.
-        bind_part: function that binds the parts of a layer; None for this one.
+        bind_part: function that binds the parts of a layer; None for `bind` itself.
     """
     if isinstance(part, keras.Variable):
         return part.value
     if not isinstance(part, keras.layers.Layer):
         return OPERATIONS.get(part, part)
-    if "call" in vars(part):  # whoever replaced the call of one layer wants it called
+    if "call" in vars(part):  # the call of this one layer was replaced
         return part
     if type(part) in WIRED:
         return part.bound(bind_part or bind)
@@ -45,12 +45,12 @@ def bind(part, bind_part=None):
 
 
 def bind_in_place(part):
-    """Does what `bind` does, but ring buffers are written in place."""
+    """Returns the form of a part as `bind` does; the form writes ring buffers in place."""
     return _write_ring if part is updated_ring else bind(part, bind_in_place)
 
 
 def _linear(layer):
-    """A linear map of [..., I]; LoRA is a second product."""
+    """Binds a linear layer: a function of [..., I], with LoRA as a second product."""
     parts = layer.linear_map_parts()
     if parts.quantization_mode:
         return layer.linear_map()
@@ -67,7 +67,7 @@ def _linear(layer):
 
 
 def _block_diagonal(layer):
-    """A linear map of blocks [H, B, T, I]."""
+    """Binds a block-diagonal layer: a function of blocks [H, B, T, I]."""
     parts = layer.linear_map_parts()
     if parts.quantization_mode:
         return layer.linear_map()
@@ -86,7 +86,7 @@ def _block_diagonal(layer):
 
 
 def _value(variable, dtype):
-    """A function of nothing that returns the tensor of a variable, as it is then, in a dtype."""
+    """Returns a function without arguments that reads the current tensor of a variable."""
     if variable is None:
         return None
     tensor = variable.value
@@ -94,6 +94,7 @@ def _value(variable, dtype):
 
 
 def _low_rank(parts, dtype):
+    """Returns the function of x that computes LoRA's product, or None without LoRA."""
     if parts.lora_scale is None:
         return None
     a, b = (parts.variables[f"lora_kernel_{x}"].value for x in "ab")
@@ -101,7 +102,7 @@ def _low_rank(parts, dtype):
 
 
 def _embedding(layer):
-    """Looks tokens up, or with `reverse` returns logits."""
+    """Binds an embedding: a function of token ids, or with `reverse` of hidden states."""
     is_plain = layer.tie_weights and not (layer.mask_zero or layer.reverse_dtype)
     if not is_plain or layer.quantization_mode or layer.lora_enabled:
         return layer
@@ -140,7 +141,7 @@ def _join_heads(x):
 
 
 def _write_ring(state, key, value, places, window):
-    """Does what `updated_ring` does for one new token a row, in the memory of the state."""
+    """Writes one new token a row into the ring buffer in place, as `updated_ring` into a copy."""
     slot_B = (places.last + places.length - 1) % window
     write = window_attention.write_slots_in_place
     return AttentionState(
