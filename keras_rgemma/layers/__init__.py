@@ -1,1 +1,1 @@
-"""The blocks of the model: thin shells that own weights around functions of arrays and state."""
+"""Defines the layers of the model: thin shells that own weights around pure functions."""

@@ -1,12 +1,12 @@
-"""How a layer and a faster step share one wiring: functions whose parts are given to them."""
+"""Lets a layer and a faster step share one wiring: functions take their parts as arguments."""
 
 
 def unchanged(part):
-    """Binds a part of a layer as it is: what a layer's own `call` does.
+    """Returns a part of a layer as it is: the `bind` of a layer's own `call`.
 
     The method `bound(bind)` of a layer returns its mathematics, a pure function of arrays, with
-    `bind(part)` in place of each of its sublayers, weights and operations. Another `bind` may give
-    raw tensors, products without Keras' bookkeeping, or operations made for one backend; the
-    wiring stays the one that is trained.
+    `bind(part)` in place of each of its sublayers, weights and operations. Another `bind` may
+    return raw tensors, products without Keras' bookkeeping, or operations made for one backend; the
+    wiring stays that of training.
     """
     return part

@@ -1,4 +1,4 @@
-"""Block-diagonal linear maps."""
+"""Defines block-diagonal linear layers."""
 
 import keras
 from keras import ops
@@ -9,18 +9,18 @@ from keras_rgemma.layers.lora import CALIBRATED, LoRA
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class BlockDiagonal(LoRA, keras.layers.EinsumDense):
-    """`EinsumDense` layer whose LoRA is a product of its own; all blocks share its B."""
+    """`EinsumDense` layer with LoRA as a second product; all blocks share one B."""
 
     @property
     def weight_shape(self):
-        """The shape of the kernel before it was quantized, a tuple of ints."""
+        """Returns the shape of the kernel before quantization, a tuple of ints."""
         is_packed = self.quantization_mode == "int4"
         return tuple(self.original_kernel_shape if is_packed else kernel_variable(self).shape)
 
     def quantize(self, mode=None, type_check=True, config=None):
         """Rounds the kernel to int8, int4 or float8; GPTQ and AWQ leave it as it is.
 
-        Keras would take its blocks for the heads of attention.
+        Keras would treat the blocks as heads of attention.
         """
         if mode not in CALIBRATED:
             super().quantize(mode, type_check, config)
@@ -30,10 +30,10 @@ class BlockDiagonal(LoRA, keras.layers.EinsumDense):
 
 
 def block_diagonal_dense(width, num_blocks, name, dtype=None):
-    """Makes a linear layer whose matrix is block-diagonal, on head-major inputs.
+    """Makes a linear layer with a block-diagonal matrix, for head-major inputs.
 
-    It is an `EinsumDense`, so that int8, int4, LoRA and sharding treat it as any other linear
-    layer; heads come first because a product batched over them is twice as fast on CPUs.
+    The layer is an `EinsumDense`, so that int8, int4, LoRA and sharding treat it as any other
+    linear layer; heads come first because a product batched over heads is twice as fast on CPUs.
 
     Args:
         width: int, features in all, L.
@@ -49,7 +49,7 @@ def block_diagonal_dense(width, num_blocks, name, dtype=None):
         "hbti,hij->hbtj",
         output_shape=(None, None, size),
         bias_axes="hj",
-        # Flax counts the leading axis, too, as fan-in.
+        # Flax counts the leading axis as fan-in, too.
         kernel_initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
         name=name,
         dtype=dtype,
@@ -57,13 +57,13 @@ def block_diagonal_dense(width, num_blocks, name, dtype=None):
 
 
 def to_blocks(x, num_blocks):
-    """[B, T, L] -> [H, B, T, L / H]."""
-    x = ops.reshape(x, (-1, ops.shape(x)[1], num_blocks, x.shape[2] // num_blocks))
-    return ops.transpose(x, (2, 0, 1, 3))
+    """Splits features into blocks: [B, T, L] -> [H, B, T, L / H]."""
+    x_BTHK = ops.reshape(x, (-1, ops.shape(x)[1], num_blocks, x.shape[2] // num_blocks))
+    return ops.transpose(x_BTHK, (2, 0, 1, 3))
 
 
 def from_blocks(x):
-    """[H, B, T, L / H] -> [B, T, L]."""
+    """Joins the features of blocks: [H, B, T, L / H] -> [B, T, L]."""
     width = x.shape[0] * x.shape[3]
-    x = ops.transpose(x, (1, 2, 0, 3))
-    return ops.reshape(x, (-1, ops.shape(x)[1], width))
+    x_BTHK = ops.transpose(x, (1, 2, 0, 3))
+    return ops.reshape(x_BTHK, (-1, ops.shape(x_BTHK)[1], width))

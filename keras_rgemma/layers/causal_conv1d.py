@@ -1,4 +1,4 @@
-"""Depthwise causal convolution that never reads across a document's beginning."""
+"""Defines the depthwise causal convolution, which never reads across a document's beginning."""
 
 import functools
 
@@ -11,7 +11,7 @@ from keras_rgemma.ops.places import places_of
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class CausalConv1D(keras.layers.Layer):
-    """Mixes each feature with its own last values: the temporal convolution of Griffin.
+    """Mixes each feature with its last values: the temporal convolution of Griffin.
 
     `y_t = bias + sum_s kernel[width - 1 - s] * x_{t-s}` over s = 0 .. width - 1, as far back as
     the document goes. Griffin (arXiv 2402.19427), section 2.3.
@@ -48,7 +48,7 @@ class CausalConv1D(keras.layers.Layer):
         return self.bound(unchanged)(x, places, state, return_state)
 
     def bound(self, bind):
-        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(
             bind(causal_conv1d), kernel=bind(self.kernel), bias=bind(self.bias)
         )
@@ -58,7 +58,7 @@ class CausalConv1D(keras.layers.Layer):
 
 
 def causal_conv1d(x, places, state=None, return_state=False, *, kernel, bias):
-    """The function of `CausalConv1D`, with kernel [width, L] and bias [L]."""
+    """Computes `CausalConv1D` with kernel [width, L] and bias [L]."""
     places = places_of(places)
     kernel_RL, bias_L = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
     reach = kernel_RL.shape[0] - 1
@@ -80,7 +80,7 @@ def causal_conv1d(x, places, state=None, return_state=False, *, kernel, bias):
 
 
 def _next_token(x_B1L, kernel_RL, bias_L, places, state, return_state):
-    """One token a row, behind a state, which holds zeros where its document is shorter."""
+    """Convolves one token a row with the inputs in the state, zeros before a document."""
     recent_BRL = ops.concatenate([ops.cast(state, x_B1L.dtype), x_B1L], axis=1)
     y_B1L = ops.sum(recent_BRL * kernel_RL, axis=1, keepdims=True) + bias_L
     if not return_state:
@@ -92,13 +92,13 @@ def _next_token(x_B1L, kernel_RL, bias_L, places, state, return_state):
 
 
 def _final_state(padded_BTL, places, reach):
-    """The last `reach` inputs of the row's last document, zeros where it is shorter."""
+    """Returns the last `reach` inputs of each row's last document, zeros before the document."""
     last_B, length_B = places.last, places.length
     back_R = ops.arange(reach, dtype="int32")
     # Index last + 1 + i of the padded row is `reach - 1 - i` tokens before the last one.
     index_BR = last_B[:, None] + 1 + back_R
     recent_BRL = ops.take_along_axis(padded_BTL, index_BR[:, :, None], axis=1)
     known_BR = length_B[:, None] >= reach - back_R
-    # A row without a token keeps the state it came with, which is what the indices point to.
+    # A row without a token keeps its state, to which the indices then point.
     known_BR = ops.logical_or(known_BR, last_B[:, None] < 0)
     return ops.where(known_BR[:, :, None], recent_BRL, ops.zeros_like(recent_BRL))

@@ -1,4 +1,4 @@
-"""The layer that derives the places of all tokens once for all others."""
+"""Defines the layer that derives the places of all tokens once for all other layers."""
 
 import keras
 

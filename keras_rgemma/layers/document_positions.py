@@ -1,4 +1,4 @@
-"""The layer that tells all others where documents begin."""
+"""Defines the layer that derives the positions of tokens in their documents from the mask."""
 
 import keras
 
@@ -7,7 +7,7 @@ from keras_rgemma.ops.documents import document_positions
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class DocumentPositions(keras.layers.Layer):
-    """The place of each token in its document, -1 at pads: `ops.documents.document_positions`.
+    """Derives the positions of tokens as `ops.documents.document_positions` does, -1 at pads.
 
     Call arguments:
         padding_mask: int or bool [B, T].

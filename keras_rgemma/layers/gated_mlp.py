@@ -1,4 +1,4 @@
-"""The gated MLP."""
+"""Defines the gated MLP."""
 
 import functools
 
@@ -11,10 +11,10 @@ from keras_rgemma.layers.linear import linear
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class GatedMLP(keras.layers.Layer):
-    """`down(activation(gate(x)) * up(x))`, all three biased.
+    """Computes `down(activation(gate(x)) * up(x))` of three biased linear maps.
 
-    Griffin (arXiv 2402.19427), section 2.2. Gate and up are two matrices [D, M]: as one array
-    [2, D, M], XLA on CPUs transposes and copies it at every step of decoding.
+    Griffin (arXiv 2402.19427), section 2.2. Gate and up are two matrices [D, M]: XLA on
+    CPUs transposes and copies one array [2, D, M] in every step of decoding.
 
     Args:
         intermediate_dim: int, M, the width of one branch.
@@ -37,7 +37,7 @@ class GatedMLP(keras.layers.Layer):
 
     def build(self, input_shape):
         dim, width, dtype = input_shape[-1], self.intermediate_dim, self.dtype_policy
-        # Flax counts the axis of its two stacked matrices, too, as fan-in: 2 D.
+        # Flax counts the axis of the two stacked matrices as fan-in, too: 2 D.
         self.ffw_gate = linear(width, 2 * dim, "ffw_gate", dtype)
         self.ffw_up = linear(width, 2 * dim, "ffw_up", dtype)
         self.ffw_down = linear(dim, width, "ffw_down", dtype, self.output_variance)
@@ -50,7 +50,7 @@ class GatedMLP(keras.layers.Layer):
         return self.bound(unchanged)(x)
 
     def bound(self, bind):
-        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(
             gated_mlp,
             ffw_gate=bind(self.ffw_gate),
@@ -69,5 +69,5 @@ class GatedMLP(keras.layers.Layer):
 
 
 def gated_mlp(x, ffw_gate, ffw_up, ffw_down, nonlinearity):
-    """The function of `GatedMLP`, of three linear maps [..., D] -> M, M and [..., M] -> D."""
+    """Computes `GatedMLP` with three linear maps [..., D] -> M, M and [..., M] -> D."""
     return ffw_down(nonlinearity(ffw_gate(x)) * ffw_up(x))

@@ -1,4 +1,4 @@
-"""The plain linear layers of the blocks."""
+"""Defines the plain linear layers of the blocks."""
 
 import keras
 from keras import ops
@@ -8,11 +8,11 @@ from keras_rgemma.layers.lora import LoRA
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class Linear(LoRA, keras.layers.Dense):
-    """`Dense` layer whose LoRA is a product of its own."""
+    """`Dense` layer with LoRA as a second product."""
 
     @property
     def weight_shape(self):
-        """The shape of the kernel before it was quantized, a tuple of ints."""
+        """Returns the shape of the kernel before quantization, a tuple of ints."""
         return self.input_spec.axes[-1], self.units
 
     def _product(self, x, kernel):
@@ -20,11 +20,11 @@ class Linear(LoRA, keras.layers.Dense):
 
 
 def linear(units, fan_in, name, dtype=None, variance=1.0, use_bias=True):
-    """Makes a `Linear` layer whose kernel starts normal with variance `variance / fan_in`.
+    """Makes a `Linear` layer with an initial kernel of variance `variance / fan_in`.
 
     Args:
         units: int, the output width.
-        fan_in: int, what the reference counts as inputs.
+        fan_in: int, the number of inputs that the reference counts.
         name: str.
         dtype: of the layer.
         variance: float, 2 / num_layers for the projections back into the residual stream.

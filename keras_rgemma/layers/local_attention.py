@@ -1,4 +1,4 @@
-"""Local multi-query attention with rotary positions on part of each head."""
+"""Defines local multi-query attention with rotary positions on part of each head."""
 
 import functools
 
@@ -14,9 +14,9 @@ from keras_rgemma.ops.window_attention import updated_ring, window_attention
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class LocalAttention(keras.layers.Layer):
-    """Attention to the token itself and the W before it in its document.
+    """Attends from each token to itself and the W tokens before it in its document.
 
-    Griffin (arXiv 2402.19427), section 2.3. Query, key and value without bias, output with.
+    Griffin (arXiv 2402.19427), section 2.3. Query, key and value have no bias, the output has one.
 
     Args:
         num_query_heads: int, H.
@@ -24,7 +24,7 @@ class LocalAttention(keras.layers.Layer):
         head_dim: int, K.
         sliding_window_size: int, W.
         rope_max_wavelength: float.
-        rotated_size: int, how many of a head's K features RoPE rotates.
+        rotated_size: int, the number of a head's K features that RoPE rotates.
         output_variance: float, scales the variance of the output projection's initial kernel.
         **kwargs: of `keras.layers.Layer`.
 
@@ -76,14 +76,14 @@ class LocalAttention(keras.layers.Layer):
 
     @property
     def rope(self):
-        """The arguments of `ops.rope.rotation` beside the positions."""
+        """Returns the arguments of `ops.rope.rotation` after the positions."""
         return self.rope_max_wavelength, self.rotated_size
 
     def call(self, x, places, state=None, return_state=False):
         return self.bound(unchanged)(x, places, state, return_state)
 
     def bound(self, bind):
-        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(
             local_attention,
             query=bind(self.query),
@@ -112,12 +112,12 @@ class LocalAttention(keras.layers.Layer):
 
 
 def split_heads(x, head_dim):
-    """[B, T, H * K] -> [B, T, H, K]."""
+    """Splits features into heads: [B, T, H * K] -> [B, T, H, K]."""
     return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] // head_dim, head_dim))
 
 
 def join_heads(x):
-    """[B, T, H, K] -> [B, T, H * K]."""
+    """Joins the features of heads: [B, T, H, K] -> [B, T, H * K]."""
     return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] * x.shape[3]))
 
 
@@ -138,13 +138,13 @@ def local_attention(
     window,
     rope,
 ):
-    """The function of `LocalAttention`, of four linear maps.
+    """Computes `LocalAttention` with four linear maps.
 
     Args:
         x, places, state, return_state: as of `LocalAttention`.
         query, key, value, attention_output: linear maps.
         split_heads: function of [B, T, H * K] and K that returns [B, T, H, K].
-        join_heads: its inverse, a function of [B, T, H, K].
+        join_heads: function of [B, T, H, K] that returns [B, T, H * K].
         updated_ring: as `ops.window_attention.updated_ring`.
         head_dim: int, K.
         window: int, W.

@@ -1,4 +1,4 @@
-"""LoRA on a linear layer: a product of low rank beside that of its kernel, kept apart in files."""
+"""Adds LoRA to linear layers: a second product, of low rank, with matrices of its own in files."""
 
 from typing import NamedTuple
 
@@ -19,16 +19,16 @@ from keras_rgemma.keras_internals.layers import (
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
 _ALPHA = "lora_alpha"
-# Modes of quantization that look at what goes through a layer.
+# Modes of quantization that look at the inputs of a layer.
 CALIBRATED = ("gptq", "awq")
 
 
 class LinearMapParts(NamedTuple):
-    """The variables and numbers of a linear map.
+    """Holds the variables and numbers of a linear map.
 
     Attributes:
         variables: dict of name to `keras.Variable`: "kernel"; "bias" if there is one; of a
-            quantized layer all that its mode keeps ("kernel_scale", "kernel_zero", "g_idx", ...);
+            quantized layer all variables of its mode ("kernel_scale", "kernel_zero", "g_idx", ...);
             and "lora_kernel_a" and "lora_kernel_b" if LoRA is enabled.
         quantization_mode: str, or None.
         lora_scale: float, or None without LoRA.
@@ -43,9 +43,9 @@ class LoRA(SavesZeroPoint):
     """Mixin for `Dense` and `EinsumDense` that computes LoRA as a second product.
 
     List it before the Keras class. With LoRA (arXiv 2106.09685, section 4.1),
-    `y = x W + (alpha / rank) (x A) B`. Keras adds A B to W before the product instead: that copies
-    W and computes its gradient in every step. Keras also saves the sum alone, and forgets A and B
-    when it loads: training cannot go on from there.
+    `y = x W + (alpha / rank) (x A) B`. Keras adds A B to W before the product instead, which copies
+    W and computes its gradient in every step. Keras also saves the sum alone and drops A and B when
+    it loads a file: training cannot continue from that file.
     """
 
     def call(self, inputs, training=None):
@@ -55,8 +55,8 @@ class LoRA(SavesZeroPoint):
 
     def quantized_call(self, inputs, *args, **kwargs):
         if self._awaits_calibration():
-            # Keras 3.15 looks at what `call` gets, but does not come there: it would see nothing.
-            # With gradients, what it sees would keep what PyTorch needs for them.
+            # Keras 3.15 looks at the inputs of `call`, but calls `quantized_call` alone. Without
+            # `stop_gradient`, PyTorch would keep a graph for each of these inputs.
             return self.call(ops.stop_gradient(inputs))
         if not self.lora_enabled:
             return super().quantized_call(inputs, *args, **kwargs)
@@ -64,24 +64,26 @@ class LoRA(SavesZeroPoint):
         return base.quantized_call(inputs, *args, **kwargs) + self._low_rank(inputs)
 
     def _without_lora(self):
-        """Makes a layer of the same variables without LoRA, on which Keras' methods run.
+        """Makes a copy of the layer with the same variables and without LoRA, for Keras' methods.
 
-        A flag that is switched off for the time of a call would be off for other threads, too.
+        A flag of the layer itself, off for the time of a call, would be off for other threads, too.
         """
         return with_attributes(self, lora_enabled=False)
 
     def _awaits_calibration(self):
+        """Returns whether GPTQ or AWQ has yet to round the kernel."""
         mode = self.quantization_mode
         return mode in CALIBRATED and not getattr(self, f"is_{mode}_calibrated")
 
     def _low_rank(self, inputs):
-        # In a model of half precision Keras casts no variable: both have its dtype but A and B.
+        """Computes `(alpha / rank) (x A) B`."""
+        # In a model of half precision A and B are float32, and Keras casts no variable.
         a = ops.cast(self.lora_kernel_a, self.compute_dtype)
         b = ops.cast(self.lora_scale * self.lora_kernel_b, self.compute_dtype)
         return ops.matmul(self._product(inputs, a), b)
 
     def linear_map_parts(self):
-        """Collects the variables and numbers that the layer computes its outputs from.
+        """Collects the variables and numbers that define the layer's outputs.
 
         Returns:
             `LinearMapParts`.
@@ -89,24 +91,24 @@ class LoRA(SavesZeroPoint):
         mode = self.quantization_mode
         names = ["kernel", *self.variable_serialization_spec[mode]]
         if mode in CALIBRATED and not self._awaits_calibration():
-            names.remove("kernel")  # which `quantized_kernel` takes the place of
+            names.remove("kernel")  # `quantized_kernel` replaces the kernel
         variables = {name: self._variable(name) for name in dict.fromkeys(names)}
         if self.lora_enabled:
             variables |= {name: getattr(self, name) for name in FACTORS}
-        held = {name: variable for name, variable in variables.items() if variable is not None}
-        return LinearMapParts(held, mode, self.lora_scale if self.lora_enabled else None)
+        variables = {name: variable for name, variable in variables.items() if variable is not None}
+        return LinearMapParts(variables, mode, self.lora_scale if self.lora_enabled else None)
 
     def _variable(self, name):
         return kernel_variable(self) if name == "kernel" else getattr(self, name, None)
 
     def linear_map(self, arrays=None):
-        """Makes the function of an input that the layer computes, bound to arrays.
+        """Binds the function of the layer to arrays.
 
-        It reads no variable and costs no layer call.
+        The bound function reads no variable and costs no layer call.
 
         Args:
             arrays: dict of names to tensors, one for each of `linear_map_parts().variables`; None
-                for the values that the variables have now, in the dtypes that a call sees them in.
+                for the current values of the variables, in the dtypes that a call sees.
 
         Returns:
             A function of float [..., inputs] that returns float [..., outputs], in the compute
@@ -119,12 +121,12 @@ class LoRA(SavesZeroPoint):
         return bound.quantized_call if self.quantization_mode else bound.call
 
     def quantize(self, mode=None, type_check=True, config=None):
-        # Keras quantizes no subclass, unless it is told that it is one of its own kind.
+        # With the type check Keras quantizes no subclass of its layers.
         super().quantize(mode, type_check=False, config=config)
 
     @property
     def lora_scale(self):
-        """The float that the product of A and B is multiplied by."""
+        """Returns alpha / rank, the factor of the product of A and B."""
         return self.lora_alpha / self.lora_rank
 
     def enable_lora(self, rank, lora_alpha=None, **kwargs):
@@ -147,7 +149,7 @@ class LoRA(SavesZeroPoint):
         self.lora_alpha = alpha
 
     def disable_lora(self):
-        """Takes A and B away. The layer is what it was before `enable_lora`."""
+        """Removes A and B. The layer is the same as before `enable_lora`."""
         remove_variables(self, FACTORS)
         self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None
         # On TensorFlow `self.trainable = True` does nothing where it is True already.
@@ -155,10 +157,10 @@ class LoRA(SavesZeroPoint):
             variable.trainable = True
 
     def merge_lora(self):
-        """Adds A B to the kernel, which a quantized layer then rounds anew, and takes them away."""
+        """Adds A B to the kernel, rounds a quantized kernel anew, and removes A and B."""
         if self.quantization_mode is None:
             factors = (ops.convert_to_numpy(getattr(self, name)) for name in FACTORS)
-            self._add(*factors, self.lora_scale)
+            self._add_to_kernel(*factors, self.lora_scale)
         else:
             kernel, scale, zero = kernel_with_merged_lora(self)
             kernel_variable(self).assign(kernel)
@@ -182,10 +184,10 @@ class LoRA(SavesZeroPoint):
             store[_ALPHA] = np.array(self.lora_alpha, "float32")
 
     def load_own_variables(self, store):
-        """Loads kernel and bias, and A and B, which a layer without LoRA adds to its kernel.
+        """Loads kernel, bias, A and B; a layer without LoRA adds A B to its kernel.
 
         Raises:
-            ValueError: A and B of another rank than the layer's.
+            ValueError: A and B have another rank than the layer's LoRA.
         """
         keys = store.keys()
         stored = {key: store[key] for key in keys}
@@ -194,11 +196,11 @@ class LoRA(SavesZeroPoint):
         if not self.lora_enabled:
             super().load_own_variables(stored)
             if factors:
-                self._add(*factors, alpha / len(factors[1]))
+                self._add_to_kernel(*factors, alpha / len(factors[1]))
             return
         if factors:
             self.check_stored_rank(len(factors[1]))
-        # Keras makes A zero, too, and no gradient would reach either of them again.
+        # Keras sets both A and B to zero, and no gradient would reach them again.
         initial = ops.convert_to_numpy(self.lora_kernel_a), np.zeros(self.lora_kernel_b.shape)
         super().load_own_variables(stored)
         self.assign_lora(*(factors or initial), self.lora_alpha if alpha is None else alpha)
@@ -212,7 +214,8 @@ class LoRA(SavesZeroPoint):
                 "then it is merged."
             )
 
-    def _add(self, a, b, scale):
+    def _add_to_kernel(self, a, b, scale):
+        """Adds `scale * A B` to the kernel."""
         kernel = kernel_variable(self)
         value = ops.convert_to_numpy(kernel.value).astype("float32")
         kernel.assign(value + scale * (a @ b))

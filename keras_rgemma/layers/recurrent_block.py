@@ -1,4 +1,4 @@
-"""The recurrent block: two branches, of which one remembers."""
+"""Defines the recurrent block: two branches, one of them with a state."""
 
 import functools
 
@@ -14,7 +14,7 @@ from keras_rgemma.state.records import RecurrentState
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class RecurrentBlock(keras.layers.Layer):
-    """`linear_out(activation(linear_y(x)) * rg_lru(conv_1d(linear_x(x))))`.
+    """Computes `linear_out(activation(linear_y(x)) * rg_lru(conv_1d(linear_x(x))))`.
 
     Griffin (arXiv 2402.19427), section 2.3 and figure 2b.
 
@@ -71,7 +71,7 @@ class RecurrentBlock(keras.layers.Layer):
         return self.bound(unchanged)(x, places, state, return_state)
 
     def bound(self, bind):
-        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(
             recurrent_block,
             linear_y=bind(self.linear_y),
@@ -106,7 +106,7 @@ def recurrent_block(
     linear_out,
     nonlinearity,
 ):
-    """The function of `RecurrentBlock`, of linear maps, a convolution and a recurrence."""
+    """Computes `RecurrentBlock` with linear maps, a convolution and a recurrence."""
     conv_state, recurrence = (None, None) if state is None else (state.conv, state.recurrence)
     y_BTL = nonlinearity(linear_y(x))
     z_BTL = conv_1d(linear_x(x), places, state=conv_state, return_state=return_state)

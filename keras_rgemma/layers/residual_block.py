@@ -1,4 +1,4 @@
-"""The residual block, one layer of the model, and the layers of a whole configuration."""
+"""Defines the residual block and makes the residual blocks of a whole configuration."""
 
 import functools
 
@@ -18,7 +18,7 @@ from keras_rgemma.shapes import check_same_rows
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class ResidualBlock(keras.layers.Layer):
-    """`r = x + temporal(norm(x)); y = r + mlp(norm(r))`.
+    """Computes `r = x + temporal(norm(x)); y = r + mlp(norm(r))`.
 
     Griffin (arXiv 2402.19427), section 2.1 and figure 2a. The temporal block is a
     `RecurrentBlock` (at `recurrent_block`) or a `LocalAttention` (at `attention_block`).
@@ -28,9 +28,9 @@ class ResidualBlock(keras.layers.Layer):
         temporal: dict, the arguments of the temporal block.
         mlp: dict, the arguments of `GatedMLP`.
         layer_norm_epsilon: float.
-        dropout: float, the rate at which the outputs of both sublayers are dropped in training.
-        gradient_checkpointing: bool, whether the backward pass computes the activations inside of
-            both sublayers again instead of keeping them.
+        dropout: float, the dropout rate of the outputs of both sublayers in training.
+        gradient_checkpointing: bool, whether the backward pass recomputes the activations inside of
+            both sublayers.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -74,7 +74,7 @@ class ResidualBlock(keras.layers.Layer):
 
     @property
     def temporal_block(self):
-        """The recurrent or the attention block, whichever this layer has."""
+        """Returns the recurrent or the attention block of the layer."""
         return self.recurrent_block if self.block_type == RECURRENT else self.attention_block
 
     def build(self, input_shape):
@@ -92,18 +92,18 @@ class ResidualBlock(keras.layers.Layer):
         check_same_rows(tuple(x.shape[:2]), tuple(places.positions.shape))
         block = self.bound(
             unchanged,
-            # Dropout stays outside of what is recomputed: its seed moves on once.
+            # Dropout is not recomputed, so that its seed moves on once.
             drop=lambda x: self.residual_dropout(x, training=training),
-            recompute=_recomputed if self.gradient_checkpointing and training else unchanged,
+            recompute=_remat if self.gradient_checkpointing and training else unchanged,
         )
         return block(ops.cast(x, self.compute_dtype), places, state, return_state)
 
     def bound(self, bind, drop=unchanged, recompute=unchanged):
-        """Returns the function of this layer with other parts, see `binding.unchanged`.
+        """Returns the function of this layer with bound parts, see `binding.unchanged`.
 
         Args:
             bind: function of a part.
-            drop: function of what is added to the residual stream.
+            drop: dropout, a function of a sublayer's output.
             recompute: as of `residual_block`.
         """
         return functools.partial(
@@ -119,7 +119,7 @@ class ResidualBlock(keras.layers.Layer):
     def compute_output_spec(self, x, places=None, state=None, return_state=False, training=None):
         if return_state:
             return super().compute_output_spec(x, places, state, return_state, training)
-        # Known without a trace, which makes deep models quick to build.
+        # Without a trace of the layer, deep models are quick to build.
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def get_config(self):
@@ -134,7 +134,8 @@ class ResidualBlock(keras.layers.Layer):
         }
 
 
-def _recomputed(function):
+def _remat(function):
+    """Applies `keras.remat` to a function, which then keeps its choice of implementations."""
     return keras.remat(keep_choices(function))
 
 
@@ -151,36 +152,37 @@ def residual_block(
     drop=unchanged,
     recompute=unchanged,
 ):
-    """The function of `ResidualBlock`, of two norms, a temporal block and an MLP.
+    """Computes `ResidualBlock` with two norms, a temporal block and an MLP.
 
     Args:
         x, places, state, return_state: as of `ResidualBlock`.
         temporal_pre_norm, channel_pre_norm, mlp_block: functions of [B, T, D].
         temporal_block: function of x, places, state and `return_state`.
-        drop: function of what is added to the residual stream.
-        recompute: function that returns another one of the same value, as `keras.remat` does.
+        drop: dropout, a function of a sublayer's output.
+        recompute: function that makes a function recompute its activations, as `keras.remat`.
     """
 
-    # New functions at each call: JAX keeps the trace of one that it knows, and with it the weights
-    # that were read then. TensorFlow would lose the gradients of a state that is no argument.
-    def mix(x, *flat_state):
+    # New functions in each call: JAX keeps the trace of a function that it knows, with the weights
+    # of that time. TensorFlow would lose the gradients of a state that is no argument.
+    def temporal(x_BTD, *flat_state):
         before = keras.tree.pack_sequence_as(state, flat_state) if flat_state else state
-        return temporal_block(temporal_pre_norm(x), places, state=before, return_state=return_state)
+        normed_BTD = temporal_pre_norm(x_BTD)
+        return temporal_block(normed_BTD, places, state=before, return_state=return_state)
 
-    def feed(x):
-        return mlp_block(channel_pre_norm(x))
+    def channel(x_BTD):
+        return mlp_block(channel_pre_norm(x_BTD))
 
     is_recomputed = recompute is not unchanged and state is not None
-    mixed = recompute(mix)(x, *(keras.tree.flatten(state) if is_recomputed else ()))
+    temporal_BTD = recompute(temporal)(x, *(keras.tree.flatten(state) if is_recomputed else ()))
     if return_state:
-        mixed, state = mixed
-    x = x + drop(mixed)
-    x = x + drop(recompute(feed)(x))
-    return (x, state) if return_state else x
+        temporal_BTD, state = temporal_BTD
+    residual_BTD = x + drop(temporal_BTD)
+    out_BTD = residual_BTD + drop(recompute(channel)(residual_BTD))
+    return (out_BTD, state) if return_state else out_BTD
 
 
 def residual_blocks(config, dtype):
-    """The list of `ResidualBlock`s of an `RGemmaConfig`."""
+    """Makes the `ResidualBlock`s of an `RGemmaConfig`, a list."""
     output_variance = 2.0 / config.num_layers
     recurrent = {
         "lru_dim": config.recurrence_width,

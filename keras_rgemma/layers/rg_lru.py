@@ -1,4 +1,4 @@
-"""The real-gated linear recurrent unit."""
+"""Defines the real-gated linear recurrent unit."""
 
 import functools
 
@@ -19,7 +19,7 @@ DECAY_SCALE = 8.0  # the paper's c
 class RecurrenceInitializer(keras.initializers.Initializer):
     """Draws `a_param` so that the squared radius is uniform in [0.9^2, 0.999^2].
 
-    Stored as `log(exp(-log radius) - 1)`, so that `softplus(a_param)` is `-log radius`. Griffin
+    The value is `log(exp(-log radius) - 1)`, so that `softplus(a_param)` is `-log radius`. Griffin
     (arXiv 2402.19427), section 2.4.
     """
 
@@ -36,7 +36,7 @@ class RecurrenceInitializer(keras.initializers.Initializer):
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class RGLRU(keras.layers.Layer):
-    """The recurrence of Griffin: gated input, gated decay, one multiplication a step.
+    """Computes the recurrence of Griffin: gated input, gated decay, one product a step.
 
     ```
     i = sigmoid(input_gate(x));  r = sigmoid(a_gate(x))
@@ -61,7 +61,7 @@ class RGLRU(keras.layers.Layer):
     """
 
     def __init__(self, num_blocks, **kwargs):
-        # Without autocast, here and of `a_param`, both it and the state keep float32 in mixed
+        # Without autocast, here and in `add_weight`, the state and `a_param` stay float32 in mixed
         # precision: a decay near 1 does not survive half precision.
         super().__init__(autocast=False, **kwargs)
         self.num_blocks = num_blocks
@@ -83,15 +83,15 @@ class RGLRU(keras.layers.Layer):
         return self.bound(unchanged)(x, places, state, return_state)
 
     def bound(self, bind):
-        """Returns the function of this layer with other parts, see `binding.unchanged`."""
-        blocked, joined = bind(to_blocks), bind(from_blocks)
+        """Returns the function of this layer with bound parts, see `binding.unchanged`."""
+        split_blocks, join_blocks = bind(to_blocks), bind(from_blocks)
         input_gate, a_gate = bind(self.input_gate), bind(self.a_gate)
         return functools.partial(
             rg_lru,
-            input_gate=lambda x_HBTK: joined(input_gate(x_HBTK)),
-            a_gate=lambda x_HBTK: joined(a_gate(x_HBTK)),
+            input_gate=lambda x_HBTK: join_blocks(input_gate(x_HBTK)),
+            a_gate=lambda x_HBTK: join_blocks(a_gate(x_HBTK)),
             a_param=bind(self.a_param),
-            to_blocks=lambda x_BTL: blocked(x_BTL, self.num_blocks),
+            to_blocks=lambda x_BTL: split_blocks(x_BTL, self.num_blocks),
             root=bind(bounded_sqrt),
         )
 
@@ -102,25 +102,25 @@ class RGLRU(keras.layers.Layer):
 def rg_lru(
     x, places, state=None, return_state=False, *, input_gate, a_gate, a_param, to_blocks, root
 ):
-    """The function of `RGLRU`.
+    """Computes `RGLRU` with two gates.
 
     Args:
         x, places, state, return_state: as of `RGLRU`.
-        input_gate, a_gate: linear maps of `to_blocks(x)`, [B, T, L].
+        input_gate, a_gate: functions of [H, B, T, L / H], linear maps that return [B, T, L].
         a_param: [L].
-        to_blocks: function of x that returns what both gates take.
+        to_blocks: function of [B, T, L] that returns [H, B, T, L / H].
         root: function, the square root.
     """
     places = places_of(places)
-    blocks = to_blocks(x)
-    gated_BTL = ops.cast(ops.sigmoid(input_gate(blocks)) * x, "float32")
-    decay_gate_BTL = ops.cast(ops.sigmoid(a_gate(blocks)), "float32")
+    x_HBTK = to_blocks(x)
+    gated_BTL = ops.cast(ops.sigmoid(input_gate(x_HBTK)) * x, "float32")
+    decay_gate_BTL = ops.cast(ops.sigmoid(a_gate(x_HBTK)), "float32")
     rate_L = -DECAY_SCALE * ops.softplus(ops.cast(a_param, "float32"))
     log_a_BTL = decay_gate_BTL * rate_L
     a_BTL = ops.exp(log_a_BTL)
-    # 1 - a^2, without the cancellation that would cost half the digits as a goes to 1.
+    # 1 - a^2 without cancellation, which costs half of the digits as a goes to 1.
     multiplier_BTL = root(-ops.expm1(2.0 * log_a_BTL))
-    # The first token forgets what was before it; a pad changes nothing.
+    # The first token forgets the document before it; a pad changes nothing.
     if places.is_first is not None:
         first_BT1 = places.is_first[:, :, None]
         multiplier_BTL = ops.where(first_BT1, 1.0, multiplier_BTL)

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation."""
+"""Defines root-mean-square normalisation."""
 
 import functools
 
@@ -10,7 +10,7 @@ from keras_rgemma.layers.binding import unchanged
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class RMSNorm(keras.layers.Layer):
-    """Divides by the root of the mean square and multiplies by `1 + scale`.
+    """Divides x by the root of its mean square and multiplies by `1 + scale`.
 
     `x * rsqrt(mean(x^2) + epsilon) * (1 + scale)`, in float32 whatever the compute dtype; `scale`
     starts at zero. Zhang & Sennrich, arXiv 1910.07467, equation 4.
@@ -47,7 +47,7 @@ class RMSNorm(keras.layers.Layer):
         return self.bound(unchanged)(x)
 
     def bound(self, bind):
-        """Returns the function of this layer with other parts, see `binding.unchanged`."""
+        """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(bind(rms_norm), scale=bind(self.scale), epsilon=self.epsilon)
 
     def get_config(self):
@@ -55,7 +55,7 @@ class RMSNorm(keras.layers.Layer):
 
 
 def rms_norm(x, scale, epsilon):
-    """The function of `RMSNorm`: x [..., D] and scale [D] of any float dtypes, result as x."""
+    """Computes `RMSNorm` of x [..., D] with scale [D], in the dtype of x."""
     # Keras computes in float32 and rounds once, at the end.
-    scale = 1.0 + ops.cast(scale, "float32")
-    return ops.rms_normalization(x, scale, axis=-1, epsilon=epsilon)
+    scale_D = 1.0 + ops.cast(scale, "float32")
+    return ops.rms_normalization(x, scale_D, axis=-1, epsilon=epsilon)
