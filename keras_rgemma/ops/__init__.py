@@ -1,1 +1,1 @@
-"""Functions without weights."""
+"""Computes on arrays, without weights."""

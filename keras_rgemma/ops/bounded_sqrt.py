@@ -1,4 +1,4 @@
-"""A square root whose gradient is bounded."""
+"""Defines a square root with a bounded gradient."""
 
 from keras import ops
 
@@ -6,9 +6,9 @@ MAX_GRADIENT = 1000.0
 
 
 def bounded_sqrt(x):
-    """`sqrt(x)`, with the derivative taken at `max(x, 1 / (4 * 1000^2))`, so at most 1000.
+    """Computes `sqrt(x)`, with the derivative at `max(x, 1 / (4 * 1000^2))`, so at most 1000.
 
-    The RG-LRU takes the root of `1 - a^2`; as a goes to 1 the true derivative goes to infinity
+    The RG-LRU computes the root of `1 - a^2`; as a goes to 1 the true derivative goes to infinity
     and, in low precision, to NaN. DeepMind trained with this bound.
 
     Args:

@@ -1,18 +1,18 @@
-"""Where documents begin and where their tokens stand, from the padding mask.
+"""Derives the positions of tokens in their documents from the padding mask.
 
-Every layer is told about pads and documents by one array, `positions` int32 [B, T]: the place of
-a token in its document, counted from 0, and -1 at a pad. It says all there is to know: a document
-begins where it is 0, and a token may see as many tokens to its left as its position says.
+One array tells every layer about pads and documents: `positions` int32 [B, T], the place of a token
+in its document, counted from 0, and -1 at a pad. A document begins where the position is 0, and a
+token sees as many tokens to its left as its position says.
 """
 
 from keras import ops
 
 
 def document_positions(padding_mask):
-    """The positions of a row's tokens in their documents.
+    """Computes the positions of a row's tokens in their documents.
 
-    A document is a run of equal positive numbers in the mask; its first token is where the mask
-    differs from its left neighbour.
+    A document is a run of equal positive numbers in the mask; at its first token the mask differs
+    from the left neighbour.
 
     Args:
         padding_mask: int or bool [B, T], 0 at pads.
@@ -39,7 +39,7 @@ def document_positions(padding_mask):
 
 
 def continued_positions(padding_mask, num_tokens):
-    """The positions of tokens that follow `num_tokens` earlier ones of the same document.
+    """Computes the positions of tokens that follow `num_tokens` tokens of the same document.
 
     Args:
         padding_mask: int or bool [B, T], tokens first, then pads.
@@ -54,14 +54,14 @@ def continued_positions(padding_mask, num_tokens):
 
 
 def last_token(positions):
-    """Where the last document of a row ends, and how long it is by then.
+    """Finds the last token of each row, and the length of its document up to that token.
 
     Args:
         positions: int32 [B, T].
 
     Returns:
-        A pair of int32 [B]: the index of the last token in the row, -1 if there is none; and the
-        number of its document's tokens up to it, 0 if there is none.
+        A pair of int32 [B]: the index of the last token in the row, -1 for a row of pads; and the
+        number of tokens of its document up to that token, 0 for a row of pads.
     """
     index_BT = _indices(positions)
     index_BT = ops.where(positions >= 0, index_BT, ops.full_like(index_BT, -1))
@@ -72,5 +72,5 @@ def last_token(positions):
 
 
 def _indices(x_BT):
-    """int32 [B, T], the index of each token in its row."""
+    """Computes the index of each token in its row, int32 [B, T]."""
     return ops.cumsum(ops.ones_like(x_BT, dtype="int32"), axis=1) - 1

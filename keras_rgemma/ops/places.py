@@ -1,4 +1,4 @@
-"""Where the tokens of a batch stand, derived from their positions once for all layers."""
+"""Derives arrays from the positions of tokens, once for all layers."""
 
 from typing import Any, NamedTuple
 
@@ -9,16 +9,16 @@ from keras_rgemma.ops.rope import rotation as rotation_of
 
 
 class Places(NamedTuple):
-    """The positions of tokens and the arrays that layers derive from them.
+    """Holds the positions of tokens and the arrays that layers derive from the positions.
 
-    A layer that is called with positions alone makes this record for itself.
+    A layer that is called with positions alone makes this record itself.
 
     Attributes:
         positions: int32 [B, T], the place of each token in its document, -1 at pads.
         is_token: bool [B, T], False at pads; None if there is no pad.
-        is_first: bool [B, T], whether a token is the first of its document; None if none is.
-        last: int32 [B], the index of the last token in the row, -1 if there is none.
-        length: int32 [B], the tokens of the last document up to that token.
+        is_first: bool [B, T], whether a token is the first of its document; None if no token is.
+        last: int32 [B], the index of the last token in the row, -1 for a row of pads.
+        length: int32 [B], the number of tokens of the last document up to that token.
         rotation: pair of float32 [B, T, 1, rotated_size / 2], the cosines and sines of RoPE's
             angles; () if no layer rotates.
     """
@@ -36,11 +36,11 @@ def places_of(positions, rope=None):
 
     Args:
         positions: int32 [B, T], the place of each token in its document, -1 at pads; or `Places`,
-            which are returned with the rotation that they may lack.
+            which are returned with a rotation.
         rope: None, or a pair of `max_wavelength`, float, and `rotated_size`, int.
     """
     if isinstance(positions, tuple | list):
-        places = Places(*positions)  # a model that was saved gives back a plain tuple
+        places = Places(*positions)  # a saved model returns a plain tuple
     else:
         last, length = last_token(positions)
         places = Places(positions, positions >= 0, positions == 0, last, length)

@@ -47,7 +47,7 @@ def test_losses_after_a_state(lm):
 @pytest.mark.parametrize("mode", [None, "int8", "int4"])
 def test_losses_are_computed_for_some_tokens_at_a_time(mode, monkeypatch):
     """With a quantized head, too, whose inputs are rounded."""
-    monkeypatch.setattr("keras_rgemma.ops.cross_entropy.CHUNK_NUMBERS", 3 * 400)
+    monkeypatch.setattr("keras_rgemma.ops.cross_entropy.CHUNK_LOGITS", 3 * 400)
     lm = tiny.randomize(tiny.causal_lm())
     if mode:
         lm.quantize(mode)

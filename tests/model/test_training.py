@@ -205,7 +205,7 @@ def test_texts_need_a_batch_axis(lm):
 @pytest.fixture
 def chunks(monkeypatch):
     """Logits of three tokens at a time."""
-    monkeypatch.setattr(cross_entropy, "CHUNK_NUMBERS", 3 * 400)
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", 3 * 400)
 
 
 def batches(lm):

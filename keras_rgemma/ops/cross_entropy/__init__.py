@@ -1,10 +1,10 @@
-"""The cross-entropy of a language model's head, without all of its logits at a time."""
+"""Computes the cross-entropy of a language model's head without all of its logits at a time."""
 
 from keras import ops
 
 from keras_rgemma.backend import resolve
 
-CHUNK_NUMBERS = 2**26  # logits that are in memory at a time: 256 MiB in float32
+CHUNK_LOGITS = 2**26  # in memory at a time: 256 MiB in float32
 
 
 def cross_entropy(
@@ -17,26 +17,27 @@ def cross_entropy(
     chunk_size=None,
     implementation="auto",
 ):
-    """`-log softmax(logits)[label]` of tokens, `logits = soft_cap * tanh(hidden E^T / soft_cap)`.
+    """Computes `-log softmax(logits)[label]` of tokens from their hidden states.
 
-    The logits of some tokens are computed at a time, and again for the gradient: the memory for
-    them grows with `chunk_size * V`, not with `N * V`. All but the product itself, which takes the
-    dtype of its inputs on TensorFlow and PyTorch, is computed in float32.
+    With `logits = soft_cap * tanh(hidden E^T / soft_cap)`. The logits of one chunk of tokens are
+    computed at a time, and again for the gradient: their memory grows with `chunk_size * V`, not
+    with `N * V`. All but the product itself, which has the dtype of its inputs on TensorFlow and
+    PyTorch, is computed in float32.
 
     Args:
         hidden: float [N, D], final hidden states.
         embeddings: float [V, D], E, in the dtype of `hidden`.
         labels: int [N].
         soft_cap: float, or None for logits as they are.
-        needs_embedding_gradient: bool, whether a gradient with respect to `embeddings` is wanted;
-            False saves the time and memory for it.
-        chunk_size: int, tokens at a time; None for as many as make 2^26 logits.
+        needs_embedding_gradient: bool, whether a gradient with respect to `embeddings` is needed;
+            False saves the time and memory of that gradient.
+        chunk_size: int, the tokens of a chunk; None for as many as have 2^26 logits.
         implementation: "auto" for the choice of `keras_rgemma.implementation`, or the name of one
             of this backend's implementations ("chunked" on each).
 
     Returns:
-        A pair of float32 arrays [N]: the losses, and 1 where the largest logit is that of the label
-        (which has no gradient).
+        A pair of float32 arrays [N]: the losses, and the hits, 1 where the label has the largest
+        logit. Hits have no gradient.
 
     Raises:
         ValueError: the backend, or the implementation on this backend, does not exist.
@@ -61,14 +62,14 @@ def in_chunks(hidden, labels, vocabulary_size, chunk_size=None):
         hidden: float [N, D].
         labels: int [N].
         vocabulary_size: int, V.
-        chunk_size: int, the most tokens of a chunk; None for as many as make 2^26 logits.
+        chunk_size: int, the most tokens of a chunk; None for as many as have 2^26 logits.
 
     Returns:
         A pair of float [chunks, C, D] and int32 [chunks, C].
     """
     count, width = ops.shape(hidden)
     if chunk_size is None:
-        chunk_size = max(1, CHUNK_NUMBERS // vocabulary_size)
+        chunk_size = max(1, CHUNK_LOGITS // vocabulary_size)
     chunks = -(-count // chunk_size)
     size = -(-count // chunks)  # all of one size, nearly without pads
     pads = chunks * size - count

@@ -1,4 +1,4 @@
-"""The cross-entropy on JAX. Letters: N chunks, C tokens of each."""
+"""Computes the cross-entropy on JAX. Letters: N chunks, C tokens of each."""
 
 import functools
 
@@ -12,7 +12,7 @@ def default_implementation():
 
 
 def _product(left, right, axes):
-    """A matrix product that is summed, and given, in float32."""
+    """Computes a matrix product that is summed and returned in float32."""
     return lax.dot_general(left, right, (axes, ((), ())), preferred_element_type="float32")
 
 
@@ -34,8 +34,8 @@ def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, needs_embedding_gra
     return (loss_NC, hit_NC), (hidden_NCD, embeddings_VD, labels_NC, log_sum_NC)
 
 
-def _backward(soft_cap, needs_embedding_gradient, kept, gradients):
-    hidden_NCD, embeddings_VD, labels_NC, log_sum_NC = kept
+def _backward(soft_cap, needs_embedding_gradient, residuals, gradients):
+    hidden_NCD, embeddings_VD, labels_NC, log_sum_NC = residuals
 
     def chunk(total_VD, inputs):
         hidden_CD, labels_C, log_sum_C, gradient_C = inputs

@@ -1,10 +1,10 @@
-"""The cross-entropy as its definition reads, in NumPy: what the tests hold the others to."""
+"""Computes the cross-entropy by its definition, in NumPy: the tests compare backends with it."""
 
 import numpy as np
 
 
 def cross_entropy(hidden, embeddings, labels, soft_cap=None):
-    """Returns the losses [N] in the dtype of `hidden`, and whether the best logit is the label's.
+    """Returns the losses [N] in the dtype of `hidden`, and the hits [N], booleans.
 
     Arguments as of `keras_rgemma.ops.cross_entropy.cross_entropy`.
     """
@@ -16,7 +16,7 @@ def cross_entropy(hidden, embeddings, labels, soft_cap=None):
 
 
 def cross_entropy_gradient(hidden, embeddings, labels, soft_cap, loss_gradient):
-    """Returns the gradients of `hidden` and `embeddings`, given that of the losses [N]."""
+    """Returns the gradients of `hidden` and `embeddings` for the gradient of the losses [N]."""
     logits_NV = _logits(hidden, embeddings, soft_cap)
     shares_NV = np.exp(logits_NV - logits_NV.max(axis=-1, keepdims=True))
     shares_NV /= shares_NV.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The cross-entropy on TensorFlow. Letters: N chunks, C tokens of each."""
+"""Computes the cross-entropy on TensorFlow. Letters: N chunks, C tokens of each."""
 
 import tensorflow as tf
 
@@ -28,7 +28,7 @@ def _loop(function, count, carry, shapes_and_dtypes):
         step,
         (tf.constant(0), carry, arrays),
         maximum_iterations=count,
-        parallel_iterations=1,  # or the logits of several chunks would be there at a time
+        parallel_iterations=1,  # several would need the logits of several chunks at a time
     )
     return carry, [array.stack() for array in arrays]
 
@@ -45,8 +45,8 @@ def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradien
             hit_C = tf.argmax(logits_CV, axis=-1, output_type="int32") == labels[i]
             return carry, (log_sum_C - chosen_C, tf.cast(hit_C, "float32"), log_sum_C)
 
-        _, found = _loop(chunk, count, tf.constant(0), [(per_token, "float32")] * 3)
-        return found
+        _, outputs = _loop(chunk, count, tf.constant(0), [(per_token, "float32")] * 3)
+        return outputs
 
     @tf.custom_gradient
     def run(hidden, embeddings):

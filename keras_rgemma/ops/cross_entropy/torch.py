@@ -1,4 +1,4 @@
-"""The cross-entropy on PyTorch. Letters: N chunks, C tokens of each."""
+"""Computes the cross-entropy on PyTorch. Letters: N chunks, C tokens of each."""
 
 import torch
 
@@ -15,14 +15,14 @@ def _logits(hidden_CD, embeddings_VD, soft_cap):
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
-        found = []
+        outputs = []
         for hidden_CD, labels_C in zip(hidden, labels, strict=True):
             logits_CV = _logits(hidden_CD, embeddings, soft_cap)
             log_sum_C = torch.logsumexp(logits_CV, dim=-1)
             chosen_C = logits_CV.gather(1, labels_C[:, None])[:, 0]
             hit_C = (logits_CV.argmax(dim=-1) == labels_C).float()
-            found.append((log_sum_C - chosen_C, hit_C, log_sum_C))
-        loss, hit, log_sum = (torch.stack(parts) for parts in zip(*found, strict=True))
+            outputs.append((log_sum_C - chosen_C, hit_C, log_sum_C))
+        loss, hit, log_sum = (torch.stack(parts) for parts in zip(*outputs, strict=True))
         ctx.save_for_backward(hidden, embeddings, labels, log_sum)
         ctx.soft_cap, ctx.needs_embedding_gradient = soft_cap, needs_embedding_gradient
         ctx.mark_non_differentiable(hit)

@@ -1,4 +1,4 @@
-"""The linear recurrence `h_t = a_t * h_{t-1} + x_t`, and the choice of its implementation."""
+"""Computes the linear recurrence `h_t = a_t * h_{t-1} + x_t` with the chosen implementation."""
 
 from keras import ops
 
@@ -6,12 +6,12 @@ from keras_rgemma.backend import resolve
 
 
 def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
-    """Runs `h_t = a_t * h_{t-1} + x_t` over time, elementwise in B and L.
+    """Computes `h_t = a_t * h_{t-1} + x_t` over time, elementwise in B and L.
 
     Griffin (arXiv 2402.19427), section 2.4, equation 4, after gating. Accumulates in float32
-    whatever the dtype of the inputs. The gradient is a recurrence of its own that runs backwards,
+    whatever the dtype of the inputs. The gradient is another recurrence that runs backwards,
     `g_t = dh_t + a_{t+1} * g_{t+1}`, with `dx_t = g_t` and `da_t = g_t * h_{t-1}`, not the
-    derivative of a loop. A step with `a = 1, x = 0` keeps the state; one with `a = 0` forgets it.
+    derivative of a loop. A step with `a = 1, x = 0` keeps the state; `a = 0` forgets the state.
 
     Args:
         x: float [B, T, L], T >= 1.

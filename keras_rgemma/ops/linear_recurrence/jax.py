@@ -1,4 +1,4 @@
-"""The linear recurrence on JAX. All arrays are float32."""
+"""Computes the linear recurrence on JAX. All arrays are float32."""
 
 import functools
 
@@ -8,13 +8,16 @@ from jax import lax
 
 
 def default_implementation():
-    # One step after the other reads each byte once, which is what counts on a CPU; accelerators
-    # need the parallel form, as each step there is a launch.
+    # A loop reads each byte once, which is the cost on a CPU; accelerators launch a kernel for each
+    # step of a loop, so they need the parallel form.
     return "loop" if jax.default_backend() == "cpu" else "associative"
 
 
 def _run_loop(x, a, initial_state, reverse):
-    """h_t = c_t + x_t, c_{t+1} = a_t * h_t in reverse; h_t = a_t * h_{t-1} + x_t forwards."""
+    """Runs the recurrence step by step.
+
+    Forwards `h_t = a_t * h_{t-1} + x_t`; in reverse `h_t = c_t + x_t`, `c_{t+1} = a_t * h_t`.
+    """
     length = x.shape[1]
 
     def step(i, carry):
@@ -31,7 +34,7 @@ def _run_loop(x, a, initial_state, reverse):
 
 
 def _run_associative(x, a, initial_state, reverse):
-    """The same by `lax.associative_scan`: log(T) passes over whole arrays."""
+    """Runs the recurrence by `lax.associative_scan`: log(T) passes over whole arrays."""
 
     def combine(left, right):
         return left[0] * right[0], right[0] * left[1] + right[1]

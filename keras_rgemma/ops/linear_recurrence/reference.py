@@ -1,10 +1,10 @@
-"""The linear recurrence as its definition reads, in NumPy: what the tests hold the others to."""
+"""Computes the linear recurrence by its definition, in NumPy, for comparison in tests."""
 
 import numpy as np
 
 
 def linear_recurrence(x, a, initial_state=None):
-    """`h_t = a_t * h_{t-1} + x_t` in the dtype of `x`: all h [B, T, L] and the last one [B, L]."""
+    """Returns all h [B, T, L] of `h_t = a_t * h_{t-1} + x_t` and the last h, in the dtype of x."""
     h_BL = np.zeros_like(x[:, 0]) if initial_state is None else initial_state
     h_BTL = np.empty_like(x)
     for t in range(x.shape[1]):
@@ -14,7 +14,7 @@ def linear_recurrence(x, a, initial_state=None):
 
 
 def linear_recurrence_gradient(x, a, initial_state, h_gradient, last_gradient):
-    """The gradients of x, a and the initial state, given those of both outputs."""
+    """Returns the gradients of x, a and the initial state for the gradients of both outputs."""
     h_BTL, _ = linear_recurrence(x, a, initial_state)
     before_BTL = np.concatenate([initial_state[:, None], h_BTL[:, :-1]], axis=1)
     x_gradient = np.empty_like(x)

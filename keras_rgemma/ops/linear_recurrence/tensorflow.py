@@ -1,4 +1,4 @@
-"""The linear recurrence on TensorFlow. All tensors are float32."""
+"""Computes the linear recurrence on TensorFlow. All tensors are float32."""
 
 import tensorflow as tf
 
@@ -12,8 +12,8 @@ def default_implementation():
 def _run(x, a, initial_state):
     """Steps through all chunks of C steps at once, then carries the state over the N chunks.
 
-    Within a chunk h starts at zero and the product of a is kept beside it, so the state that
-    enters a chunk is added afterwards. Lengths may be unknown while the graph is built.
+    Within a chunk h starts at zero and the product of a is kept, too, so the state that enters a
+    chunk is added afterwards. Lengths may be unknown while the graph is built.
     """
     length, width = x.shape[1], x.shape[2]
     if length == 1:
@@ -42,7 +42,7 @@ def _run(x, a, initial_state):
 
 
 def _entering_states(ends_BNL, decays_BNL, initial_state):
-    """The state that enters each chunk, from what each adds and how much each keeps."""
+    """Computes the state that enters each chunk from the ends and decays of the chunks."""
     chunks = tf.shape(ends_BNL)[1] if ends_BNL.shape[1] is None else ends_BNL.shape[1]
     ends_NBL, decays_NBL = (tf.transpose(x, (1, 0, 2)) for x in (ends_BNL, decays_BNL))
     entering = tf.TensorArray("float32", size=chunks, element_shape=initial_state.shape)

@@ -1,4 +1,4 @@
-"""The linear recurrence on PyTorch. All tensors are float32."""
+"""Computes the linear recurrence on PyTorch. All tensors are float32."""
 
 import torch
 from torch.nn import functional
@@ -13,8 +13,8 @@ def default_implementation():
 def _run(x, a, initial_state):
     """Steps through all chunks of C steps at once, then through the N chunks by recursion.
 
-    Within a chunk h starts at zero and the product of a is kept beside it, so the state that
-    enters a chunk is added afterwards: C + C log_C(T) operations on large tensors, and never one
+    Within a chunk h starts at zero and the product of a is kept, too, so the state that enters a
+    chunk is added afterwards: C + C log_C(T) operations on large tensors, and never an operation
     for each token.
     """
     batch, length, width = x.shape

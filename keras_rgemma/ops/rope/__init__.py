@@ -1,4 +1,4 @@
-"""Rotary position embedding with angles that stay exact at any position."""
+"""Computes rotary position embedding (RoPE) with angles that are exact at any position."""
 
 import math
 
@@ -11,7 +11,7 @@ _DIGIT = 2048  # positions are split in base 2048: three digits hold any int32
 
 
 def rotate(x, positions, max_wavelength, rotated_size, *, implementation="auto"):
-    """Rotates the first `rotated_size` features of each head by its token's position.
+    """Rotates the first `rotated_size` features of each head by the token's position.
 
     RoFormer (arXiv 2104.09864), section 3.2.2; halves are split, not interleaved, and the other
     features pass unchanged (RecurrentGemma rotates half of a head).
@@ -24,14 +24,14 @@ def rotate(x, positions, max_wavelength, rotated_size, *, implementation="auto")
         implementation: as of `apply_rotation`.
 
     Returns:
-        As `x`, in its dtype; the rotation itself is done in float32.
+        As `x`, in its dtype; the rotation itself is computed in float32.
     """
     angles = rotation(positions, max_wavelength, rotated_size)
     return apply_rotation(x, angles, implementation=implementation)
 
 
 def rotation(positions, max_wavelength, rotated_size):
-    """Computes the cosines and sines of the angles by which RoPE rotates.
+    """Computes the cosines and sines of the angles of RoPE.
 
     Args:
         positions: int32 [B, T], not negative.
@@ -63,7 +63,7 @@ def apply_rotation(x, rotation, *, implementation="auto"):
 
 
 def _angles(positions, max_wavelength, half):
-    """`position * max_wavelength^(-i / half)` modulo a turn, float32 [B, T, half].
+    """Computes `position * max_wavelength^(-i / half)` modulo a turn, float32 [B, T, half].
 
     A float32 product of position and frequency is wrong by 0.06 rad at a million tokens. Here a
     turn is 2^32 units and the products are int32, whose overflow is the reduction modulo a turn;
@@ -72,10 +72,10 @@ def _angles(positions, max_wavelength, half):
     """
     turns = max_wavelength ** (-np.arange(half, dtype="float64") / half) / (2 * math.pi)
     phase, rest = 0, positions[:, :, None]
-    for place in (1, _DIGIT, _DIGIT**2):
-        digit = rest % _DIGIT if place < _DIGIT**2 else rest
+    for digit_value in (1, _DIGIT, _DIGIT**2):
+        digit = rest % _DIGIT if digit_value < _DIGIT**2 else rest
         rest = rest // _DIGIT
-        units = np.rint(turns * place % 1.0 * 2.0**32).astype("int64")
+        units = np.rint(turns * digit_value % 1.0 * 2.0**32).astype("int64")
         units = units.astype("uint32").view("int32")
         phase = phase + digit * ops.convert_to_tensor(units, "int32")
     return ops.cast(phase, "float32") * (2 * math.pi / 2**32)

@@ -1,4 +1,4 @@
-"""RoPE on JAX."""
+"""Computes RoPE on JAX."""
 
 from keras_rgemma.ops.rope.split import rotate
 

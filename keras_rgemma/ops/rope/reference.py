@@ -1,4 +1,4 @@
-"""RoPE as its definition reads, in NumPy and float64: what the tests hold the others to."""
+"""Computes RoPE by its definition, in NumPy and float64, for comparison in tests."""
 
 import numpy as np
 

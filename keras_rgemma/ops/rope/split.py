@@ -1,4 +1,4 @@
-"""RoPE on the two halves of the rotated features, for any backend."""
+"""Computes RoPE on the two halves of the rotated features, for any backend."""
 
 from keras import ops
 

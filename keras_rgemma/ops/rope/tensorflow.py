@@ -1,4 +1,4 @@
-"""RoPE on TensorFlow."""
+"""Computes RoPE on TensorFlow."""
 
 from keras_rgemma.ops.rope.split import rotate
 

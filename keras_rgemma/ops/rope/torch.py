@@ -1,4 +1,4 @@
-"""RoPE on PyTorch, with few operations a call: decoding on a CPU is bound by their number."""
+"""Computes RoPE on PyTorch in few operations: their number bounds decoding on a CPU."""
 
 import torch
 

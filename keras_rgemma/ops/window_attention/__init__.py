@@ -1,4 +1,4 @@
-"""Local attention, and the ring buffer of the keys and values that it can still see."""
+"""Computes local attention, and the ring buffer of keys and values that later queries see."""
 
 from keras import ops
 
@@ -8,10 +8,10 @@ from keras_rgemma.state.records import AttentionState
 
 
 def window_attention(query, key, value, places, window, history=None, *, implementation="auto"):
-    """Attention of each token to itself and the `window` tokens before it in its document.
+    """Attends from each token to itself and the `window` tokens before it in its document.
 
     Griffin (arXiv 2402.19427), section 2.3, with the multi-query attention of section 2.2. A
-    query at position p sees the keys p - W .. p, which are W + 1. Softmax is in float32. Work and
+    query at position p sees the W + 1 keys p - W .. p. Softmax is in float32. Work and
     memory grow with T * W, not with T * T.
 
     Args:
@@ -41,7 +41,7 @@ def window_attention(query, key, value, places, window, history=None, *, impleme
 
 
 def updated_ring(state, key, value, places, window):
-    """Returns the ring buffer after a row.
+    """Returns the ring buffer after the tokens of a row.
 
     Args:
         state: `AttentionState` before the row, None for an empty one.
@@ -54,7 +54,7 @@ def updated_ring(state, key, value, places, window):
     """
     places = places_of(places)
     if state is not None and key.shape[1] == 1:
-        slot_B = places.last + places.length - 1  # of the one token, at index 0
+        slot_B = places.last + places.length - 1  # the position of the token, at index 0
         slot_B = slot_B % window
         write = backend_module(__name__).write_slots
         is_token = places.is_token
@@ -66,15 +66,18 @@ def updated_ring(state, key, value, places, window):
 
 
 def _rewritten_ring(state, key, value, places, window):
-    """Each slot can tell by itself whether its key is in the row, and where; others stay."""
+    """Rewrites each slot that gets a key from the row; other slots stay.
+
+    The index of its key in the row follows from the slot alone.
+    """
     last_B, length_B = places.last, places.length
     slots_1W = ops.arange(window, dtype="int32")[None]
     age_BW = (length_B[:, None] - 1 - slots_1W) % window  # 0 for the last token
     index_BW = last_B[:, None] - age_BW
     nearest_BW = ops.maximum(index_BW, 0)
-    place_BW = ops.take_along_axis(places.positions, nearest_BW, axis=1)
-    in_row_BW = ops.logical_and(index_BW >= 0, place_BW == length_B[:, None] - 1 - age_BW)
-    in_row_BW = ops.logical_and(in_row_BW, place_BW >= 0)[:, :, None, None]
+    position_BW = ops.take_along_axis(places.positions, nearest_BW, axis=1)
+    in_row_BW = ops.logical_and(index_BW >= 0, position_BW == length_B[:, None] - 1 - age_BW)
+    in_row_BW = ops.logical_and(in_row_BW, position_BW >= 0)[:, :, None, None]
     gathered = (ops.take_along_axis(x, nearest_BW[:, :, None, None], axis=1) for x in (key, value))
     before = (ops.zeros_like(key[:, :1]),) * 2 if state is None else state
     return AttentionState(

@@ -1,4 +1,4 @@
-"""Local attention in blocks of queries, for any backend: no mask of all tokens against all."""
+"""Computes local attention in blocks of queries, for any backend, without a [T, T] mask."""
 
 from keras import ops
 
@@ -6,7 +6,7 @@ BLOCK = 256
 
 
 def attend(query, key, value, places, window, history=None):
-    """Computes `window_attention` in blocks of queries, or at once for few of them."""
+    """Computes `window_attention` in blocks of queries, or at once for few queries."""
     heads, size = query.shape[2], query.shape[3]
     kv_heads = key.shape[2]
     # The queries that share a key/value head become rows of one product.
@@ -24,27 +24,27 @@ def attend(query, key, value, places, window, history=None):
 
 
 def _attend_one(query, key, value, places, window, history):
-    """The query of one new token, against the ring buffer as it lies and against itself."""
-    # Slots fill from the first one on, and all W tokens before the new one are in its reach.
+    """Attends from one new token to the unordered ring buffer and to itself."""
+    # Slots fill in order, and the new token reaches all W tokens before it.
     slots_1W = ops.arange(window, dtype="int32")[None]
     parts = [(*history, (slots_1W < places.positions)[:, None]), (key, value, None)]
     return _softmax_over_parts(query, parts)
 
 
 def _visible(query_index, first_visible, key_index):
-    """bool [..., T, S]: the keys from the first visible one up to the query itself."""
+    """Marks the keys from the first visible key up to the query itself, bool [..., T, S]."""
     key_index = ops.expand_dims(key_index, -2)
     at_most = key_index <= ops.expand_dims(query_index, -1)
     return ops.logical_and(at_most, key_index >= ops.expand_dims(first_visible, -1))
 
 
 def _reach(positions, window):
-    """int32 [B, T]: how many keys to its left a query sees. A pad sees itself alone."""
+    """Counts the keys to the left that a query sees, int32 [B, T]. A pad sees itself alone."""
     return ops.minimum(ops.maximum(positions, 0), window)
 
 
 def _attend_at_once(query, key, value, positions, window, history):
-    """One block of queries, keys in two parts: the ring buffer as it lies, and the row itself."""
+    """Attends from one block of queries to the unordered ring buffer and to the row itself."""
     index_T = ops.arange(query.shape[1], dtype="int32")
     index_BT = ops.zeros_like(positions) + index_T
     first_BT = index_BT - _reach(positions, window)
@@ -56,10 +56,10 @@ def _attend_at_once(query, key, value, positions, window, history):
 
 
 def _slot_indices(positions, window):
-    """int32 [B, W]: the index, counted from the row's first token, of what each slot holds.
+    """Computes the index of each slot's key, counted from the row's first token, int32 [B, W].
 
-    They are negative, -1 for the latest key. Slots that were never filled come out further back
-    than any query reaches.
+    Indices are negative, -1 for the latest key. Slots that were never filled get indices further
+    back than any query reaches.
     """
     num_tokens_B1 = ops.maximum(positions[:, :1], 0)
     slots_1W = ops.arange(window, dtype="int32")[None]
@@ -67,9 +67,9 @@ def _slot_indices(positions, window):
 
 
 def _softmax_over_parts(query, parts):
-    """Softmax over the keys of all parts together, without copying them beside each other.
+    """Attends to the keys of all parts with one softmax, without a copy of all keys together.
 
-    Parts are triples of keys, values and bool [B, T, S], which keys are seen; None for all.
+    Parts are triples of keys, values and bool [B, T, S], the keys that a query sees; None for all.
     """
     logits = []
     for key, _, visible in parts:
@@ -88,26 +88,26 @@ def _softmax_over_parts(query, parts):
 
 
 def _attend_in_blocks(query, key, value, positions, window, history, block):
-    """Blocks of C queries, each against its own keys and those of the blocks it reaches back to."""
+    """Attends in blocks of C queries, each to the keys of its block and of the blocks in reach."""
     length = query.shape[1]
     if history is None and length is not None:
         window = min(window, length - 1)
-    reached = -(-window // block)
+    num_earlier = -(-window // block)
     if history is None:
-        before = [(0, 0), (reached * block, 0), (0, 0), (0, 0)]
+        before = [(0, 0), (num_earlier * block, 0), (0, 0), (0, 0)]
         key, value = ops.pad(key, before), ops.pad(value, before)
     else:
-        key = _after_history(history[0], key, positions, window, reached * block)
-        value = _after_history(history[1], value, positions, window, reached * block)
+        key = _after_history(history[0], key, positions, window, num_earlier * block)
+        value = _after_history(history[1], value, positions, window, num_earlier * block)
     blocks = -(-ops.shape(query)[1] // block)
     padding = blocks * block - ops.shape(query)[1]
     query_N = _to_blocks(query, padding, block)
     reach_N = _to_blocks(_reach(positions, window), padding, block)
-    key_N = _with_earlier_blocks(_to_blocks(key, padding, block), reached)
-    value_N = _with_earlier_blocks(_to_blocks(value, padding, block), reached)
-    # Indices are counted from the first key of the block's own span.
-    index_C = ops.arange(block, dtype="int32") + reached * block
-    span_S = ops.arange((reached + 1) * block, dtype="int32")
+    key_N = _with_earlier_blocks(_to_blocks(key, padding, block), num_earlier)
+    value_N = _with_earlier_blocks(_to_blocks(value, padding, block), num_earlier)
+    # Indices count from the first key of the block's span.
+    index_C = ops.arange(block, dtype="int32") + num_earlier * block
+    span_S = ops.arange((num_earlier + 1) * block, dtype="int32")
     visible = _visible(index_C + ops.zeros_like(reach_N), index_C - reach_N, span_S)
     merged = lambda x: ops.reshape(x, (-1, *x.shape[2:]))  # noqa: E731
     out = _softmax_over_parts(merged(query_N), [(merged(key_N), merged(value_N), merged(visible))])
@@ -116,7 +116,7 @@ def _attend_in_blocks(query, key, value, positions, window, history, block):
 
 
 def _after_history(ring, row, positions, window, space):
-    """The ring buffer in the order of time, after as many pads as fill `space`, then the row."""
+    """Joins pads, the ring buffer in the order of time (`space` together) and the row."""
     num_tokens_B1 = ops.maximum(positions[:, :1], 0)
     slots_BW = (num_tokens_B1 + ops.arange(window, dtype="int32")[None]) % window
     ordered = ops.take_along_axis(ring, slots_BW[:, :, None, None], axis=1)
@@ -125,12 +125,12 @@ def _after_history(ring, row, positions, window, space):
 
 
 def _to_blocks(x, padding, block):
-    """[B, T, ...] -> [B, N, C, ...], with `padding` zeros after the last token."""
+    """Splits [B, T, ...] into blocks [B, N, C, ...], with `padding` zeros after the last token."""
     x = ops.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (len(x.shape) - 2))
     return ops.reshape(x, (-1, ops.shape(x)[1] // block, block, *x.shape[2:]))
 
 
-def _with_earlier_blocks(x, reached):
-    """[B, reached + N, C, ...] -> [B, N, (reached + 1) * C, ...]."""
-    count = ops.shape(x)[1] - reached
-    return ops.concatenate([x[:, i : i + count] for i in range(reached + 1)], axis=2)
+def _with_earlier_blocks(x, num_earlier):
+    """Joins each block to the E earlier blocks: [B, E + N, C, ...] -> [B, N, (E + 1) * C, ...]."""
+    count = ops.shape(x)[1] - num_earlier
+    return ops.concatenate([x[:, i : i + count] for i in range(num_earlier + 1)], axis=2)

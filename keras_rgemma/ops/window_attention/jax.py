@@ -1,4 +1,4 @@
-"""Local attention on JAX."""
+"""Computes local attention on JAX."""
 
 import jax.numpy as jnp
 
@@ -10,10 +10,10 @@ def default_implementation():
 
 
 def write_slots(ring_BWKH, slot_B, new_BKH, is_token_B1):
-    """Writes one slot of each row of a ring buffer; rows without a token stay."""
+    """Writes one slot in each row of a ring buffer, except rows without a token."""
     batch, window = ring_BWKH.shape[:2]
     if is_token_B1 is not None:
-        slot_B = jnp.where(is_token_B1[:, 0], slot_B, window)  # outside, where nothing is written
+        slot_B = jnp.where(is_token_B1[:, 0], slot_B, window)  # out of range: not written
     rows_B = jnp.arange(batch)
     new_BKH = new_BKH.astype(ring_BWKH.dtype)
     return ring_BWKH.at[rows_B, slot_B].set(

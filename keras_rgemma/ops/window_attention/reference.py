@@ -1,10 +1,10 @@
-"""Local attention as its definition reads, in NumPy: what the tests hold the others to."""
+"""Computes local attention by its definition, in NumPy, for comparison in tests."""
 
 import numpy as np
 
 
 def window_attention(query, key, value, positions, window, history=None):
-    """Attends each token of [B, T, H, K] to itself and the `window` ones before it."""
+    """Attends from each token of [B, T, H, K] to itself and the `window` tokens before it."""
     batch, length, heads, size = query.shape
     out = np.zeros_like(query)
     group = heads // key.shape[2]

@@ -1,4 +1,4 @@
-"""Local attention on TensorFlow."""
+"""Computes local attention on TensorFlow."""
 
 import tensorflow as tf
 
@@ -10,7 +10,7 @@ def default_implementation():
 
 
 def write_slots(ring_BWKH, slot_B, new_BKH, is_token_B1):
-    """Writes one slot of each row of a ring buffer; rows without a token stay."""
+    """Writes one slot in each row of a ring buffer, except rows without a token."""
     is_slot_BW = tf.range(ring_BWKH.shape[1])[None] == slot_B[:, None]
     if is_token_B1 is not None:
         is_slot_BW = tf.logical_and(is_slot_BW, is_token_B1)

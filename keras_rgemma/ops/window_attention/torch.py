@@ -1,4 +1,4 @@
-"""Local attention on PyTorch, with few operations for one new token."""
+"""Computes local attention on PyTorch, in few operations for one new token."""
 
 import torch
 
@@ -10,7 +10,7 @@ def default_implementation():
 
 
 def attend(query, key, value, places, window, history=None):
-    """Computes `window_attention`; one new token a row goes through products of matrices."""
+    """Computes `window_attention`, for one new token a row by matrix products."""
     if history is None or query.shape[1] != 1:
         return blocks.attend(query, key, value, places, window, history)
     batch, _, heads, size = query.shape
@@ -18,7 +18,7 @@ def attend(query, key, value, places, window, history=None):
     query_BKGH = query.reshape(batch, kv_heads, heads // kv_heads, size) * size**-0.5
     keys_BKHW, values_BKWH = history[0].permute(0, 2, 3, 1), history[1].transpose(1, 2)
     key_BKH1, value_BK1H = key.permute(0, 2, 3, 1), value.transpose(1, 2)
-    # Slots fill from the first one on, and all W tokens before the new one are in its reach.
+    # Slots fill in order, and the new token reaches all W tokens before it.
     slots_W = torch.arange(window, device=query.device)
     unfilled_BW = slots_W >= places.positions
     ring_BKGW = (query_BKGH @ keys_BKHW).float()
@@ -30,12 +30,12 @@ def attend(query, key, value, places, window, history=None):
 
 
 def write_slots(ring_BWKH, slot_B, new_BKH, is_token_B1):
-    """Writes one slot of each row of a ring buffer; rows without a token stay."""
+    """Writes one slot in each row of a ring buffer, except rows without a token."""
     return write_slots_in_place(ring_BWKH.clone(), slot_B, new_BKH, is_token_B1)
 
 
 def write_slots_in_place(ring_BWKH, slot_B, new_BKH, is_token_B1):
-    """Does the same to the memory of the ring buffer itself."""
+    """Writes as `write_slots` does, in the memory of the ring buffer itself."""
     rows_B = torch.arange(ring_BWKH.shape[0], device=ring_BWKH.device)
     new_BKH = new_BKH.to(ring_BWKH.dtype)
     if is_token_B1 is not None:
