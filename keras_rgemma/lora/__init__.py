@@ -1,1 +1,1 @@
-"""LoRA on a whole backbone: enabling, merging, adapter files, and PEFT's format."""
+"""Enables, merges, saves and loads LoRA on a whole backbone, in files of its own and PEFT's."""

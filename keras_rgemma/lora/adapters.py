@@ -1,4 +1,4 @@
-"""Adapter files: A and B of each layer, and the fingerprint of the model they belong to."""
+"""Writes and reads adapter files: A and B of each layer, and the fingerprint of the base."""
 
 import hashlib
 import json
@@ -16,15 +16,15 @@ FORMAT = "keras-rgemma LoRA"
 VERSION = 1
 _SUFFIX = ".lora.h5"
 # Weights that no quantization changes, by the last part of their paths.
-_KEPT = ("a_param", "bias", "scale")
+_NEVER_QUANTIZED = ("a_param", "bias", "scale")
 
 
 class Adapter(NamedTuple):
-    """A and B of one layer.
+    """Holds A and B of one layer.
 
     Attributes:
         a, b: float32 arrays, [..., rank] and [rank, ...].
-        alpha: float; the product of both counts alpha / rank times.
+        alpha: float; the product of A and B counts alpha / rank times.
     """
 
     a: np.ndarray
@@ -37,52 +37,52 @@ class Adapter(NamedTuple):
 
 
 class Base(NamedTuple):
-    """The model below an adapter.
+    """Describes the model below an adapter.
 
     Attributes:
-        quantization: str, which of its layers are quantized, how and from which dtype; "" for none.
-        model: `Fingerprint` of it.
-        kept: `Fingerprint` of its weights that quantization leaves as they are.
+        quantization: str, the quantized layers with their modes and dtypes before; "" for none.
+        model: `Fingerprint` of the model.
+        never_quantized: `Fingerprint` of the weights that no quantization changes.
     """
 
     quantization: str
     model: Fingerprint
-    kept: Fingerprint
+    never_quantized: Fingerprint
 
     @classmethod
     def of(cls, backbone):
-        """The base of a backbone, whether LoRA is enabled on it or not."""
+        """Describes the base of a backbone with or without LoRA."""
         layers = [*lora.linear_layers(backbone).values(), backbone.token_embedding]
         return cls(
-            # What was rounded to bfloat16 before is rounded to other integers.
+            # Weights that were rounded to bfloat16 before are rounded to other integers.
             ",".join(
                 f"{x.path}:{x.quantization_mode}:{x.variable_dtype}"
                 for x in layers
                 if x.quantization_mode
             ),
             fingerprint(backbone, lambda name: name not in FACTORS),
-            fingerprint(backbone, lambda name: name in _KEPT),
+            fingerprint(backbone, lambda name: name in _NEVER_QUANTIZED),
         )
 
     def difference(self, other):
-        """Says how another base differs, str; empty if adapters of one fit the other."""
+        """Describes how another base differs, str; empty if adapters of one base fit the other."""
         if self.quantization == other.quantization:
             return self.model.difference(other.model)
-        return self.kept.difference(other.kept)
+        return self.never_quantized.difference(other.never_quantized)
 
 
 def save(backbone, path):
     """See `RGemmaBackbone.save_lora_weights`."""
     if not str(path).endswith(_SUFFIX):
         raise ValueError(f"The name of an adapter file ends in {_SUFFIX!r}. Received: {path!r}.")
-    found = adapters(backbone)
+    adapters = adapters_by_path(backbone)
     base = Base.of(backbone)
     with new_file(path) as partial, h5py.File(partial, "w") as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         file.attrs["base"] = json.dumps(base)
-        file.attrs["targets"] = json.dumps(list(found))
-        file.attrs["hash"] = _hash(found)
-        for path, adapter in found.items():
+        file.attrs["targets"] = json.dumps(list(adapters))
+        file.attrs["hash"] = _hash(adapters)
+        for path, adapter in adapters.items():
             group = file.create_group(f"layers/{path}")
             group.attrs["rank"], group.attrs["alpha"] = adapter.rank, adapter.alpha
             for name, value in zip(FACTORS, adapter[:2], strict=True):
@@ -91,16 +91,16 @@ def save(backbone, path):
 
 def load(backbone, path):
     """See `RGemmaBackbone.load_lora_weights`."""
-    base, found = _read(path)
+    base, adapters = _read(path)
     if reason := base.difference(Base.of(backbone)):
         raise ValueError(
             f"{str(path)!r} is the adapter of another model: {reason}. Load the base that it was "
             "trained on."
         )
-    install(backbone, found, path)
+    install(backbone, adapters, path)
 
 
-def adapters(backbone):
+def adapters_by_path(backbone):
     """Maps the paths of layers to their `Adapter`s.
 
     Raises:
@@ -110,20 +110,20 @@ def adapters(backbone):
     return {path: Adapter(*layer.lora_values()) for path, layer in layers.items()}
 
 
-def install(backbone, found, path):
-    """Assigns adapters to the layers of a backbone, and enables LoRA where they need it.
+def install(backbone, adapters, path):
+    """Assigns adapters to the layers of a backbone, and enables LoRA if it is not enabled.
 
     Args:
-        backbone: `RGemmaBackbone`, without LoRA or with such LoRA as the adapters are.
-        found: dict of path to `Adapter`.
-        path: str or path they came from, for errors.
+        backbone: `RGemmaBackbone`, without LoRA or with LoRA of the adapters' layers and ranks.
+        adapters: dict of a layer's path to its `Adapter`.
+        path: str or path of the file of the adapters, for errors.
 
     Raises:
-        ValueError: a layer that the model does not have, of another shape, or LoRA of other ranks
-            or on other layers is enabled; nothing has changed then.
+        ValueError: the model lacks a layer, a layer has another shape, or LoRA of other ranks or on
+            other layers is enabled; nothing has changed then.
     """
     layers = lora.linear_layers(backbone)
-    for name, adapter in found.items():
+    for name, adapter in adapters.items():
         if name not in layers:
             raise ValueError(f"{str(path)!r} has LoRA for {name!r}, which this model has not.")
         expected = _shapes(layers[name], adapter.rank)
@@ -132,7 +132,7 @@ def install(backbone, found, path):
                 f"{str(path)!r} has LoRA of the shapes {adapter.a.shape} and {adapter.b.shape} for "
                 f"{name!r}. Expected: {expected[0]} and {expected[1]}."
             )
-    ranks = {name: adapter.rank for name, adapter in found.items()}
+    ranks = {name: adapter.rank for name, adapter in adapters.items()}
     enabled = {name: layer.lora_rank for name, layer in lora.lora_layers_by_path(backbone).items()}
     if enabled and enabled != ranks:
         names = sorted({*ranks, *enabled})
@@ -142,8 +142,8 @@ def install(backbone, found, path):
             f"rank {ranks.get(name)}. Call `disable_lora()` first: the file then brings its own."
         )
     if not enabled:
-        lora.add_lora(backbone, {name: (x.rank, x.alpha) for name, x in found.items()})
-    for name, adapter in found.items():
+        lora.add_lora(backbone, {name: (x.rank, x.alpha) for name, x in adapters.items()})
+    for name, adapter in adapters.items():
         layers[name].assign_lora(*adapter)
 
 
@@ -164,29 +164,31 @@ def _read(path):
                     f"its format has version {file.attrs['version']}, and this is version "
                     f"{VERSION}: use the keras-rgemma that wrote it, or a newer one"
                 )
-            quantization, model, kept = json.loads(file.attrs["base"])
-            base = Base(quantization, Fingerprint(*model), Fingerprint(*kept))
+            quantization, *fingerprints = json.loads(file.attrs["base"])
+            model, never_quantized = (Fingerprint(*fields) for fields in fingerprints)
+            base = Base(quantization, model, never_quantized)
             targets = json.loads(file.attrs["targets"])
-            found = {name: _adapter(file[f"layers/{name}"]) for name in targets}
-            if file.attrs["hash"] != _hash(found):
+            adapters = {name: _read_adapter(file[f"layers/{name}"]) for name in targets}
+            if file.attrs["hash"] != _hash(adapters):
                 raise ValueError("it is damaged. Copy it again")
-            return base, found
+            return base, adapters
     except FileNotFoundError:
         raise
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise ValueError(f"{str(path)!r} cannot be used: {error}.") from error
 
 
-def _hash(found):
-    """Hashes adapters, str."""
+def _hash(adapters):
+    """Hashes adapters; returns a str."""
     digest = hashlib.sha256()
-    for name, adapter in found.items():
+    for name, adapter in adapters.items():
         digest.update(json.dumps([name, adapter.alpha, adapter.a.shape, adapter.b.shape]).encode())
         digest.update(adapter.a.astype("<f4").tobytes() + adapter.b.astype("<f4").tobytes())
     return digest.hexdigest()
 
 
-def _adapter(group):
+def _read_adapter(group):
+    """Reads the `Adapter` of a group of the file, and checks its numbers."""
     a, b = (group[name][()] for name in FACTORS)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError(f"{group.name!r} holds numbers that are not finite")

@@ -26,15 +26,15 @@ def enable(backbone, rank, target_layer_names=None, alpha=None):
 
 
 def add_lora(backbone, sizes, **initializers):
-    """Puts LoRA onto layers, and freezes all else unless LoRA is enabled already.
+    """Enables LoRA on layers, and freezes all other weights unless LoRA is enabled already.
 
     Args:
         backbone: `RGemmaBackbone`.
-        sizes: dict of a layer's path, which has no LoRA, to a pair of its rank and alpha.
+        sizes: dict of the path of a layer without LoRA to a pair of rank and alpha.
         **initializers: `a_initializer` and `b_initializer` of `keras.layers.Dense.enable_lora`.
 
     Raises:
-        ValueError: a layer is quantized in a way that leaves no room for it.
+        ValueError: a layer is quantized in a mode that Keras cannot train LoRA on.
     """
     layers = linear_layers(backbone)
     for path in sizes:
@@ -43,7 +43,7 @@ def add_lora(backbone, sizes, **initializers):
                 f"{path!r} is quantized to {mode}, which Keras cannot train LoRA on. Enable LoRA "
                 "on the model as it was, or quantize that to int8 or int4."
             )
-    if not lora_layers(backbone):  # one that has some is frozen
+    if not lora_layers(backbone):  # with LoRA it is frozen already
         backbone.trainable = True
         _set_trainable(backbone, False)
     for path, (rank, alpha) in sizes.items():
@@ -65,20 +65,20 @@ def merge(backbone):
 
 
 def linear_layers(backbone):
-    """Maps paths to layers, of all layers that can have LoRA."""
+    """Maps the paths of all linear layers, which can have LoRA, to the layers."""
     return {x.path: x for x in layers_of(backbone) if isinstance(x, LoRA)}
 
 
 def lora_layers_by_path(backbone):
-    """Maps paths to layers, of those with LoRA."""
+    """Maps the paths of the layers with LoRA to the layers."""
     return {layer.path: layer for layer in lora_layers(backbone)}
 
 
 def checked_layers(backbone):
-    """Maps paths to layers, of those with LoRA.
+    """Maps the paths of the layers with LoRA to the layers, and checks that there are some.
 
     Raises:
-        ValueError: there are none, or a layer that is no linear layer of a block has LoRA.
+        ValueError: no layer has LoRA, or a layer that is no linear layer of a block has LoRA.
     """
     layers = lora_layers_by_path(backbone)
     if not layers:
@@ -98,7 +98,7 @@ def _set_trainable(backbone, value):
 
 
 def _targets(backbone, patterns):
-    """Lists the paths of the layers whose name or path a pattern matches as a whole."""
+    """Lists the paths of the layers that a pattern matches, by the whole name or path."""
     layers = linear_layers(backbone)
     if patterns is None:
         return list(layers)
@@ -112,18 +112,18 @@ def _targets(backbone, patterns):
                 "`target_layer_names` holds names, paths or regular expressions. Received: "
                 f"{pattern!r} ({error})."
             ) from error
-        found = {
+        matching = {
             path
             for path, layer in layers.items()
             if expression.fullmatch(layer.name) or expression.fullmatch(path)
         }
-        if not found:
+        if not matching:
             raise ValueError(
                 f"`target_layer_names`: {pattern!r} matches no linear layer of a block. They are "
                 f"called {backbone.default_lora_layer_names()}, and a path is such as "
                 f"{next(iter(layers))!r}."
             )
-        chosen |= found
+        chosen |= matching
     if not chosen:
         raise ValueError("`target_layer_names` is empty. Name a layer, or pass None for all.")
     return [path for path in layers if path in chosen]

@@ -1,9 +1,9 @@
-"""Adapters in the format of Hugging Face PEFT, for the model that `export_to_transformers` writes.
+"""Writes and reads adapters of Hugging Face PEFT, for models of `export_to_transformers`.
 
 A linear layer there is a `torch.nn.Linear`: `lora_A` [rank, in] and `lora_B` [out, rank] are ours
 transposed. The gates of the recurrence are parameters [H, I, J], which PEFT reaches by
-`target_parameters`: it adds `einsum("ire,erj->eij", lora_B, lora_A)` of `lora_B` [I, rank * H] and
-`lora_A` [H * rank, J]. (Before version 0.19.1 it took the last two axes the other way round.)
+`target_parameters`: PEFT adds `einsum("ire,erj->eij", lora_B, lora_A)` of `lora_B` [I, rank * H]
+and `lora_A` [H * rank, J]. (Before version 0.19.1 the last two axes were the other way round.)
 """
 
 import pathlib
@@ -21,7 +21,7 @@ from keras_rgemma.lora.adapters import Adapter
 from keras_rgemma.lora.backbone import linear_layers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-GATES_SINCE = "0.19.1"  # the version of PEFT that reads the gates as they are written here
+GATES_SINCE = "0.19.1"  # the first version of PEFT that reads gates in this layout
 _ROOT = "base_model.model."
 _WRAPPED = ".base_layer"
 # Options of PEFT for which A and B do not define the adapter unless they have these values.
@@ -47,20 +47,20 @@ _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 def export(backbone, path, base_model, overwrite):
     """See `RGemmaCausalLM.export_to_peft`."""
-    found = adapters.adapters(backbone)
-    names = {path: _tensor_of(backbone.config, path) for path in found}
+    by_path = adapters.adapters_by_path(backbone)
+    names = {layer: _peft_name(backbone.config, layer) for layer in by_path}
     tensors, modules, parameters = {}, [], []
-    for layer, adapter in found.items():
+    for layer, adapter in by_path.items():
         is_gate = adapter.a.ndim == 3
         (parameters if is_gate else modules).append(names[layer])
-        place = _ROOT + (_gate_place(names[layer], names.values()) if is_gate else names[layer])
+        module = _ROOT + (_gate_module(names[layer], names.values()) if is_gate else names[layer])
         pair = _gate_to_file(adapter) if is_gate else (adapter.a.T, adapter.b.T)
         for name, value in zip("AB", pair, strict=True):
-            tensors[f"{place}.lora_{name}.weight"] = np.ascontiguousarray(value)
-    ranks = {names[layer]: adapter.rank for layer, adapter in found.items()}
-    alphas = {names[layer]: adapter.alpha for layer, adapter in found.items()}
-    rank, rank_pattern = _most_and_rest(ranks)
-    alpha, alpha_pattern = _most_and_rest(alphas)
+            tensors[f"{module}.lora_{name}.weight"] = np.ascontiguousarray(value)
+    ranks = {names[layer]: adapter.rank for layer, adapter in by_path.items()}
+    alphas = {names[layer]: adapter.alpha for layer, adapter in by_path.items()}
+    rank, rank_pattern = _split_most_common(ranks)
+    alpha, alpha_pattern = _split_most_common(alphas)
     config = {
         "peft_type": "LORA",
         "peft_version": GATES_SINCE,
@@ -86,83 +86,88 @@ def load(backbone, path):
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{str(path)!r} is no folder. Fetch the adapter first.")
-    config = _checked_config(folder)
-    tensors = _tensors(folder)
+    config = _read_config(folder)
+    tensors = _read_tensors(folder)
     layers = linear_layers(backbone)
-    owners = {_tensor_of(backbone.config, path): layer for path, layer in layers.items()}
-    found = {}
-    for place in sorted({name.rpartition(".lora_")[0] or name for name in tensors}):
-        name = place.removeprefix(_ROOT)
+    owners = {_peft_name(backbone.config, path): layer for path, layer in layers.items()}
+    loaded = {}
+    for module in sorted({name.rpartition(".lora_")[0] or name for name in tensors}):
+        name = module.removeprefix(_ROOT)
         if name not in owners:
-            name = _gate_at(name, config.get("target_parameters") or ())
+            name = _gate_in(name, config.get("target_parameters") or ())
         if name not in owners:
             raise ValueError(
-                f"{str(path)!r} has LoRA for {place!r}, where keras-rgemma has no linear layer "
+                f"{str(path)!r} has LoRA for {module!r}, where keras-rgemma has no linear layer "
                 "of a block. Train it on those alone (not on the embedding or the head)."
             )
         try:
-            a, b = (tensors.pop(f"{place}.lora_{x}.weight").astype("float32") for x in "AB")
+            a, b = (tensors.pop(f"{module}.lora_{x}.weight").astype("float32") for x in "AB")
         except KeyError as error:
             raise ValueError(f"{str(path)!r} lacks the tensor {error}.") from error
         layer = owners[name]
-        rank = _chosen(config["rank_pattern"], name, config["r"])
-        alpha = _chosen(config["alpha_pattern"], name, config["lora_alpha"])
+        rank = _matching_value(config["rank_pattern"], name, config["r"])
+        alpha = _matching_value(config["alpha_pattern"], name, config["lora_alpha"])
         heads = layer.weight_shape[0] if isinstance(layer, BlockDiagonal) else 1
         if len(a) != rank * heads:
             raise ValueError(
-                f"{place!r} in {str(path)!r} has A of the shape {a.shape}, but {CONFIG} says rank "
+                f"{module!r} in {str(path)!r} has A of the shape {a.shape}, but {CONFIG} says rank "
                 f"{rank}."
             )
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         if isinstance(layer, BlockDiagonal):
-            found[layer.path] = _gate_from_file(a, b, scale, layer, config)
+            loaded[layer.path] = _gate_from_file(a, b, scale, layer, config)
         else:
-            found[layer.path] = Adapter(a.T, b.T, scale * len(a))
+            loaded[layer.path] = Adapter(a.T, b.T, scale * len(a))
     if tensors:
         raise ValueError(
             f"{str(path)!r} holds tensors that are no A or B of a layer: {sorted(tensors)}."
         )
-    adapters.install(backbone, found, path)
+    adapters.install(backbone, loaded, path)
 
 
 # === Gates ===
 
 
-def _gate_place(name, adapted):
-    """Names the module where PEFT keeps a gate: of two with LoRA, the outer wraps the inner."""
+def _gate_module(name, names):
+    """Names the module that holds a gate's LoRA in PEFT: of two gates, the outer wraps the inner.
+
+    Args:
+        name: str, the parameter of the gate.
+        names: iterable of str, all modules and parameters with LoRA.
+    """
     module, _, parameter = name.rpartition(".")
-    others = {x for x in adapted if x.rpartition(".")[0] == module}
-    is_inner = parameter.startswith("input") and len(others) == 2
+    gates = {x for x in names if x.rpartition(".")[0] == module}
+    is_inner = parameter.startswith("input") and len(gates) == 2
     return module + (_WRAPPED if is_inner else "")
 
 
-def _gate_at(place, target_parameters):
-    """Names the gate that PEFT keeps at a place; the inverse of `_gate_place`."""
-    module = place.removesuffix(_WRAPPED)
-    gates = [f"{module}.{gate}_gate_weight" for gate in ("input", "recurrent")]
+def _gate_in(module, target_parameters):
+    """Names the gate with its LoRA in a module of PEFT: the inverse of `_gate_module`."""
+    owner = module.removesuffix(_WRAPPED)
+    gates = [f"{owner}.{gate}_gate_weight" for gate in ("input", "recurrent")]
     adapted = [
         gate
         for gate in gates
         if any(gate == name or gate.endswith(f".{name}") for name in target_parameters)
     ]
     if len(adapted) == 2:
-        return adapted[0 if place.endswith(_WRAPPED) else 1]
-    return adapted[0] if adapted and place == module else None
+        return adapted[0 if module.endswith(_WRAPPED) else 1]
+    return adapted[0] if adapted and module == owner else None
 
 
 def _gate_to_file(adapter):
-    """Converts A and B of a gate to `lora_A` and `lora_B`, with our B in each block."""
+    """Converts A and B of a gate to `lora_A` and `lora_B`, with the shared B in each block."""
     heads, inputs, rank = adapter.a.shape
     a = np.tile(adapter.b, (heads, 1))
     return a, adapter.a.transpose(1, 2, 0).reshape(inputs, rank * heads)
 
 
 def _gate_from_file(a, b, scale, layer, config):
-    """Converts `lora_A` and `lora_B` to A and B, exactly: with H ranks if blocks differ in B."""
+    """Converts `lora_A` and `lora_B` of a gate to A and B, with rank * H if blocks differ in B."""
     heads = layer.weight_shape[0]
     rank = len(a) // heads
     a, b = a.reshape(heads, rank, -1), b.reshape(len(b), rank, heads).transpose(2, 0, 1)
-    if _is_before(config.get("peft_version"), GATES_SINCE):
+    if _is_older(config.get("peft_version"), GATES_SINCE):
         a, b = b.swapaxes(1, 2), a.swapaxes(1, 2)
     # Now `b` is [H, I, rank] and `a` [H, rank, J].
     if (a == a[:1]).all():
@@ -177,13 +182,14 @@ def _gate_from_file(a, b, scale, layer, config):
 # === Files ===
 
 
-def _tensor_of(config, path):
-    """Names the layer at a path as PEFT does: a module, or for a gate a parameter."""
+def _peft_name(config, path):
+    """Returns PEFT's name of the layer with a path: a module, or for a gate a parameter."""
     kernel = next(weight for weight in weights(config) if weight.path == f"{path}/kernel")
     return kernel.huggingface.name.removesuffix(".weight")
 
 
-def _checked_config(folder):
+def _read_config(folder):
+    """Reads the config of an adapter and checks that A and B define the adapter."""
     config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise ValueError(
@@ -213,7 +219,8 @@ def _checked_config(folder):
     return {**config, **patterns}
 
 
-def _tensors(folder):
+def _read_tensors(folder):
+    """Reads the tensors of an adapter, a dict, and checks that they are finite."""
     try:
         with safetensors.safe_open(folder / WEIGHTS, "np") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -228,20 +235,22 @@ def _tensors(folder):
     return tensors
 
 
-def _most_and_rest(values):
-    """Splits a dict into its most common value and a dict of the entries with others."""
-    found = list(values.values())
-    most = max(set(found), key=found.count)
-    return most, {name: value for name, value in values.items() if value != most}
+def _split_most_common(values):
+    """Splits a dict into its most common value and a dict of the entries with other values."""
+    counted = list(values.values())
+    most_common = max(set(counted), key=counted.count)
+    return most_common, {name: value for name, value in values.items() if value != most_common}
 
 
-def _chosen(patterns, name, default):
-    """Finds the value of the first pattern that matches a name, as PEFT matches them."""
+def _matching_value(patterns, name, default):
+    """Returns the value of the first pattern that matches a name in PEFT's way."""
     matching = (value for x, value in patterns.items() if re.match(rf"(.*\.)?({x})$", name))
     return next(matching, default)
 
 
-def _is_before(version, other):
+def _is_older(version, other):
+    """Returns whether a version is missing or before another."""
+
     def numbers(text):
         return [int(x) for x in re.findall(r"\d+", text.partition("@")[0])[:3]]
 

@@ -1,4 +1,4 @@
-"""LoRA in the config of a backbone: which layers have it, and which weights are trained."""
+"""Describes LoRA in the config of a backbone: the layers with LoRA and the trained weights."""
 
 import math
 import numbers
@@ -17,14 +17,14 @@ def structure(backbone):
         backbone: `RGemmaBackbone`.
 
     Returns:
-        A dict that JSON can hold, or None if LoRA is not enabled: "layers", a dict of path to
-        `{"rank": int, "alpha": float}`; and, if others than A and B are trained or some of these
-        are not, "trainable", a dict of two lists of paths, of layers and of weights.
+        A dict of JSON types, or None if LoRA is not enabled: "layers", a dict of path to
+        `{"rank": int, "alpha": float}`; and, if the trained weights are not exactly A and B,
+        "trainable", a dict of two lists of paths, of layers and of weights.
     """
     layers = lora_layers_by_path(backbone)
     if not layers:
         return None
-    found = {
+    description = {
         "layers": {
             path: {"rank": int(layer.lora_rank), "alpha": float(layer.lora_alpha)}
             for path, layer in layers.items()
@@ -32,35 +32,34 @@ def structure(backbone):
     }
     trained = _trainable(backbone)
     if trained != _trainable_after_enabling(layers):
-        found["trainable"] = trained
-    return found
+        description["trainable"] = trained
+    return description
 
 
 def restore(backbone, structure, check_size=lambda count: None, **initializers):
-    """Enables LoRA as a config describes it.
+    """Enables LoRA as described in a config.
 
     Args:
         backbone: `RGemmaBackbone` without LoRA.
-        structure: what `structure` returned.
-        check_size: function of the number of elements that all A and B have, called before any
-            is made.
+        structure: dict, a result of the function `structure`.
+        check_size: function of the number of elements of all A and B, called before any is made.
         **initializers: of `add_lora`.
 
     Raises:
-        ValueError: it describes no LoRA, or that of another model.
+        ValueError: the dict describes no LoRA, or that of another model.
     """
     sizes = _checked_sizes(backbone, structure)
     layers = linear_layers(backbone)
     check_size(sum(_element_count(layers[path], rank) for path, (rank, _) in sizes.items()))
-    whole = backbone.trainable
+    was_trainable = backbone.trainable
     add_lora(backbone, sizes, **initializers)
     if flags := structure.get("trainable"):
-        backbone.trainable = whole
+        backbone.trainable = was_trainable
         _set_trainable(backbone, flags)
 
 
 def _checked_sizes(backbone, structure):
-    """Reads the layers of a config as a dict of path to a pair of rank and alpha."""
+    """Reads the layers of a config, and returns a dict of path to a pair of rank and alpha."""
     layers = structure.get("layers") if isinstance(structure, dict) else None
     if not (layers and isinstance(layers, dict)):
         raise ValueError(
@@ -87,16 +86,18 @@ def _checked_sizes(backbone, structure):
 
 
 def _element_count(layer, rank):
+    """Counts the elements of A and B of a layer."""
     *inputs, output = layer.weight_shape
     return rank * (math.prod(inputs) + output)
 
 
 def _layers(backbone):
-    """Maps paths to layers, of those that can have weights."""
+    """Maps the paths of the layers inside of a backbone to the layers."""
     return {x.path: x for x in layers_of(backbone, include_self=False) if x.path}
 
 
 def _trainable(backbone):
+    """Lists the paths of trainable layers and weights, a dict of two lists."""
     return {
         "layers": sorted(path for path, layer in _layers(backbone).items() if layer.trainable),
         "weights": sorted(weight.path for weight in backbone.weights if weight.trainable),
@@ -104,14 +105,15 @@ def _trainable(backbone):
 
 
 def _trainable_after_enabling(layers):
-    """Lists what `_trainable` returns as soon as these layers have LoRA."""
+    """Returns the result of `_trainable` for a backbone right after LoRA is enabled."""
     factors = [x for layer in layers.values() for x in (layer.lora_kernel_a, layer.lora_kernel_b)]
     return {"layers": sorted(layers), "weights": sorted(factor.path for factor in factors)}
 
 
 def _set_trainable(backbone, trainable):
+    """Applies a result of `_trainable` to a backbone."""
     layers, weights = (set(trainable[name]) for name in ("layers", "weights"))
-    # From the outside to the inside: a layer sets the flags of all that is in it.
+    # From the outside to the inside: a layer sets the flags of all layers in it.
     inner = _layers(backbone)
     for path in sorted(inner, key=lambda path: path.count("/")):
         inner[path].trainable = path in layers
