@@ -32,7 +32,7 @@ class GenerativeModel(Model, Protocol):
     sampler: Any
 
     def bound(self, bind):
-        """Returns the `BoundModel` of other parts, see `layers.binding.unchanged`."""
+        """Returns the `BoundModel` of bound parts, see `layers.binding.unchanged`."""
 
     def initial_state(self, batch_size):
         """Returns the `ModelState` of rows that have consumed no token."""

@@ -1,1 +1,1 @@
-"""The public model: backbone, tokenizer, preprocessor, causal language model, presets."""
+"""Defines the public model: backbone, tokenizer, preprocessor, causal language model."""

@@ -1,4 +1,4 @@
-"""The RecurrentGemma network: token ids to hidden states."""
+"""Defines the RecurrentGemma network: token ids to hidden states."""
 
 import keras
 import keras_hub
@@ -26,10 +26,10 @@ from keras_rgemma.shapes import check_keywords
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
-    """RecurrentGemma: gated linear recurrences and local attention.
+    """Computes RecurrentGemma: gated linear recurrences and local attention.
 
-    Griffin (arXiv 2402.19427) and RecurrentGemma (arXiv 2404.07839). The memory it needs for
-    the text before a token does not grow with the text.
+    Griffin (arXiv 2402.19427) and RecurrentGemma (arXiv 2404.07839). The memory for the text before
+    a token does not grow with the text.
 
     Args:
         vocabulary_size: int, V.
@@ -43,8 +43,8 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         block_types: sequence of "recurrent" and "attention", cycled to `num_layers`.
         sliding_window_size: int, W. A token attends to itself and the W before it.
         conv_width: int, taps of the recurrent block's convolution.
-        final_logit_soft_cap: float or None, bounds the logits (applied by `token_embedding` when
-            it is called with `reverse=True`, and there only).
+        final_logit_soft_cap: float or None, bounds the logits (applied by `token_embedding` with
+            `reverse=True`, and there only).
         scale_embeddings: bool, whether embeddings are multiplied by sqrt(D).
         rope_max_wavelength: float.
         rope_fraction: float, the share of a head's features that RoPE rotates.
@@ -53,23 +53,23 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         layer_norm_epsilon: float.
         dropout: float, on the output of each temporal block and MLP, in training.
         gradient_checkpointing: bool, whether training recomputes each layer's activations in the
-            backward pass instead of keeping them.
+            backward pass.
         dtype: str or `keras.DTypePolicy`, of weights and computation.
         **kwargs: `name` and `trainable`, as for any `keras.Model`.
 
     Call arguments:
         inputs: dict of `token_ids`, int32 [B, T], and `padding_mask`, int or bool [B, T]. In the
-            mask 0 is a pad, on either side, and a positive number is the document that a token
-            belongs to: a row packed with several documents counts 1, 2, 3, ... and none of them
-            sees another. A plain 0/1 mask means one document.
+            mask 0 is a pad, on either side, and a positive number is the document of a token: a
+            row packed with several documents counts 1, 2, 3, ... and no document sees another. A
+            plain 0/1 mask means one document.
 
     Returns:
         The final hidden states, compute dtype [B, T, D]; without meaning (but finite) at pads.
 
     Raises:
-        ValueError: a size is not positive, heads do not divide widths, an unknown block type, a
-            backend that is not supported.
-        TypeError: an unknown argument.
+        ValueError: a size is not positive, heads do not divide widths, a block type is unknown, or
+            the backend is not supported.
+        TypeError: an argument is unknown.
 
     Example:
     ```python
@@ -174,17 +174,17 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
             preset: str: a name from `presets`; a folder saved by `save_to_preset`, a folder of
                 Hugging Face, an Orbax folder or a `.pt` file of DeepMind; or the handle of any of
                 these on a hub, `hf://OWNER/NAME`, `kaggle://OWNER/MODEL/FRAMEWORK/VARIANT` or
-                `modelscope://OWNER/NAME`. DeepMind's formats hold weights alone: what their shapes
-                do not tell (`sliding_window_size`, `final_logit_soft_cap`, `scale_embeddings`) is
-                RecurrentGemma's unless it is passed.
+                `modelscope://OWNER/NAME`. DeepMind's formats hold weights alone: settings without
+                an effect on shapes (`sliding_window_size`, `final_logit_soft_cap`,
+                `scale_embeddings`) have RecurrentGemma's values unless they are passed.
             load_weights: bool; False for random weights.
             revision: str, the branch, tag, commit or (on Kaggle) number of the version to take
                 from a hub; None for the newest.
-            **kwargs: `dtype`, and what the constructor takes.
+            **kwargs: `dtype`, and arguments of the constructor.
 
         Raises:
-            ValueError: no such preset, no weights to load, or weights that are broken.
-            PermissionError: it is gated or private; the message says what to do.
+            ValueError: the preset does not exist, has no weights, or its weights are broken.
+            PermissionError: the repository is gated or private; the message says what to do.
             FileNotFoundError: the hub has no such repository or revision.
             ConnectionError: the hub cannot be reached, or the connection was lost.
 
@@ -212,18 +212,18 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         return backbone
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
-        """Writes a preset folder, as KerasHub does.
+        """Writes the model to a preset folder, as KerasHub does.
 
-        LoRA that is enabled comes back as LoRA: the same A, B, ranks and alphas, and the same
-        weights are trained. Call `merge_lora()` before for a preset of plain weights.
+        Enabled LoRA is loaded as LoRA: the same A, B, ranks and alphas, and the same trained
+        weights. Call `merge_lora()` before for a preset of plain weights.
 
-        A new folder gets its name when it is complete: a call that is stopped halfway leaves
-        nothing that looks whole. Files in a folder that exists are replaced one by one, and
-        weights of the model before are deleted.
+        A new folder gets its name when it is complete: a call that is stopped halfway leaves no
+        folder that looks complete. Files in an existing folder are replaced one by one, and weights
+        of the model before are deleted.
 
         Args:
             preset_dir: str or path.
-            max_shard_size: int or float, GiB of a file of weights; None for no bound.
+            max_shard_size: int or float, GiB of a file of weights; None for no limit.
         """
         with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
@@ -238,12 +238,12 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         super().quantize(mode, config=config, **kwargs)
 
     def get_quantization_layer_structure(self, mode):
-        """What GPTQ and AWQ go through, a dict; None for other modes."""
+        """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""
         return calibration.structure(self) if mode in CALIBRATED else None
 
     def get_config(self):
-        # Not from KerasHub's, whose map of policies says nothing of layers that are not quantized:
-        # they would get the global policy.
+        # The config of KerasHub has a map of policies without the layers that are not quantized,
+        # which would then get the global policy.
         policy = self.dtype_policy
         quantized = {
             layer.path: layer.dtype_policy
@@ -263,11 +263,11 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
 
 
 def _resolve_policies(layers):
-    """Gives each quantized layer its own policy of a map.
+    """Sets the policy of each quantized layer to its entry in a map of policies.
 
-    With the whole map Keras takes it for one that is not quantized when it is saved. And it lets
-    an embedding of four bits, once it is made from a policy, round what it is multiplied with,
-    which `quantize("int4")` does not.
+    With the whole map, Keras saves a quantized layer as a layer that is not quantized. Also, an
+    int4 embedding made from a policy rounds its inputs, unlike an embedding after
+    `quantize("int4")`.
     """
     for layer in layers:
         policy = layer.dtype_policy

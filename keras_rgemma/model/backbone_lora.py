@@ -1,4 +1,4 @@
-"""The methods of a backbone that concern LoRA."""
+"""Defines the LoRA methods of a backbone."""
 
 from keras_rgemma.lora import adapters, files
 from keras_rgemma.lora import backbone as lora
@@ -8,15 +8,15 @@ class BackboneLoRA:
     """Mixin for `RGemmaBackbone` that enables, merges, saves and loads LoRA."""
 
     def default_lora_layer_names(self):
-        """The names of all linear layers of the blocks, as `enable_lora` takes them."""
+        """Returns the names of all linear layers of the blocks, for `enable_lora`."""
         return sorted({layer.name for layer in lora.linear_layers(self).values()})
 
     def enable_lora(self, rank, target_layer_names=None, *, alpha=None):
         """Freezes the model and adds trainable matrices of low rank to linear layers.
 
         LoRA (arXiv 2106.09685, section 4.1): such a layer computes
-        `x W + (alpha / rank) (x A) B`, of which A and B are trained, in float32. B is zero at
-        first, so nothing changes. On a model quantized to int8 or int4 this is QLoRA. Call
+        `x W + (alpha / rank) (x A) B`; A and B are trained, in float32. B is zero at first, so the
+        outputs do not change. On a model quantized to int8 or int4 this is QLoRA. Call
         `compile` before the next `fit` if the model has been trained already.
 
         Args:
@@ -28,8 +28,8 @@ class BackboneLoRA:
             alpha: float; None for `rank`.
 
         Raises:
-            ValueError: no layer of such a name, a rank or alpha that is not positive, LoRA that is
-                enabled already, or layers quantized by GPTQ, AWQ or to float8.
+            ValueError: no layer has such a name, rank or alpha is not positive, LoRA is enabled
+                already, or a layer is quantized by GPTQ, AWQ or to float8.
 
         Example:
         ```python
@@ -41,7 +41,7 @@ class BackboneLoRA:
         lora.enable(self, rank, target_layer_names, alpha)
 
     def disable_lora(self):
-        """Takes LoRA away, with all that it has learned. Every weight is trainable again.
+        """Removes LoRA with its trained values. Every weight is trainable again.
 
         Raises:
             ValueError: LoRA is not enabled.
@@ -49,11 +49,10 @@ class BackboneLoRA:
         lora.disable(self)
 
     def merge_lora(self):
-        """Adds what LoRA has learned to the weights, and takes it away.
+        """Adds LoRA's product A B to the weights, and removes LoRA.
 
-        The model computes what it did, up to the rounding of the weights' dtype; the weights of a
-        layer in int8 or int4 are rounded to that anew, which can change its outputs. Every weight
-        is trainable again.
+        Outputs stay the same up to the rounding of the weights' dtype; the weights of an int8 or
+        int4 layer are rounded anew, which can change its outputs. Every weight is trainable again.
 
         Raises:
             ValueError: LoRA is not enabled.
@@ -61,7 +60,7 @@ class BackboneLoRA:
         lora.merge(self)
 
     def save_lora_weights(self, filepath):
-        """Writes what LoRA has learned, and nothing of the base.
+        """Writes A and B of LoRA to an adapter file, without the base.
 
         The file (HDF5) is keyed by the paths of the layers and carries the rank and alpha of each,
         and a fingerprint of the base.
@@ -70,43 +69,43 @@ class BackboneLoRA:
             filepath: str or path that ends in ".lora.h5".
 
         Raises:
-            ValueError: another ending, or LoRA is not enabled.
-            OSError: it cannot be written.
+            ValueError: the path ends otherwise, or LoRA is not enabled.
+            OSError: the file cannot be written.
         """
         adapters.save(self, filepath)
 
     def load_lora_weights(self, filepath):
-        """Loads an adapter file, and enables LoRA as the file needs it.
+        """Loads an adapter file, and enables LoRA on its layers.
 
-        If LoRA is enabled already, with the same ranks on the same layers, the file takes the place
-        of what it has learned. An adapter trained on a quantized base fits that base in full
-        precision, too, and the other way round.
+        If LoRA is enabled already, with the same ranks on the same layers, the file replaces A and
+        B. An adapter trained on a quantized base also fits that base in full precision, and the
+        other way round.
 
         Args:
             filepath: str or path.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no such file, damaged, or the adapter of another model; LoRA of other
-                ranks or on other layers is enabled (call `disable_lora()` first).
+            ValueError: the file is no adapter, is damaged, or belongs to another model; LoRA of
+                other ranks or on other layers is enabled (call `disable_lora()` first).
         """
         adapters.load(self, filepath)
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
-        """Reads weights, as `keras.Model.load_weights` does.
+        """Loads weights, as `keras.Model.load_weights` does.
 
         Args:
             filepath: str or path.
-            skip_mismatch: bool, whether weights of other shapes are passed over.
+            skip_mismatch: bool, whether weights of other shapes are skipped.
             **kwargs: of `keras.Model.load_weights`.
 
         Raises:
-            ValueError: LoRA of another rank, before anything has changed; or weights of another
-                model, after which A and B are what they were.
+            ValueError: the file has LoRA of another rank (no weight has changed), or weights of
+                another model (A and B have not changed).
         """
         with files.keeping_lora(self, filepath, skip_mismatch):
             super().load_weights(filepath, skip_mismatch, **kwargs)
 
     def load_own_variables(self, store):
-        files.prepare(self, store)  # before the layers, which come next
+        files.prepare(self, store)  # before Keras loads the layers
         super().load_own_variables(store)

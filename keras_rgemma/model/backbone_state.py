@@ -1,4 +1,4 @@
-"""The forward pass of a backbone, with a state that goes in and comes out."""
+"""Defines the forward pass of a backbone from a state to a state."""
 
 import functools
 
@@ -12,16 +12,16 @@ from keras_rgemma.state import records
 
 
 class BackboneState:
-    """Mixin for `RGemmaBackbone` that runs its layers, from a state or from nothing."""
+    """Mixin for `RGemmaBackbone` that runs its layers, with or without a state."""
 
     def bound(self, bind):
-        """Returns the forward pass with other parts, see `layers.binding.unchanged`.
+        """Returns the forward pass with bound parts, see `layers.binding.unchanged`.
 
         Args:
             bind: function of a layer that returns a function of its call arguments.
 
         Returns:
-            `forward` of this backbone, a function of `token_ids`, `places`, `layer_states`,
+            The function `forward` of this backbone, of `token_ids`, `places`, `layer_states`,
             `return_state` and `layer_intercept_fn`.
         """
         return functools.partial(
@@ -34,7 +34,7 @@ class BackboneState:
 
     @property
     def rope(self):
-        """The arguments of `ops.rope.rotation` beside the positions; None without attention."""
+        """Returns the last arguments of `ops.rope.rotation`; None without attention layers."""
         is_used = ATTENTION in self.config.layer_types
         return (self.config.rope_max_wavelength, self.config.rotated_size) if is_used else None
 
@@ -46,27 +46,27 @@ class BackboneState:
         return_state=False,
         layer_intercept_fn=None,
     ):
-        """Runs all layers: of training, scoring, prefill and decoding alike.
+        """Runs all layers, in training, scoring, prefill and decoding alike.
 
         Args:
             token_ids: int32 [B, T].
             places: `Places` of the tokens, or their positions int32 [B, T], -1 at pads.
             layer_states: None (each document begins in this row), or the `layers` of a
-                `ModelState`, of which the rows go on; they then hold tokens first, pads last.
+                `ModelState` before the rows; rows then hold tokens first, pads last.
             return_state: bool.
             layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
-                (-1 for the embeddings) that returns the activations to go on with.
+                (-1 for the embeddings) that returns the activations for the next layer.
 
         Returns:
-            The final hidden states [B, T, D], or with `return_state` a pair of them and the tuple
-            of the layers' new states.
+            The final hidden states [B, T, D], or with `return_state` a pair of hidden states and
+            the tuple of the layers' new states.
         """
         places = places_of(places, self.rope)
         run = self.bound(unchanged)
         return run(token_ids, places, layer_states, return_state, layer_intercept_fn)
 
     def embed(self, token_ids):
-        """Returns the activations [B, T, D] that the first block gets for int32 [B, T]."""
+        """Computes the first block's input [B, T, D] from token ids, int32 [B, T]."""
         return embed(token_ids, self.token_embedding, self.config.embedding_scale)
 
     def step(self, token_ids, padding_mask, state, has_begun=False, bind=unchanged):
@@ -86,16 +86,16 @@ class BackboneState:
         return self.bound_step(bind)(token_ids, padding_mask, state, has_begun)
 
     def bound_step(self, bind):
-        """Returns `step` with other parts, a function of its first arguments."""
+        """Returns `step` with bound parts, a function of the arguments before `bind`."""
         return functools.partial(step, self.bound(bind), self.rope)
 
     def initial_state(self, batch_size):
-        """Returns the `ModelState` of `batch_size` rows that have consumed nothing."""
+        """Returns the `ModelState` of `batch_size` rows that have consumed no token."""
         return records.zeros(self.config, batch_size, self.compute_dtype)
 
 
 def embed(token_ids, token_embedding, embedding_scale, intercept=unchanged):
-    """Looks embeddings up and scales them: [B, T] -> [B, T, D]."""
+    """Looks up and scales embeddings: [B, T] -> [B, T, D]."""
     x = intercept(token_embedding(token_ids))
     return x if embedding_scale == 1.0 else x * ops.cast(embedding_scale, x.dtype)
 
@@ -112,7 +112,7 @@ def forward(
     blocks,
     final_norm,
 ):
-    """The function of `BackboneState.call_layers`, of an embedding, blocks and a norm."""
+    """Computes `BackboneState.call_layers` with an embedding, blocks and a norm."""
     intercept = layer_intercept_fn or (lambda x, _: x)
     x = embed(token_ids, token_embedding, embedding_scale, lambda x: intercept(x, -1))
     new_states = []
@@ -128,7 +128,7 @@ def forward(
 
 
 def step(run, rope, token_ids, padding_mask, state, has_begun=False):
-    """The function of `BackboneState.step`, of the forward pass and RoPE's settings."""
+    """Computes `BackboneState.step` with a forward pass `run` and the arguments of RoPE."""
     if token_ids.shape[1] == 1:
         is_token = None if padding_mask is None else ops.cast(padding_mask[:, 0], "bool")
         places = next_places(state.num_tokens, is_token, has_begun, rope)

@@ -1,4 +1,4 @@
-"""What GPTQ and AWQ, which round layers by what goes through them, are told of the model."""
+"""Describes the model to GPTQ and AWQ, which round layers by their inputs."""
 
 from keras import ops
 
@@ -9,7 +9,7 @@ from keras_rgemma.layers.lora import CALIBRATED, lora_layers
 
 
 def check(model, mode):
-    """Raises ValueError for LoRA where it would be rounded into the kernels and be there, too."""
+    """Raises ValueError if LoRA is enabled, which GPTQ and AWQ would round into the kernels."""
     if mode in CALIBRATED and lora_layers(model):
         raise ValueError(
             f"LoRA is enabled, which {mode} knows nothing of. Call `merge_lora` or `disable_lora` "
@@ -18,7 +18,7 @@ def check(model, mode):
 
 
 def structure(backbone):
-    """The parts of a backbone in the order of its forward pass, as Keras' calibration has them."""
+    """Returns the layers of a backbone in the order of its forward pass, for Keras' calibration."""
     return {
         "pre_block_layers": [backbone.embed],
         "sequential_blocks": [_Block(layer) for layer in backbone.transformer_layers],
@@ -26,17 +26,17 @@ def structure(backbone):
 
 
 class _Block(CalibratedBlock):
-    """A residual block without its block-diagonal layers, which Keras would take for attention's.
+    """Wraps a residual block and hides its block-diagonal layers from Keras' calibration.
 
-    It would mix the inputs of their blocks and of several tokens.
+    Keras would treat them as layers of attention, and mix the inputs of blocks and of tokens.
     """
 
     def __init__(self, layer):
         self.layer = layer
 
     def __call__(self, x):
-        # What every sample gives is kept for the next block. Norms and gates are trainable, so
-        # PyTorch would keep the graph of each, too.
+        # Keras keeps the output of every sample for the next block. Norms and gates are trainable,
+        # so PyTorch would keep the graph of each output, too.
         return ops.stop_gradient(self.layer(x))
 
     def calibrated_layers(self):

@@ -1,4 +1,4 @@
-"""The causal language model: logits, text generation, scoring."""
+"""Defines the causal language model: logits, text generation, scoring, training."""
 
 import dataclasses
 import functools
@@ -39,13 +39,13 @@ _SIZES = {field.name for field in dataclasses.fields(RGemmaConfig)}
 class CausalLM(TextGeneration, Scoring, Training, keras_hub.models.CausalLM):
     """KerasHub's causal language model with this package's generation, scoring and training.
 
-    It has the name of KerasHub's class, which KerasHub writes into presets as the model's task.
+    The class has the name of KerasHub's, which KerasHub writes into presets as the model's task.
     """
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class RGemmaCausalLM(CausalLM):
-    """RecurrentGemma with a language-model head: `generate`, `fit`, `score`.
+    """Predicts next tokens with RecurrentGemma: `generate`, `fit`, `score`.
 
     Args:
         backbone: `RGemmaBackbone`.
@@ -96,11 +96,11 @@ class RGemmaCausalLM(CausalLM):
 
         Args:
             preset, load_weights, revision: see `RGemmaBackbone.from_preset`.
-            **kwargs: `dtype`, `preprocessor`, what `keras.Model` takes, and what the backbone
-                takes in place of what the preset says.
+            **kwargs: `dtype`, `preprocessor`, arguments of `keras.Model`, and arguments of the
+                backbone that replace those in the preset.
 
         Raises:
-            ValueError: see `RGemmaBackbone.from_preset`, as for the errors of a hub.
+            ValueError: see `RGemmaBackbone.from_preset`, also for the errors of a hub.
 
         Example:
         ```python
@@ -113,10 +113,10 @@ class RGemmaCausalLM(CausalLM):
             return cls._from_checkpoint(checkpoint, load_weights, **kwargs)
         if pathlib.Path(folder).is_dir() and not has_tokenizer(folder):
             kwargs.setdefault("preprocessor", None)
-        if sizes := _taken(kwargs, _SIZES):  # which KerasHub would give to the model
+        if sizes := _pop(kwargs, _SIZES):  # KerasHub would pass these to the model
             if "preprocessor" not in kwargs:
                 kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(folder)
-            sizes |= _taken(kwargs, {"dtype"})
+            sizes |= _pop(kwargs, {"dtype"})
             return cls(cls.backbone_cls.from_preset(folder, load_weights, **sizes), **kwargs)
         return keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
 
@@ -124,9 +124,9 @@ class RGemmaCausalLM(CausalLM):
     def _from_checkpoint(cls, checkpoint, load_weights, dtype=None, **kwargs):
         if "preprocessor" not in kwargs and tokenizer_file(checkpoint.path):
             kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.path)
-        # Before gigabytes are read.
+        # Checked before gigabytes are read.
         check_vocabularies(kwargs.get("preprocessor"), checkpoint.config.vocabulary_size)
-        sizes = _taken(kwargs, _SIZES)
+        sizes = _pop(kwargs, _SIZES)
         backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype, **sizes)
         return cls(backbone, **kwargs)
 
@@ -136,7 +136,7 @@ class RGemmaCausalLM(CausalLM):
         """Configures training and generation, as `keras_hub.models.CausalLM.compile` does.
 
         Args:
-            optimizer: "auto" for `Adam(2e-5)`, or what `keras.Model.compile` takes.
+            optimizer: "auto" for `Adam(2e-5)`, or an optimizer as of `keras.Model.compile`.
             loss: "auto" for sparse categorical cross-entropy. The logits are then computed for
                 some tokens at a time: at V = 256,000 all logits would take more memory than the
                 rest of a step. Any other loss gets all logits, [B, T, V].
@@ -146,7 +146,7 @@ class RGemmaCausalLM(CausalLM):
             **kwargs: of `keras.Model.compile`.
 
         Raises:
-            ValueError: a sampler that `generate` cannot use.
+            ValueError: `generate` cannot use the sampler.
         """
         sampler = read_sampler(sampler, self.backbone.vocabulary_size)
         super().compile(
@@ -158,25 +158,25 @@ class RGemmaCausalLM(CausalLM):
         )
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
-        """Writes a preset folder: see `RGemmaBackbone.save_to_preset`."""
+        """Writes the model to a preset folder: see `RGemmaBackbone.save_to_preset`."""
         with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
 
     def export_to_transformers(self, path, dtype=None, overwrite=False):
-        """Writes a folder that Hugging Face's transformers loads as it stands.
+        """Writes the model to a folder that Hugging Face's transformers loads.
 
-        It holds the weights (with LoRA merged, if it is switched on), the config and, if there is
-        a preprocessor, the tokenizer and what ends a text. The folder gets its name when it is
-        complete: a call that is stopped halfway leaves nothing that looks whole.
+        The folder holds the weights (with LoRA merged, if it is enabled), the config and, if there
+        is a preprocessor, the tokenizer and the tokens that end a text. The folder gets its name
+        when it is complete: a call that is stopped halfway leaves no folder that looks complete.
 
         Args:
-            path: str or path of a folder, which must not hold anything yet.
+            path: str or path of a folder, which must be empty or new.
             dtype: "float32", "float16" or "bfloat16"; None for the dtype of the variables.
-            overwrite: bool, whether to replace what is there.
+            overwrite: bool, whether to replace an existing folder.
 
         Raises:
-            FileExistsError: there is something already.
-            ValueError: a quantized model, or an architecture that transformers cannot express.
+            FileExistsError: the folder is not empty.
+            ValueError: the model is quantized, or transformers cannot express its architecture.
 
         Example:
         ```python
@@ -195,10 +195,10 @@ class RGemmaCausalLM(CausalLM):
         Args:
             mode: str: "int8", "int4", "float8", "gptq" or "awq".
             config: the `keras.quantizers` configuration of the mode; GPTQ and AWQ need theirs.
-            **kwargs: `filters`, which layers are quantized.
+            **kwargs: `filters`, the choice of layers.
 
         Raises:
-            ValueError: a layer is quantized already, or LoRA is enabled and calibration asked for.
+            ValueError: a layer is quantized already, or LoRA is enabled for GPTQ or AWQ.
 
         Example:
         ```python
@@ -213,23 +213,23 @@ class RGemmaCausalLM(CausalLM):
         super().quantize(mode, config=config, **kwargs)
 
     def get_quantization_layer_structure(self, mode):
-        """What GPTQ and AWQ go through, a dict; None for other modes."""
+        """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""
         return self.backbone.get_quantization_layer_structure(mode)
 
     def export_to_peft(self, path, base_model=None, overwrite=False):
-        """Writes what LoRA has learned as an adapter that Hugging Face PEFT loads.
+        """Writes A and B of LoRA to an adapter that Hugging Face PEFT loads.
 
-        It fits the original checkpoint, or what `export_to_transformers` wrote before
-        `enable_lora` (afterwards that merges). The gates of the recurrence are parameters there,
-        which PEFT reads as they are written here from version 0.19.1 on.
+        The adapter fits the original checkpoint, or a folder that `export_to_transformers` wrote
+        before `enable_lora` (later calls merge LoRA). PEFT reads the gates of the recurrence from
+        version 0.19.1 on.
 
         Args:
-            path: str or path of a folder, which must not hold anything yet.
-            base_model: str, what the adapter names as its base, such as a repository's name.
-            overwrite: bool, whether to replace what is there.
+            path: str or path of a folder, which must be empty or new.
+            base_model: str, the name of the base in the adapter, such as a repository's name.
+            overwrite: bool, whether to replace an existing folder.
 
         Raises:
-            FileExistsError: there is something already.
+            FileExistsError: the folder is not empty.
             ValueError: LoRA is not enabled.
 
         Example:
@@ -245,35 +245,34 @@ class RGemmaCausalLM(CausalLM):
         peft.export(self.backbone, path, base_model, overwrite)
 
     def load_from_peft(self, path):
-        """Loads an adapter that Hugging Face PEFT wrote, and enables LoRA as it needs it.
+        """Loads an adapter of Hugging Face PEFT, and enables LoRA on its layers.
 
-        Blocks of a gate have matrices B of their own there, and share one here: where they differ,
-        the gate gets a rank H times as large, which is exact.
+        In PEFT each block of a gate has its own matrix B; here all blocks share one B. Where blocks
+        differ in B, the gate gets a rank H times as large, which is exact.
 
         Args:
             path: str or path of a folder with `adapter_config.json`.
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: an adapter of another kind than LoRA, what A and B cannot express (DoRA,
-                trained biases, ...), layers or shapes that this model does not have, broken files;
-                LoRA of other ranks or on other layers is enabled (call
-                `backbone.disable_lora()` first).
+            ValueError: the adapter is no LoRA, has parts that A and B cannot express (DoRA, trained
+                biases, ...), has other layers or shapes than this model, or is broken; LoRA of
+                other ranks or on other layers is enabled (call `backbone.disable_lora()` first).
         """
         peft.load(self.backbone, path)
 
-    # === What generation needs of a model ===
+    # === Methods of `generation.model.GenerativeModel` ===
 
     def initial_state(self, batch_size):
-        """The `ModelState` of `batch_size` rows that have consumed nothing."""
+        """Returns the `ModelState` of `batch_size` rows that have consumed no token."""
         return self.backbone.initial_state(batch_size)
 
     def state_specification(self):
-        """The `ModelState` with a `keras.KerasTensor` in place of each array."""
+        """Returns the `ModelState` with a `keras.KerasTensor` in place of each array."""
         return records.specification(self.backbone.config, self.backbone.compute_dtype)
 
     def fingerprint(self):
-        """The `Fingerprint` (of `keras_rgemma.state`) of this architecture with these weights."""
+        """Returns the `state.fingerprint.Fingerprint` of the architecture and the weights."""
         return fingerprint(self.backbone)
 
     def step(self, token_ids, padding_mask, state, has_begun=False):
@@ -281,16 +280,16 @@ class RGemmaCausalLM(CausalLM):
         return self.backbone.step(token_ids, padding_mask, state, has_begun)
 
     def bound(self, bind):
-        """Returns the `BoundModel` of other parts, see `layers.binding.unchanged`."""
+        """Returns the `BoundModel` of bound parts, see `layers.binding.unchanged`."""
         logits = functools.partial(bind(self.backbone.token_embedding), reverse=True)
         return BoundModel(self.backbone.bound_step(bind), logits)
 
     def compute_logits(self, hidden):
-        """Logits [..., V] of final hidden states [..., D], soft cap included."""
+        """Returns the logits [..., V] of final hidden states [..., D], soft cap included."""
         return self.backbone.token_embedding(hidden, reverse=True)
 
     def make_generate_function(self):
-        """The compiled programs of `generate`, made anew when weights or settings are others."""
+        """Returns the programs of `generate`, made anew after weights or settings were replaced."""
         self.sync_weights()
         sampler = self.sampler = read_sampler(self.sampler, self.backbone.vocabulary_size)
         if self.generate_function is None or not self.generate_function.are_for(self, sampler):
@@ -304,13 +303,13 @@ class RGemmaCausalLM(CausalLM):
         return self.generate_function
 
     def text_preprocessor(self, text):
-        """The preprocessor, checked to fit the model.
+        """Returns the preprocessor, and checks that it fits the model.
 
         Args:
-            text: what it is wanted for, named in the error.
+            text: str, the text to tokenize, for the error.
 
         Raises:
-            ValueError: there is none, or its tokenizer belongs to another model.
+            ValueError: there is no preprocessor, or its tokenizer belongs to another model.
         """
         if self.preprocessor is None:
             raise ValueError(
@@ -321,8 +320,8 @@ class RGemmaCausalLM(CausalLM):
         return self.preprocessor
 
 
-def _taken(kwargs, names):
-    """Removes arguments from a dict and returns them as another."""
+def _pop(kwargs, names):
+    """Removes arguments from a dict and returns a dict of the removed arguments."""
     return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
 
 

@@ -1,11 +1,11 @@
-"""The default loss and metric, which take losses and hits of tokens as well as logits."""
+"""Defines the default loss and metric, of logits or of token losses and hits."""
 
 import keras
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class TokenCrossEntropy(keras.losses.SparseCategoricalCrossentropy):
-    """Sparse categorical cross-entropy from logits [B, T, V], or from losses [B, T] themselves."""
+    """Computes sparse categorical cross-entropy from logits [B, T, V] or token losses [B, T]."""
 
     def __init__(self, from_logits=True, name="sparse_categorical_crossentropy", **kwargs):
         super().__init__(from_logits=from_logits, name=name, **kwargs)
@@ -18,7 +18,7 @@ class TokenCrossEntropy(keras.losses.SparseCategoricalCrossentropy):
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
-    """Sparse categorical accuracy of logits [B, T, V], or of hits [B, T] themselves."""
+    """Computes sparse categorical accuracy from logits [B, T, V] or token hits [B, T]."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         if len(y_pred.shape) == len(y_true.shape):

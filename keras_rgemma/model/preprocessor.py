@@ -1,4 +1,4 @@
-"""Text to model inputs, for training and for generation."""
+"""Turns text into model inputs, for training and for generation."""
 
 import threading
 
@@ -16,7 +16,7 @@ from keras_rgemma.model.tokenizer import RGemmaTokenizer
 from keras_rgemma.text.datasets import is_sliced
 from keras_rgemma.text.examples import check_no_labels, rows
 
-# Threads of grain begin at once. Kept out of the layers, which are copied and pickled.
+# Threads of grain build one layer at a time. No attribute of the layer, which is pickled.
 _BUILDING = threading.Lock()
 
 
@@ -30,18 +30,18 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         add_start_token: bool.
         add_end_token: bool, in training.
         packing: bool, whether several examples share a row in training. `padding_mask` then counts
-            them, and none sees another; a text longer than a row is cut into several.
+            the examples, and no example sees another; a text longer than a row is cut into several.
         **kwargs: of `keras_hub.models.CausalLMPreprocessor`.
 
     Call arguments:
-        x: examples to learn from: a str or a batch of them; a dict of `prompts` and `responses`,
-            of which the responses alone count; or a list of conversations, each a list of dicts of
-            `role` ("user" and "model" in turn) and `content`, of which the model's turns count.
+        x: examples to learn from: a str or a batch of str; a dict of `prompts` and `responses`,
+            where only responses count; or a list of conversations, each a list of dicts of `role`
+            ("user" and "model" in turn) and `content`, where only the model's turns count.
 
     Returns:
         `(x, y, sample_weight)`: a dict of `token_ids` and `padding_mask` [B, sequence_length],
         the ids shifted by one, and 1 where a label counts. With `packing` there are fewer rows than
-        examples. A text that is longer is cut; for what has a prompt a warning says so.
+        examples. A longer text is cut; a warning says so for examples with a prompt.
 
     Example:
     ```python
@@ -83,7 +83,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             if self.built:
                 return
             super().build(input_shape)
-            # There is nothing to build, and `quantize` of a model refuses layers that are not.
+            # It has no weights, but `quantize` of a model refuses layers that are not built.
             self.packer.built = True
 
     @classmethod
@@ -92,10 +92,10 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
 
         Args:
             preset, revision: see `RGemmaBackbone.from_preset`.
-            **kwargs: what the constructor takes.
+            **kwargs: arguments of the constructor.
 
         Raises:
-            ValueError: a preset without a tokenizer. See `RGemmaBackbone.from_preset`, too.
+            ValueError: the preset has no tokenizer. See `RGemmaBackbone.from_preset`, too.
         """
         folder = resolve(preset, TOKENIZER, revision)
         if tokenizer_file(folder) or open_checkpoint(folder):
@@ -108,17 +108,17 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             return super().call(x, sequence_length=sequence_length)
         length = sequence_length or self.sequence_length
         if not runs_in_graph(self):
-            found = rows(self, x, length)
+            outputs = rows(self, x, length)
             is_one = isinstance(x, dict) and isinstance(x.get("prompts"), (str, bytes))
             if is_one and not self.packing:
-                return keras.tree.map_structure(lambda array: array[0], found)
-            return found
+                return keras.tree.map_structure(lambda array: array[0], outputs)
+            return outputs
         from keras_rgemma.text.tensorflow import python_rows
 
         return python_rows(lambda x: rows(self, x, length), x, length)
 
     def generation_inputs(self, x, sequence_length=None):
-        """The `token_ids` and `padding_mask` of prompts, a dict; see `generate_preprocess`."""
+        """Returns `token_ids` and `padding_mask` of prompts, a dict; see `generate_preprocess`."""
         if not self.built:
             self.build(None)
         token_ids, padding_mask = self.packer(
@@ -130,7 +130,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         return {"token_ids": token_ids, "padding_mask": padding_mask}
 
     def generate_postprocess(self, x):
-        """The text of a dict of `token_ids` and an integer or boolean `padding_mask`."""
+        """Returns the text of a dict of `token_ids` and an integer or boolean `padding_mask`."""
         mask = x["padding_mask"]
         mask = np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
         if "bool" not in str(mask.dtype):
@@ -138,18 +138,18 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         return super().generate_postprocess({**x, "padding_mask": mask})
 
     def prompt_token_ids(self, texts, continued=False):
-        """The token ids of prompts, with the start token and uncut.
+        """Returns the token ids of prompts, with the start token and uncut.
 
         Args:
             texts: list of str.
-            continued: bool, whether they go on with a text, so that no start token is added and
+            continued: bool, whether the prompts continue a text: then no start token is added and
                 they may be empty.
 
         Returns:
             list of int32 arrays, one a prompt.
 
         Raises:
-            ValueError: a prompt without a token: it is empty and no start token is added.
+            ValueError: a prompt is empty and no start token is added.
         """
         ids = self.tokenizer.token_id_rows(texts)
         start = [self.tokenizer.start_token_id] if self.add_start_token and not continued else []
@@ -164,7 +164,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         return prompts
 
     def text_of(self, rows):
-        """The text of token ids, without pads and start and end tokens.
+        """Returns the text of token ids, without pads and start and end tokens.
 
         Args:
             rows: list of sequences of ints.
@@ -173,7 +173,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             list of str.
         """
         special = set(self.tokenizer.special_token_ids)
-        # A model may have more ids than the vocabulary has tokens; they stand for no text.
-        known = self.tokenizer.vocabulary_size()
-        kept = [[int(id) for id in row if id not in special and id < known] for row in rows]
-        return [self.tokenizer.detokenize(row) if row else "" for row in kept]
+        # A model may have more ids than the vocabulary has tokens; these ids have no text.
+        size = self.tokenizer.vocabulary_size()
+        text_ids = [[int(id) for id in row if id not in special and id < size] for row in rows]
+        return [self.tokenizer.detokenize(row) if row else "" for row in text_ids]

@@ -1,4 +1,4 @@
-"""What generation needs to know of KerasHub's samplers."""
+"""Checks KerasHub's samplers, and tells generation how each works."""
 
 import difflib
 
@@ -6,7 +6,7 @@ import keras_hub
 from keras import ops
 
 NAMES = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
-# How many of the vocabulary's tokens they look at, by the name of the attribute.
+# The attribute of each sampler that counts the tokens of the vocabulary that it looks at.
 COUNTS = {
     keras_hub.samplers.TopKSampler: "k",
     keras_hub.samplers.TopPSampler: "k",
@@ -16,39 +16,39 @@ COUNTS = {
 
 
 class _ArgmaxSampler(keras_hub.samplers.GreedySampler):
-    """Greedy search without the softmax, which does not change which token is the largest."""
+    """Chooses the most probable token without a softmax, which does not change the choice."""
 
     def compute_probabilities(self, logits):
         return ops.cast(logits, "float32")
 
 
 def without_softmax(sampler):
-    """A sampler that gives the same tokens, and skips the softmax where nothing else needs it."""
+    """Returns a sampler of the same tokens that skips the softmax where no choice needs it."""
     return _ArgmaxSampler() if type(sampler) is keras_hub.samplers.GreedySampler else sampler
 
 
 def compares_hidden_states(sampler):
-    """Whether a sampler wants the hidden states of the prompt."""
+    """Returns whether a sampler needs the hidden states of the prompt."""
     return isinstance(sampler, keras_hub.samplers.ContrastiveSampler)
 
 
 def is_stepwise(sampler):
-    """Whether a sampler is done with a token as soon as it has chosen it."""
+    """Returns whether a sampler never changes a token that it has chosen."""
     return not isinstance(
         sampler, (keras_hub.samplers.BeamSampler, keras_hub.samplers.ContrastiveSampler)
     )
 
 
 def read_sampler(sampler, vocabulary_size):
-    """The sampler that a name or an instance stands for.
+    """Returns the sampler of a name, a config or an instance, and checks it.
 
     Args:
         sampler: str, dict of its config, or `keras_hub.samplers.Sampler`.
-        vocabulary_size: int, the most tokens that it can look at.
+        vocabulary_size: int, the most tokens that the sampler can look at.
 
     Raises:
-        ValueError: there is none of this name, it is no sampler, it cannot work behind
-            `generate`, or a number of it is out of range.
+        ValueError: the name is unknown, the object is no sampler, `generate` cannot use the
+            sampler, or one of its numbers is out of range.
     """
     given = sampler
     if isinstance(given, (str, dict)):

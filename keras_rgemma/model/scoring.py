@@ -1,4 +1,4 @@
-"""Logits and losses of given tokens."""
+"""Computes logits and losses of given tokens: the work of `score`."""
 
 import keras
 import numpy as np
@@ -24,28 +24,29 @@ class Scoring:
         *,
         state=None,
     ):
-        """Logits or losses of given tokens, as `keras_hub.models.GemmaCausalLM.score`.
+        """Computes logits or losses of tokens, as `keras_hub.models.GemmaCausalLM.score` does.
 
         Args:
             token_ids: int [B, T].
             padding_mask: int or bool [B, T]; None: no pads. Documents in a packed row are scored
-                each for itself.
+                independently.
             scoring_mode: "logits" or "loss".
             layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
-                (-1 for the embeddings) that returns the activations to go on with. The layers then
-                run one by one, as gradients with respect to activations need; without it they are
-                one program, which on PyTorch keeps no gradients.
-            target_ids: int [B, T], the tokens that the loss is taken against.
-            state: `RGemmaState` that the rows go on from; their tokens then come first, pads last.
-                Activations have one column more in front, of the token that the state carries.
+                (-1 for the embeddings) that returns the activations for the next layer. The layers
+                then run one by one, as gradients with respect to activations need; otherwise all
+                layers are one program, which on PyTorch keeps no gradients.
+            target_ids: int [B, T], the tokens to predict, for the loss.
+            state: `RGemmaState` that the rows continue from; rows then hold tokens first, pads
+                last. Activations have one more column in front, for the token that the state
+                carries.
 
         Returns:
             Float [B, T, V] for "logits", float [B, T] for "loss".
 
         Raises:
-            ValueError: another `scoring_mode`, no targets for "loss", targets or a mask of
-                another shape, ids outside of the vocabulary, a state of another model or of
-                another number of rows.
+            ValueError: `scoring_mode` is unknown, "loss" has no targets, targets or the mask have
+                another shape, ids are outside of the vocabulary, or the state belongs to another
+                model or has another number of rows.
 
         Example:
         ```python
@@ -75,7 +76,7 @@ class Scoring:
     def _score(self, ids, mask, targets, state, layer_intercept_fn):
         """Computes logits [B, T, V], or losses [B, T] if there are targets.
 
-        It is one program unless activations are to be intercepted.
+        All layers are one program unless activations are intercepted.
         """
         self.sync_weights()
         consumed, first = (), 0
@@ -97,6 +98,7 @@ class Scoring:
         return self._scoring_programs.compiled(function)(*rows, consumed)[:, first:length]
 
     def _hidden(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
+        """Computes the final hidden states [B, T, D]."""
         if consumed:
             positions = continued_positions(padding_mask, consumed.num_tokens)
             layers = consumed.layers
@@ -106,7 +108,7 @@ class Scoring:
             token_ids, positions, layers, layer_intercept_fn=layer_intercept_fn
         )
 
-    # A program gives its function the model first: on PyTorch that holds raw tensors.
+    # A program passes the model, on PyTorch a `BoundModel`, as the first argument.
 
     def _logits(self, _, *args):
         return self.compute_logits(self._hidden(*args))
@@ -117,7 +119,7 @@ class Scoring:
         head = self.backbone.token_embedding
         flat = ops.reshape(hidden, (-1, hidden.shape[-1]))
         labels = ops.reshape(target_ids, (-1,))
-        if head.quantization_mode:  # whose logits are not a product with its embeddings
+        if head.quantization_mode:  # its logits are no product with `embeddings`
             losses = self._quantized_losses(flat, labels)
         else:
             table = ops.cast(head.embeddings, hidden.dtype)
@@ -132,5 +134,5 @@ class Scoring:
 
 
 def _numpy(x):
-    """Tensors as NumPy arrays, from wherever they lie."""
+    """Converts a tensor on any device to a NumPy array; returns other values unchanged."""
     return ops.convert_to_numpy(x) if ops.is_tensor(x) else x
