@@ -1,4 +1,4 @@
-"""The methods of a causal language model that write and read text."""
+"""Defines the methods of a causal language model that write and read text."""
 
 from keras_rgemma.config import check_count
 from keras_rgemma.generation import generate, prefill, stream
@@ -22,7 +22,7 @@ class TextGeneration:
         state=None,
         return_state=False,
     ):
-        """Continues prompts, with the sampler given to `compile`.
+        """Continues prompts with the sampler of `compile`.
 
         With a deterministic sampler a row's answer depends on that row alone: not on the rows
         beside it, on padding, or on `max_length`.
@@ -31,32 +31,32 @@ class TextGeneration:
             inputs: a str; a list, tuple or array of str; a dict of `token_ids` int [B, T] and,
                 if rows are padded, `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of
                 any of these.
-            max_length: int, how many tokens a row may have in all, its prompt included; what
-                `state` holds does not count. With neither limit: the width of `token_ids` for a
-                dict, else the preprocessor's `sequence_length` for the total, or for the new tokens
-                of a prompt that is longer than it.
+            max_length: int, the most tokens of a row, its prompt included; tokens in `state` do not
+                count. With neither limit: the width of `token_ids` for a dict, else the
+                preprocessor's `sequence_length` for the total, or for the new tokens of a longer
+                prompt.
             stop_token_ids: "auto" for the tokenizer's `<eos>` and `<end_of_turn>`, a sequence of
                 ids, or None to always use up the limit.
             strip_prompt: bool, whether to return the new text alone.
-            max_new_tokens: int, how many tokens each row may get, instead of `max_length`.
-            stop: str or sequence of str that end a row, too; the text ends before them.
-            num_return_sequences: int, how many continuations each prompt gets, one after the
-                other in what is returned. The prompt is read once.
-            state: `RGemmaState` that the prompts go on from, without a start token; they may be
-                empty. It stays as it is.
+            max_new_tokens: int, the most new tokens of a row, instead of `max_length`.
+            stop: str or sequence of str that also end a row; the text ends before them.
+            num_return_sequences: int, the number of continuations of each prompt, one after the
+                other in the output. The prompt is read once.
+            state: `RGemmaState` that the prompts continue from, without a start token; they may be
+                empty. The state does not change.
             return_state: bool, whether to return an `RGemmaState` beside the text.
 
         Returns:
             A str for a str, a list of str for several, a dict of arrays `token_ids` and
             `padding_mask` (rows begin at column 0) for a dict. With `return_state` a pair of that
-            and the state after it, a stop string included.
+            and the `RGemmaState` after it, a stop string included.
 
         Raises:
-            ValueError: no prompts, an empty prompt without a start token, ids outside of the
-                vocabulary, a mask of another shape, a limit that is negative, shorter than a
-                prompt or out of reach, or both limits; a state of another model, or of another
-                number of rows.
-            TypeError: prompts that are no text.
+            ValueError: there are no prompts, a prompt is empty without a start token, ids are
+                outside of the vocabulary, the mask has another shape, a limit is negative, shorter
+                than a prompt or too large, both limits are passed, or the state belongs to another
+                model or has another number of rows.
+            TypeError: the prompts are no text.
 
         Example:
         ```python
@@ -87,10 +87,10 @@ class TextGeneration:
         stop=None,
         state=None,
     ):
-        """Continues prompts, and gives the new text as it is made.
+        """Continues prompts and iterates over deltas, the new text of each step.
 
-        The pieces joined are what `generate(..., strip_prompt=True)` returns. No piece ends with
-        half a character, or with what may be the beginning of a stop string.
+        The deltas joined are the result of `generate(..., strip_prompt=True)`. No delta ends with
+        half a character, or with a possible beginning of a stop string.
 
         Args:
             inputs: as of `generate`, a single batch.
@@ -98,17 +98,17 @@ class TextGeneration:
 
         Returns:
             An iterator of str for a str, of lists of B str for several prompts, of dicts of
-            arrays for a dict. Its attribute `state` is the `RGemmaState` after what it has given
-            so far; `close()` ends it. Nothing is computed between two pieces.
+            arrays for a dict. Its attribute `state` is the `RGemmaState` after the deltas so far;
+            `close()` ends the text. Nothing is computed between two deltas.
 
         Raises:
-            ValueError: a sampler that does not write token by token (beam, contrastive), and as
+            ValueError: the sampler does not write token by token (beam, contrastive), and as
                 `generate`.
 
         Example:
         ```python
-        for piece in lm.stream("In the beginning", max_new_tokens=64):
-            print(piece, end="", flush=True)
+        for delta in lm.stream("In the beginning", max_new_tokens=64):
+            print(delta, end="", flush=True)
         ```
         """
         request = Request.of(
@@ -127,18 +127,18 @@ class TextGeneration:
         Args:
             inputs: a str; a list of str, a batch; token ids as a list, an array [T] or [B, T] or a
                 dict as of `generate`; or an iterator of the pieces of one text (such as an open
-                file), each a str or the ids of a row. Each str is tokenized for itself, so a word
-                should not be cut between two of them. The start token comes before text, once.
-            state: `RGemmaState` to go on from, which stays as it is; None for the beginning.
-            chunk_size: int, how many tokens of a row are read at a time. The memory that reading
-                needs grows with it, and not with the text.
+                file), each a str or the ids of a row. Each str is tokenized independently, so a
+                word should not be cut between two pieces. The start token comes before text, once.
+            state: `RGemmaState` to continue from, which does not change; None for the beginning.
+            chunk_size: int, the tokens of a row in one chunk, which is read in one step. The memory
+                for reading grows with the chunk, and not with the text.
 
         Returns:
             `RGemmaState` of all the text.
 
         Raises:
-            ValueError: no token at all, ids outside of the vocabulary, a mask of another shape; a
-                state of another model, or of another number of rows.
+            ValueError: there is no token, ids are outside of the vocabulary, the mask has another
+                shape, or the state belongs to another model or has another number of rows.
 
         Example:
         ```python
@@ -159,21 +159,21 @@ class TextGeneration:
             `keras_rgemma.generation.chat.Chat`.
 
         Raises:
-            ValueError: no preprocessor, or a vocabulary without `<start_of_turn>` and
+            ValueError: there is no preprocessor, or the vocabulary lacks `<start_of_turn>` or
                 `<end_of_turn>`.
 
         Example:
         ```python
         chat = lm.chat()
         chat.send("What is a lighthouse?")
-        for piece in chat.stream("And a river?"):
-            print(piece, end="", flush=True)
+        for delta in chat.stream("And a river?"):
+            print(delta, end="", flush=True)
         ```
         """
         return Chat(self, history, max_new_tokens, stop)
 
     def load_chat(self, path, max_new_tokens=None, stop=None):
-        """Goes on with a conversation that `Chat.save` wrote, on whatever backend.
+        """Loads a conversation that `Chat.save` wrote on any backend.
 
         Args:
             path: str or path.
@@ -181,6 +181,6 @@ class TextGeneration:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no such file, damaged, or a conversation with another model.
+            ValueError: the file holds no conversation, is damaged, or belongs to another model.
         """
         return Chat.load(self, path, max_new_tokens=max_new_tokens, stop=stop)

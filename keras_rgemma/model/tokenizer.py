@@ -1,4 +1,4 @@
-"""SentencePiece tokenizer with Gemma's control tokens."""
+"""Defines the SentencePiece tokenizer with Gemma's control tokens."""
 
 import pathlib
 import re
@@ -17,12 +17,12 @@ from keras_rgemma.text.literal_space import space_ids, with_literal_spaces
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokenizer):
-    """Text to token ids and back, with a SentencePiece model.
+    """Turns text into token ids and back, with a SentencePiece model.
 
     `<bos>`, `<eos>` and `<pad>` must be in the vocabulary. `<end_of_turn>`, the second token that
-    ends an answer, is used where the vocabulary has it: `end_token2_id` is its id, and the
-    attribute does not exist for a vocabulary without it. Tokens that the SentencePiece model
-    calls user-defined (Gemma's `<start_of_turn>` and `<end_of_turn>`) are recognised in text.
+    ends an answer, is optional: the attribute `end_token2_id` exists if the vocabulary has it.
+    User-defined tokens of the SentencePiece model (Gemma's `<start_of_turn>` and `<end_of_turn>`)
+    are recognised in text.
 
     Args:
         proto: the path of a SentencePiece model file, or its bytes.
@@ -50,7 +50,7 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         add_special_token(self, "<eos>", "end_token")
         add_special_token(self, "<pad>", "pad_token")
         super().__init__(proto=proto, **kwargs)
-        # There is nothing to build, and `quantize` of a model refuses layers that are not.
+        # It has no weights, but `quantize` of a model refuses layers that are not built.
         self.built = True
 
     @classmethod
@@ -59,10 +59,10 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
 
         Args:
             preset, revision: see `RGemmaBackbone.from_preset`.
-            **kwargs: what the constructor takes.
+            **kwargs: arguments of the constructor.
 
         Raises:
-            ValueError: a preset without a tokenizer. See `RGemmaBackbone.from_preset`, too.
+            ValueError: the preset has no tokenizer. See `RGemmaBackbone.from_preset`, too.
         """
         folder = resolve(preset, TOKENIZER, revision)
         proto = tokenizer_file(folder)
@@ -75,15 +75,15 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
 
     @property
     def end_token2_id(self):
-        """The id of `<end_of_turn>`. KerasHub asks by `hasattr` whether there is one."""
+        """Returns the id of `<end_of_turn>`. KerasHub asks by `hasattr` whether there is one."""
         if self._end_token2_id is None:
             raise AttributeError("end_token2_id")
         return self._end_token2_id
 
     def literal_token_ids(self, text):
-        """The token ids of text in which no control token is recognised.
+        """Returns the token ids of text without recognising control tokens.
 
-        `<end_of_turn>` in it becomes plain characters, which read the same.
+        `<end_of_turn>` in the text becomes plain characters, which decode to the same text.
 
         Args:
             text: str.
@@ -94,17 +94,17 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         controls = [*self.special_tokens, self.start_of_turn, self.end_token2]
         parts = []
         for part in re.split(f"({'|'.join(map(re.escape, controls))})", text):
-            # Two halves of a control token cannot be taken for it.
+            # The two halves of a control token are not recognised as that token.
             parts += [part[:1], part[1:]] if part in controls else [part]
         return [int(id) for row in self.token_id_rows(parts) for id in row]
 
     def token_id_rows(self, texts):
-        """The token ids of each of several texts, a list of sequences of ints; uncut, unpadded."""
+        """Returns the token ids of several texts, uncut and unpadded: a list of lists of ints."""
         ids = self.tokenize(texts)
         return ids.to_list() if hasattr(ids, "to_list") else ids
 
     def control_token_ids(self):
-        """The ids of `<start_of_turn>` and `<end_of_turn>`.
+        """Returns the ids of `<start_of_turn>` and `<end_of_turn>`.
 
         Raises:
             ValueError: the vocabulary lacks one of them.
@@ -119,15 +119,15 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         return tuple(ids.values())
 
     def turn_token_ids(self, role, content, is_first=False):
-        """The ids of a turn of a conversation up to its end.
+        """Returns the token ids of a turn of a conversation without its end.
 
-        That is `<start_of_turn>ROLE\\nCONTENT`, after a line break unless it is the first. What
-        stands in the content is never taken for a control token.
+        The text is `<start_of_turn>ROLE\\nCONTENT`, after a line break except in the first turn.
+        Control tokens in the content are never recognised.
 
         Args:
             role: str, "user" or "model".
-            content: str; white space around it is left out.
-            is_first: bool.
+            content: str; white space around it is removed.
+            is_first: bool, whether the turn is the first.
 
         Returns:
             list of ints.
@@ -141,20 +141,20 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
             super().set_proto(proto)
         except ValueError:
             raise
-        except Exception as error:  # of TensorFlow's or SentencePiece's own classes
+        except Exception as error:  # classes of TensorFlow or SentencePiece
             name = repr(proto) if isinstance(proto, (str, pathlib.PurePath)) else "`proto`"
             raise ValueError(
                 f"{name} cannot be read as a SentencePiece model. Fetch it again. {error}"
             ) from error
-        is_known = self.proto is not None and self.end_token2 in self.get_vocabulary()
-        self._end_token2_id = self.token_to_id(self.end_token2) if is_known else None
+        has_end_token2 = self.proto is not None and self.end_token2 in self.get_vocabulary()
+        self._end_token2_id = self.token_to_id(self.end_token2) if has_end_token2 else None
 
     def wrap_processor(self, processor):
-        """A SentencePiece processor that gives back a literal U+2581; see `WrapsProcessors`."""
+        """Wraps a SentencePiece processor to keep a literal U+2581; see `WrapsProcessors`."""
         return with_literal_spaces(processor, as_text=is_text(self.compute_dtype))
 
     def wrap_graph_processor(self, processor, proto):
-        """The same for graphs of TensorFlow, if the tokenizer returns plain ids."""
+        """Wraps the processor of TensorFlow graphs likewise, if the tokenizer returns plain ids."""
         from keras_rgemma.text.tensorflow import with_literal_spaces as in_graphs
 
         if self.add_bos or self.add_eos or is_text(self.compute_dtype):
@@ -165,5 +165,5 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
 
 
 def is_text(dtype):
-    """Whether a tokenizer with this dtype returns pieces instead of ids."""
+    """Returns whether a tokenizer with this dtype returns strings instead of ids."""
     return "str" in str(dtype)

@@ -1,4 +1,4 @@
-"""Training and evaluation of a language model without all of its logits at a time."""
+"""Trains and evaluates a language model without all of its logits at a time."""
 
 import functools
 import operator
@@ -26,24 +26,24 @@ from keras_rgemma.ops.cross_entropy import cross_entropy
 from keras_rgemma.text.datasets import arrays_of, is_dataset, is_of_arrays, is_sliced
 from keras_rgemma.text.examples import check_no_labels
 
-_LABELS = "keras_rgemma/labels"  # of a step, among its inputs
+_LABELS = "keras_rgemma/labels"  # the key of the labels among the inputs of a step
 
 
 class Training:
     """Mixin for a KerasHub causal language model that trains it without all of its logits.
 
-    In a step of training or evaluation, the model gives the loss and the hit of each token instead
-    of its logits, and these go through Keras' own losses and metrics from there on.
+    In a step of training or evaluation, the model returns the loss and the hit of each token
+    instead of its logits; Keras' own losses and metrics take these.
     """
 
     _is_chunked = False
     _backups = ()
-    _were_auto = ()  # which arguments of `compile`
+    _auto_arguments = ()  # arguments of `compile` with the value "auto"
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
-        own = ("metrics", "loss_weights")
+        needs_logits = any(kwargs.get(name) for name in ("metrics", "loss_weights"))
         is_auto = _is_auto(loss) and (_is_auto(weighted_metrics) or not weighted_metrics)
-        self._is_chunked = is_auto and not any(kwargs.get(name) for name in own)
+        self._is_chunked = is_auto and not needs_logits
         super().compile(
             optimizer,
             TokenCrossEntropy() if _is_auto(loss) else loss,
@@ -51,11 +51,11 @@ class Training:
             **kwargs,
         )
         arguments = {"loss": loss, "weighted_metrics": weighted_metrics}
-        self._were_auto = tuple(name for name, value in arguments.items() if _is_auto(value))
+        self._auto_arguments = tuple(name for name, value in arguments.items() if _is_auto(value))
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        return {**config, **dict.fromkeys(self._were_auto, "auto")} if config else config
+        return {**config, **dict.fromkeys(self._auto_arguments, "auto")} if config else config
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -75,17 +75,17 @@ class Training:
         """Trains the model, as `keras.Model.fit` does.
 
         Args:
-            x: what the preprocessor takes: texts, a dict of `prompts` and `responses`, a list of
+            x: inputs of the preprocessor: texts, a dict of `prompts` and `responses`, a list of
                 conversations (see `RGemmaCausalLMPreprocessor`); an iterable of single examples; a
                 `tf.data` or grain dataset of batches of texts or of such dicts; or, preprocessed, a
-                dict of `token_ids` and `padding_mask`, with `y` and `sample_weight`. All but
-                datasets that are not packed is tokenized before training, and shuffled unless
+                dict of `token_ids` and `padding_mask`, with `y` and `sample_weight`. Everything but
+                datasets without packing is tokenized before training, and shuffled unless
                 `shuffle` is False. Datasets keep their order.
-            y, sample_weight: of what is preprocessed; examples bring their own.
+            y, sample_weight: labels and weights of preprocessed inputs; examples bring their own.
             batch_size, validation_data, **kwargs: of `keras.Model.fit`.
 
         Raises:
-            ValueError: malformed examples, or `y` or `sample_weight` beside examples.
+            ValueError: examples are malformed, or come with `y` or `sample_weight`.
         """
         data, batch_size = self._prepared((x, y, sample_weight), batch_size)
         if validation_data is not None:
@@ -96,8 +96,8 @@ class Training:
                 (validation_data,) = validation_data
         x, y, sample_weight = data
         self._backups = backup.backups(callbacks_of(kwargs.get("callbacks")))
-        for each in self._backups:
-            backup.mend(each)
+        for callback in self._backups:
+            backup.mend(callback)
         # KerasHub makes a dataset of everything, which Keras does not shuffle.
         fit = functools.partial(keras.Model.fit, self)
         if not (_is_of_tensors(data) and _is_of_tensors(validation_data)):
@@ -113,10 +113,10 @@ class Training:
             )
         finally:
             self._backups = ()
-            forget_initial_epoch(self)  # which Keras would keep for the `fit` after this, too
+            forget_initial_epoch(self)  # Keras would keep it for the next `fit`
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
-        """The loss and metrics on data in any of the forms that `fit` takes."""
+        """Computes the loss and metrics on data in any form that `fit` takes."""
         if not nested_evaluation(kwargs):
             (x, y, sample_weight), batch_size = self._prepared((x, y, sample_weight), batch_size)
         return super().evaluate(
@@ -124,33 +124,33 @@ class Training:
         )
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
-        """Writes the weights, LoRA's beside those below them, as `keras.Model.save_weights` does.
+        """Writes the weights, A and B of LoRA included, as `keras.Model.save_weights` does.
 
-        A file takes its name when it is complete: with `keras.callbacks.BackupAndRestore`, training
-        that is killed at any moment goes on from the last epoch that was saved as a whole. (With an
-        int as its `save_freq`, Keras begins the epoch of the last backup anew.)
+        A file gets its name when it is complete: with `keras.callbacks.BackupAndRestore`, training
+        that is killed at any moment continues from the last complete backup. (With an int as its
+        `save_freq`, Keras begins the epoch of the last backup anew.)
         """
         is_file = str(filepath).endswith(".weights.h5") and "://" not in str(filepath)
         if not (is_file and overwrite) or kwargs.get("max_shard_size"):
             return super().save_weights(filepath, overwrite, **kwargs)
         with new_file(filepath) as partial:
             super().save_weights(partial, **kwargs)
-            for each in self._backups:
-                if pathlib.Path(filepath) == backup_files(each)[0]:
-                    backup.sign(partial, each)
+            for callback in self._backups:
+                if pathlib.Path(filepath) == backup_files(callback)[0]:
+                    backup.sign(partial, callback)
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
-        """Reads weights, as `keras.Model.load_weights` does.
+        """Loads weights, as `keras.Model.load_weights` does.
 
         Raises:
-            ValueError: LoRA of another rank, before anything has changed; or weights of another
-                model, after which A and B are what they were.
+            ValueError: the file has LoRA of another rank (no weight has changed), or weights of
+                another model (A and B have not changed).
         """
         with files.keeping_lora(self.backbone, filepath, skip_mismatch):
             super().load_weights(filepath, skip_mismatch, **kwargs)
 
     def predict(self, x=None, batch_size=None, **kwargs):
-        """Logits [B, T, V] of each example, in a row of its own, as `keras.Model.predict` does."""
+        """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does."""
         preprocessor = self.preprocessor
         if getattr(preprocessor, "packing", False) and not (_is_prepared(x) or _is_one_text(x)):
             preprocessor.build(None)
@@ -167,17 +167,17 @@ class Training:
         return super().preprocess_samples(x, y, sample_weight)
 
     def _prepared(self, data, batch_size):
-        """Tokenizes examples, but datasets; returns `(x, y, sample_weight)` and a batch size."""
+        """Tokenizes examples that are no dataset; returns the data and a batch size."""
         x, *labels = data
         preprocessor = self.preprocessor
         if not isinstance(preprocessor, RGemmaCausalLMPreprocessor) or _is_prepared(x):
             return data, batch_size
-        check_no_labels(*labels)  # some of which Keras would drop
+        check_no_labels(*labels)  # Keras would drop some of them
         if is_dataset(x):
-            is_kept = is_of_arrays if preprocessor.packing else is_sliced
+            is_left_to_keras = is_of_arrays if preprocessor.packing else is_sliced
         else:
-            is_kept = _is_one_text  # which Keras refuses
-        if is_kept(x):
+            is_left_to_keras = _is_one_text  # Keras refuses a single text
+        if is_left_to_keras(x):
             return data, batch_size
         data, size = arrays_of(preprocessor, x)
         return data, batch_size or size
@@ -192,7 +192,7 @@ class Training:
         hidden = self.hidden_states(inputs, training)
         head = self.backbone.token_embedding
         if head.quantization_mode:
-            # Keras rounds what is multiplied with it, too, which lets no gradient through.
+            # Its `reverse` call rounds the hidden states, too, through which no gradient comes.
             table = head(ops.arange(self.backbone.vocabulary_size))
         else:
             table = head.embeddings
@@ -207,7 +207,7 @@ class Training:
         return {"losses": ops.reshape(losses, shape), "hits": ops.reshape(hits, shape)}
 
     def hidden_states(self, inputs, training):
-        """The final hidden states [B, T, D] of a step."""
+        """Computes the final hidden states [B, T, D] of a step."""
         return self.backbone(inputs, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -218,7 +218,7 @@ class Training:
         y_pred = y_pred["hits"] if isinstance(y_pred, dict) else y_pred
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
-    # The data come last on each backend; JAX has the state before them.
+    # Data are the last argument on each backend; on JAX the state comes before.
 
     def train_step(self, *inputs):
         *state, data = inputs
@@ -244,16 +244,16 @@ class Training:
         return x, y, sample_weight
 
     def sync_weights(self):
-        """Writes the weights back into their variables in a callback of `fit`.
+        """Writes the weights into their variables in a callback of `fit`.
 
-        Between the batches of an epoch Keras on JAX keeps them elsewhere, until it is told.
+        Between the batches of an epoch, Keras on JAX keeps the weights elsewhere.
         """
         sync_weights(self)
 
-    # === Programs, which LoRA makes stale ===
+    # === Compiled programs, which LoRA makes stale ===
 
     def compile_key(self):
-        """Lists what a compiled program depends on, a tuple of objects compared by identity."""
+        """Lists the objects that a compiled program depends on, a tuple to compare by identity."""
         alphas = (layer.lora_alpha for layer in lora_layers(self.backbone))
         return (*self.weights, *alphas, implementation_key())
 
@@ -268,27 +268,27 @@ class Training:
         return super().make_predict_function(force or self._is_stale("predict"))
 
     def _is_stale(self, name):
-        """True if the compiled function was made for other settings; remembers the current ones."""
-        if not hasattr(self, "_made_for"):
-            self._made_for = types.SimpleNamespace()  # Keras takes weights in a dict for its own
-        settings = self.compile_key()
-        settings += tuple(weight for weight in settings if getattr(weight, "trainable", False))
-        before = getattr(self._made_for, name, ())
-        setattr(self._made_for, name, settings)
-        return len(before) != len(settings) or not all(map(operator.is_, before, settings))
+        """Returns whether a function was compiled with another key; remembers the current key."""
+        if not hasattr(self, "_compile_keys"):
+            self._compile_keys = types.SimpleNamespace()  # Keras would track weights in a dict
+        key = self.compile_key()
+        key += tuple(weight for weight in key if getattr(weight, "trainable", False))
+        before = getattr(self._compile_keys, name, ())
+        setattr(self._compile_keys, name, key)
+        return len(before) != len(key) or not all(map(operator.is_, before, key))
 
     def _check_optimizer(self):
-        """Makes an optimizer anew that was made for other weights and has trained none of them.
+        """Makes the optimizer anew if it was built for other weights and has made no step.
 
         Raises:
-            ValueError: it has trained them.
+            ValueError: the optimizer was built for other weights and has made a step.
         """
         optimizer = getattr(self, "optimizer", None)
         if optimizer is None or not optimizer.built:
             return
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        known = {id(variable) for variable in variables_created_trainable(inner)}
-        if known == {id(variable) for variable in self.trainable_variables}:
+        built_for = {id(variable) for variable in variables_created_trainable(inner)}
+        if built_for == {id(variable) for variable in self.trainable_variables}:
             return
         if int(ops.convert_to_numpy(optimizer.iterations.value)):
             raise ValueError(
@@ -300,7 +300,7 @@ class Training:
 
 
 def callbacks_of(callbacks):
-    """The `callbacks` of `fit` as a list, whether one, several, None or a `CallbackList`."""
+    """Lists the `callbacks` of `fit`, given as one, several, None or a `CallbackList`."""
     return keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or [])
 
 
@@ -313,16 +313,16 @@ def _has_labels(inputs):
 
 
 def _mapped(dataset, preprocessor):
-    """Maps a preprocessor over the batches of a dataset, and leaves out labels."""
+    """Maps a preprocessor over the batches of a dataset, and drops labels."""
     if is_of_arrays(dataset):
         return dataset
-    if hasattr(dataset, "element_spec"):  # of `tf.data`, which gives the parts of a tuple alone
+    if hasattr(dataset, "element_spec"):  # `tf.data` passes the elements of a tuple one by one
         return dataset.map(lambda *data: preprocessor(*data)[0])
     return dataset.map(lambda x: preprocessor(x)[0])
 
 
 def _is_of_tensors(data):
-    """True if data are None, or a tuple of arrays that Keras can slice and shuffle."""
+    """Returns whether data are None, or a tuple of arrays that Keras can slice and shuffle."""
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     is_prepared = data is None or (isinstance(data, tuple | list) and _is_prepared(data[0]))
     return is_prepared and all(getattr(leaf, "shape", ()) for leaf in leaves)
