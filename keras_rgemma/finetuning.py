@@ -1,4 +1,4 @@
-"""The public names of training, `AdamW` and `LongTexts`, under one roof."""
+"""Exports the public names of training: `AdamW` and `LongTexts`."""
 
 from keras_rgemma.training.long_texts import LongTexts
 from keras_rgemma.training.optimizer import AdamW

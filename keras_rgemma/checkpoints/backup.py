@@ -1,8 +1,9 @@
-"""What `keras.callbacks.BackupAndRestore` needs to survive a kill at any moment.
+"""Makes the files of `keras.callbacks.BackupAndRestore` agree after a kill at any moment.
 
-It writes the weights, then, into a file of its own, the epoch to go on with; and it deletes both
-one after the other. Here the weights carry that epoch, and before training the other file is made
-to say the same. Where the weights were deleted already, at the end, training begins anew.
+The callback writes the weights, then the epoch to continue from into another file; at the end it
+deletes both files, one after the other. Here the file of weights carries that epoch, too, and
+before training the other file is rewritten from it. If the weights were deleted already, training
+begins anew.
 """
 
 import json
@@ -17,7 +18,7 @@ _PROGRESS = "training_metadata"
 
 
 def backups(callbacks):
-    """The `BackupAndRestore` of local folders among callbacks, a tuple."""
+    """Returns the `BackupAndRestore`s of local folders among callbacks, a tuple."""
     return tuple(
         callback
         for callback in callbacks
@@ -27,7 +28,7 @@ def backups(callbacks):
 
 
 def mend(backup):
-    """Makes the files of a backup agree, as they do not after a kill between their writing."""
+    """Rewrites the progress file of a backup from its weights, after a kill between the two."""
     weights, progress = backup_files(backup)
     unlink_partial(weights)
     if not weights.exists():
@@ -35,14 +36,14 @@ def mend(backup):
         return
     try:
         with h5py.File(weights) as file:
-            said = file.attrs.get(_PROGRESS)
-    except OSError:  # `BackupAndRestore` knows what to do with broken weights
+            text = file.attrs.get(_PROGRESS)
+    except OSError:  # `BackupAndRestore` handles broken weights itself
         return
-    if said is not None:
-        progress.write_text(said)
+    if text is not None:
+        progress.write_text(text)
 
 
 def sign(file, backup):
-    """Writes into a file of weights where training goes on from them."""
+    """Writes the progress of training into a file of weights."""
     with h5py.File(file, "r+") as weights:
         weights.attrs[_PROGRESS] = json.dumps(backup_progress(backup))

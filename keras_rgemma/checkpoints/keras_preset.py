@@ -16,44 +16,44 @@ from keras_rgemma.keras_internals.saving import saved_layers
 from keras_rgemma.keras_internals.variables import initialize
 
 _JSON = ("config.json", "task.json", "preprocessor.json", "tokenizer.json")
-_BLOCK = "residual_block"  # what Keras calls the groups of these layers in a file
+_BLOCK = "residual_block"  # Keras' name for the groups of these layers in a file
 
 
 class _Weights(NamedTuple):
-    """What files of weights hold: bytes, and layers; both infinite if they are not here yet."""
+    """Counts the bytes and the layers of files of weights; infinite before a download."""
 
     size: float
     num_layers: float
 
 
-# What KerasHub reads into a backbone as soon as it is made, if it does.
+# The weights that KerasHub loads into the next backbone, or None.
 _FOLLOWING = contextvars.ContextVar("following", default=None)
 
 
 def load(from_preset, folder, load_weights, **kwargs):
-    """What KerasHub's `from_preset` returns, made without random numbers and checked.
+    """Loads a preset with KerasHub's `from_preset`, without random numbers, and checks it.
 
     Args:
         from_preset: the method of KerasHub.
         folder: str, the preset's folder, or the handle that KerasHub fetches.
         load_weights: bool; False for random weights.
-        **kwargs: what `from_preset` takes.
+        **kwargs: arguments of `from_preset`.
 
     Raises:
-        ValueError: it is no preset, a file is missing or broken, or the weights hold NaN or are
-            others than the config asks for.
+        ValueError: the folder is no preset, a file is missing or broken, or the weights hold NaN or
+            do not fit the config.
     """
-    is_here = pathlib.Path(folder).exists()
-    if is_here:
+    is_local = pathlib.Path(folder).exists()
+    if is_local:
         _check_files(folder)
         kwargs["dtype"] = _policy(_saved_policy(folder), kwargs.get("dtype"))
     if not load_weights:
         return from_preset(folder, load_weights=False, **kwargs)
-    token = _FOLLOWING.set(_weights_in(folder) if is_here else _Weights(*2 * [float("inf")]))
+    token = _FOLLOWING.set(_weights_in(folder) if is_local else _Weights(*2 * [float("inf")]))
     try:
         model = from_preset(folder, **kwargs)
     except OSError as error:
-        if error.errno is not None or not is_here:
+        if error.errno is not None or not is_local:
             raise
         raise _broken(folder, error) from error
     finally:
@@ -82,36 +82,38 @@ def _check_files(folder):
 
 
 def _saved_policy(folder):
-    """The policy that a model was saved with, or None."""
+    """Returns the dtype policy in a preset, or None."""
     saved = read_json(pathlib.Path(folder) / _JSON[0])["config"].get("dtype")
     return None if saved is None else keras.dtype_policies.get(saved)
 
 
-def _policy(saved, asked):
-    """What KerasHub is to be asked for, so that each layer gets what was saved or asked for.
+def _policy(saved, requested):
+    """Returns the dtype policy for KerasHub that gives each layer its saved or requested policy.
 
-    Of itself it would stumble over a model that computes in another dtype than it keeps its weights
-    in, and forget what is quantized when it is asked for a dtype.
+    Without it KerasHub fails on a model with other dtypes of weights and computation, and drops the
+    quantization of a model that is loaded in a requested dtype.
     """
     maps = keras.dtype_policies.DTypePolicyMap
-    if asked is None and isinstance(saved, maps):
-        return saved  # which it would drop from the preset of a backbone alone
-    if asked is None:
+    if requested is None and isinstance(saved, maps):
+        return saved  # KerasHub would drop it from the preset of a backbone alone
+    if requested is None:
         is_mixed = type(saved) is keras.DTypePolicy and saved.variable_dtype != saved.compute_dtype
         return keras.config.dtype_policy() if is_mixed else None
-    asked = keras.dtype_policies.get(asked)
-    if not isinstance(saved, maps) or isinstance(asked, maps) or asked.quantization_mode:
-        return asked
+    requested = keras.dtype_policies.get(requested)
+    is_complete = isinstance(requested, maps) or requested.quantization_mode
+    if not isinstance(saved, maps) or is_complete:
+        return requested
     policies = {}
     for path, policy in saved.items():
         if policy.quantization_mode:
             policy = keras.dtype_policies.serialize(policy)
-            policy["config"]["source_name"] = asked.name
+            policy["config"]["source_name"] = requested.name
         policies[path] = keras.dtype_policies.get(policy)
-    return maps(asked, policies)
+    return maps(requested, policies)
 
 
 def _weights_in(folder):
+    """Counts the bytes and the layers of the weights in a folder."""
     files = list(pathlib.Path(folder).glob("model*.weights.h5"))
     if not files:
         raise ValueError(
@@ -133,21 +135,21 @@ def _broken(path, error):
 
 
 def build_with_zeros(config, make):
-    """What `make` returns, with zeros instead of random numbers for weights that follow.
+    """Makes a backbone with zeros instead of random numbers if weights follow.
 
     Args:
         config: dict, the arguments of an `RGemmaBackbone`.
-        make: function that returns it.
+        make: function that returns the backbone.
 
     Raises:
-        ValueError: the weights that follow are others than the architecture asks for.
+        ValueError: the weights that follow do not fit the architecture.
     """
     following = _FOLLOWING.get()
     if following is None:
         return make()
     fields = RGemmaConfig.__dataclass_fields__
     sizes = RGemmaConfig(**{name: value for name, value in config.items() if name in fields})
-    if sizes.parameter_count > 2 * following.size:  # of 4 bits, if it is quantized
+    if sizes.parameter_count > 2 * following.size:  # two a byte, if they are quantized to 4 bits
         raise ValueError(
             f"The config asks for {sizes.parameter_count:,} parameters, but the weights are "
             f"{following.size:,} bytes long. Check that they belong together and that the file is "
@@ -162,18 +164,18 @@ def build_with_zeros(config, make):
     zeros = keras.initializers.Zeros()
     weights = {id(weight) for weight in model.weights}
     for variable in model.variables:
-        # Seeds of dropout get their own value.
+        # Seeds of dropout get their own values.
         initialize(variable, zeros if id(variable) in weights else None)
     return model
 
 
 def weights_follow():
-    """True if weights are loaded into a backbone as soon as it is made."""
+    """Returns whether KerasHub loads weights into the next backbone."""
     return _FOLLOWING.get() is not None
 
 
 def check_lora_size(count):
-    """Raises ValueError if A and B have more elements than the weights that follow can hold."""
+    """Raises ValueError if A and B have more elements than fit into the weights that follow."""
     size = _FOLLOWING.get().size
     if 4 * count > size:
         raise ValueError(
@@ -183,11 +185,12 @@ def check_lora_size(count):
 
 
 def _check_finite(model):
+    """Raises ValueError if a weight holds NaN or infinity."""
     for weight in model.weights:
         if not (keras.backend.is_float_dtype(weight.dtype) and weight.shape):
             continue
         rows = max(1, CHUNK // math.prod(weight.shape[1:]))
         for start in range(0, weight.shape[0], rows):
-            # In pieces: XLA's min and max, which need no room, pass over NaN on a CPU.
+            # Some rows at a time, to save memory: XLA's min and max skip NaN on a CPU.
             if not ops.all(ops.isfinite(weight.value[start : start + rows])):
                 raise not_finite(weight.path, weight.dtype)

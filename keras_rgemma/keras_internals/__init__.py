@@ -1,23 +1,23 @@
-"""The private and undocumented names of other packages that this package uses.
+"""Wraps the private and undocumented names of other packages that this package uses.
 
-A file a subject, a function or a mixin a name. No other file touches one, as
-`tests/test_private_names.py` makes sure. `tests/test_keras_internals.py` says what the other
-packages do with each; where it fails with a newer Keras, this folder is the place to mend.
+One file a subject, one function or mixin a name. No other file uses such a name, as
+`tests/test_private_names.py` checks. `tests/test_keras_internals.py` states the contract of each
+name; if it fails with a newer Keras, repair this folder.
 
-It would be worth offering to those packages what these names are needed for:
+Public names that those packages could offer instead:
 
 - Keras: a public `keras.tree.register`, as `jax.tree_util` has it (`pytree`).
 - Keras: a public scope for variables without first values, and `Variable.initialize` (`variables`).
 - Keras: `Layer.flatten_layers`; `disable_lora` beside `enable_lora`; LoRA kept apart in files; the
   zero point in the file of a layer that GPTQ or AWQ rounded to four bits, which Keras cannot load
   without it (`layers`).
-- Keras: GPTQ and AWQ that are told which layers of a block to round (`calibration`).
-- Keras: a `BackupAndRestore` that writes weights and progress as one file, and a `fit` that forgets
-  the epoch of a backup when it ends (`training`).
+- Keras: an argument of GPTQ and AWQ for the layers of a block to round (`calibration`).
+- Keras: a `BackupAndRestore` that writes weights and progress as one file, and a `fit` that
+  drops the epoch of a backup when it ends (`training`).
 - KerasHub: reading the config of a preset (`presets`).
 - KerasHub: a hook for the processors of `SentencePieceTokenizer`, and `add_special_token`
   (`tokenizers`).
-- KerasHub: `generate_preprocess` that heeds `add_start_token` (`preprocessors`).
-- JAX: the number of programs that a jitted function has (`jax`).
-- huggingface_hub: the folder of a repository in the cache. kagglehub: reading a handle (`hubs`).
+- KerasHub: a `generate_preprocess` that respects `add_start_token` (`preprocessors`).
+- JAX: the number of compiled programs of a jitted function (`jax`).
+- huggingface_hub: the folder of a repository in the cache. kagglehub: parsing a handle (`hubs`).
 """

@@ -1,11 +1,11 @@
-"""The parts of a model that GPTQ and AWQ look at."""
+"""Chooses the layers of a model that GPTQ and AWQ round."""
 
 
 class CalibratedBlock:
     """Mixin for an element of `sequential_blocks` that names the layers GPTQ and AWQ round.
 
     Subclasses define `calibrated_layers()`, which returns a list of `keras.Layer`. Keras rounds
-    those of them that are `Dense` or `EinsumDense` and have no layers inside.
+    each `Dense` and `EinsumDense` among them without layers inside.
     """
 
     def _flatten_layers(self):

@@ -1,10 +1,10 @@
-"""Names and places that the clients of the hubs keep to themselves."""
+"""Finds folders and parses handles as the clients of the hubs do."""
 
 import pathlib
 
 
 def hugging_face_blobs(name):
-    """The folder where Hugging Face's cache keeps the files of a model, each named after its hash.
+    """Returns the folder of a model's files, named after their hashes, in Hugging Face's cache.
 
     Args:
         name: str, `OWNER/NAME`.
@@ -20,7 +20,7 @@ def hugging_face_blobs(name):
 
 
 def parse_kaggle_handle(name):
-    """Reads the handle of a model on Kaggle.
+    """Parses the handle of a model on Kaggle.
 
     Args:
         name: str, `OWNER/MODEL/FRAMEWORK/VARIANT`, with `/VERSION` or without.
@@ -30,7 +30,7 @@ def parse_kaggle_handle(name):
         `to_url()`, and its own str.
 
     Raises:
-        ValueError: it is no such handle.
+        ValueError: the name is no such handle.
     """
     from kagglehub.handle import parse_model_handle
 

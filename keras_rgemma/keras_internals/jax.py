@@ -1,6 +1,6 @@
-"""Compiled functions of JAX."""
+"""Inspects compiled functions of JAX."""
 
 
 def program_count(jitted):
-    """The number of programs that a function of `jax.jit` was compiled to, one a shape."""
+    """Counts the compiled programs of a function of `jax.jit`, one a shape."""
     return jitted._cache_size()

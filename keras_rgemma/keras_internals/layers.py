@@ -1,4 +1,4 @@
-"""Layers inside of layers, and the parts of linear layers that LoRA and quantization need."""
+"""Reaches layers inside of layers, and the private parts of linear layers."""
 
 import keras
 from keras import ops
@@ -16,17 +16,17 @@ def layers_of(layer, include_self=True):
 
 
 def variables_created_trainable(owner):
-    """Lists the own variables of a layer, or those an optimizer was built for, frozen or not.
+    """Lists the own variables of a layer, or the variables of an optimizer, frozen or not.
 
     Args:
-        owner: `keras.Layer`, of whose variables those count that were created as trainable; or
-            `keras.optimizers.Optimizer`.
+        owner: `keras.Layer`, for its variables that were created as trainable; or
+            `keras.optimizers.Optimizer`, for the variables that it was built for.
     """
     return list(owner._trainable_variables)
 
 
 def remove_variables(layer, names):
-    """Takes variables away from a built layer and sets their attributes to None.
+    """Removes variables from a built layer and sets their attributes to None.
 
     Args:
         layer: `keras.Layer`.
@@ -40,9 +40,9 @@ def remove_variables(layer, names):
 
 
 def kernel_variable(layer):
-    """The variable that a `Dense` or `EinsumDense` layer keeps its kernel in.
+    """Returns the variable with the kernel of a `Dense` or `EinsumDense` layer.
 
-    Its property `kernel` adds LoRA and unpacks four bits; the variable is the kernel as it is kept.
+    The property `kernel` of the layer adds LoRA and unpacks int4; the variable does neither.
     """
     return layer._kernel
 
@@ -50,17 +50,16 @@ def kernel_variable(layer):
 def set_own_policy(layer, policy):
     """Sets the dtype policy of one layer and quantizes nothing.
 
-    The setter of `dtype_policy` would write it into the `DTypePolicyMap` that the layer shares with
-    all others.
+    The setter of `dtype_policy` would change the `DTypePolicyMap` that all layers share.
     """
     layer._dtype_policy = policy
 
 
 def kernel_with_merged_lora(layer):
-    """The kernel of a quantized linear layer with LoRA added, rounded anew.
+    """Adds LoRA to the kernel of a quantized linear layer and rounds the sum.
 
     Returns:
-        `(kernel, scale, zero)`, as the layer keeps them; zero is None where it keeps none.
+        `(kernel, scale, zero)`, values for the layer's variables; zero is None if there is none.
     """
     return layer._get_kernel_with_merged_lora()
 
@@ -68,8 +67,8 @@ def kernel_with_merged_lora(layer):
 class SavesZeroPoint:
     """Mixin for `Dense` and `EinsumDense` that saves the zero point of GPTQ and AWQ.
 
-    List it before the Keras class. Keras 3.15 saves a kernel of four bits without it, in a file
-    that it cannot load.
+    List it before the Keras class. Keras 3.15 saves an int4 kernel without the zero point, in a
+    file that Keras cannot load.
     """
 
     def _get_kernel_with_merged_lora(self):
@@ -80,11 +79,10 @@ class SavesZeroPoint:
 
 
 def with_attributes(layer, **attributes):
-    """Copies a built layer that keeps its variables, with other values of some attributes.
+    """Copies a built layer with the same variables and other values of some attributes.
 
-    The copy computes from the very variables of the layer; setting an attribute of one does not
-    reach the other. It belongs to no model, and to build or to quantize it would do so to the
-    layer: Keras keeps both methods on the object.
+    Setting an attribute of one does not change the other. The copy belongs to no model. Do not
+    build or quantize it: both would change the layer, since Keras keeps both methods on the object.
 
     Args:
         layer: `keras.Layer` that is built.
@@ -101,16 +99,16 @@ def with_arrays(layer, arrays):
 
     Args:
         layer: the layer.
-        arrays: dict of attributes to tensors; "kernel" stands for what `kernel_variable` returns.
+        arrays: dict of attributes to tensors; "kernel" stands for the `kernel_variable`.
     """
     names = {"kernel": "_kernel"}
     return with_attributes(layer, **{names.get(name, name): x for name, x in arrays.items()})
 
 
 def value_in_call(layer, variable):
-    """The value of a variable in the dtype that Keras gives it to a layer's `call` in."""
+    """Returns the value of a variable in its dtype inside of a layer's `call`."""
     is_cast = layer.autocast and layer.compute_dtype != layer.variable_dtype
     with AutocastScope(layer.compute_dtype if is_cast else None):
         value = variable.value
-    # On TensorFlow that may be a variable itself, which a cast reads.
+    # On TensorFlow the value may be a variable; a cast reads it.
     return ops.cast(value, keras.backend.standardize_dtype(value.dtype))

@@ -1,8 +1,8 @@
-"""The two ways in which KerasHub's preprocessing layers run."""
+"""Adapts the two ways in which KerasHub's preprocessing layers run."""
 
 
 def runs_in_graph(layer):
-    """True if a preprocessing layer is to give tensors of TensorFlow, as in `tf.data`.
+    """Returns whether a preprocessing layer makes tensors of TensorFlow, as in `tf.data`.
 
     Args:
         layer: `keras_hub.layers.PreprocessingLayer`.
@@ -11,11 +11,11 @@ def runs_in_graph(layer):
 
 
 class GenerationInputs:
-    """Mixin for `keras_hub.models.CausalLMPreprocessor` with prompts of its own making.
+    """Mixin for `keras_hub.models.CausalLMPreprocessor` that replaces `generate_preprocess`.
 
     List it before KerasHub's class. Subclasses define `generation_inputs(x, sequence_length)`,
-    which `generate_preprocess` calls in Python and in graphs; KerasHub's own always adds the start
-    token.
+    which `generate_preprocess` calls in Python and in graphs; KerasHub's `generate_preprocess`
+    always adds the start token.
     """
 
     def _generate_preprocess_python(self, x, sequence_length=None):

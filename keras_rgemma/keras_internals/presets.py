@@ -1,10 +1,10 @@
-"""The files of a Keras preset."""
+"""Reads the files of a Keras preset."""
 
 from keras_hub.src.utils.preset_utils import CONFIG_FILE, load_json
 
 
 def preset_config(preset):
-    """The contents of the `config.json` of a Keras preset, a dict.
+    """Reads the `config.json` of a Keras preset, a dict.
 
     Args:
         preset: str, a folder or the handle of a hub.

@@ -1,4 +1,4 @@
-"""Classes as nodes of `keras.tree`."""
+"""Registers classes as nodes of `keras.tree`."""
 
 from keras.src.tree.tree_api import register_tree_node_class
 
@@ -9,7 +9,7 @@ def register_pytree(cls):
     def unflatten(children, aux):
         return cls.tree_unflatten(aux, children)
 
-    # What Keras asks for on PyTorch.
+    # Keras calls these two on PyTorch.
     cls.torchtree_flatten = cls.tree_flatten
     cls.torchtree_unflatten = unflatten
     register_tree_node_class(cls)

@@ -1,4 +1,4 @@
-"""How Keras lays out a file of weights."""
+"""Opens files of weights and maps their groups to layers."""
 
 import contextlib
 import pathlib
@@ -24,7 +24,7 @@ def saved_layers(file, class_name):
 
 @contextlib.contextmanager
 def open_weights(path):
-    """Opens a file of weights as `keras.Model.load_weights` does; None for what it is not one of.
+    """Opens a file of weights as `keras.Model.load_weights` does; yields None for other files.
 
     Args:
         path: str or path that ends in ".weights.h5", ".weights.json" or ".keras".
@@ -45,10 +45,10 @@ def open_weights(path):
 
 
 def h5_files(store):
-    """Iterates over the `h5py.File`s of the store that `load_own_variables` is given.
+    """Iterates over the `h5py.File`s of the store of `load_own_variables`.
 
     Args:
-        store: what `keras.Layer.load_own_variables` receives while a file is loaded.
+        store: the argument of `keras.Layer.load_own_variables` while a file is loaded.
     """
     sharding = getattr(store, "sharding_config", None)
     if sharding is None:
@@ -65,15 +65,15 @@ def h5_files(store):
 
 
 def saved_block(group, class_name):
-    """The layer of a functional model that a group in a file of its weights belongs to.
+    """Finds the layer of a functional model for a group in a file of weights.
 
     Args:
         group: str, the name of a group, such as "layers/residual_block_2/mlp_block/vars".
-        class_name: str, in snake case, of the layers that count: "residual_block".
+        class_name: str, in snake case, the class of the layer: "residual_block".
 
     Returns:
         The index of the layer among those of its class, and the rest of the name as a list of str
-        ("mlp_block", "vars"); or None if it belongs to none of them.
+        ("mlp_block", "vars"); or None if the group belongs to no layer of the class.
     """
     parts = group.split("/")
     for i, part in enumerate(parts[1:], start=1):

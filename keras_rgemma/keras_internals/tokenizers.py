@@ -1,13 +1,13 @@
-"""The special tokens and the processors of KerasHub's SentencePiece tokenizer."""
+"""Adds special tokens and processors to KerasHub's SentencePiece tokenizer."""
 
 
 def add_special_token(tokenizer, token, name):
-    """Makes a token an attribute of a tokenizer, and its id another, which must be in a vocabulary.
+    """Makes a token and its id attributes of a tokenizer; a vocabulary must have the token.
 
     Args:
         tokenizer: `keras_hub.tokenizers.Tokenizer`, before `super().__init__` in its constructor.
         token: str, such as "<bos>".
-        name: str, the attribute, such as "start_token"; the id's ends in "_id".
+        name: str, the attribute, such as "start_token"; that of the id ends in "_id".
     """
     tokenizer._add_special_token(token, name)
 
@@ -15,10 +15,10 @@ def add_special_token(tokenizer, token, name):
 class WrapsProcessors:
     """Mixin for `keras_hub.tokenizers.SentencePieceTokenizer` that replaces its processors.
 
-    List it before KerasHub's class. Subclasses define `wrap_processor(processor)`, which is given a
-    `sentencepiece.SentencePieceProcessor`, and `wrap_graph_processor(processor, proto)`, which is
-    given a `tensorflow_text.SentencepieceTokenizer` and the bytes of the model where TensorFlow is
-    installed; each returns what is used instead.
+    List it before KerasHub's class. Subclasses define `wrap_processor(processor)`, of a
+    `sentencepiece.SentencePieceProcessor`, and `wrap_graph_processor(processor, proto)`, of a
+    `tensorflow_text.SentencepieceTokenizer` and the bytes of the model, called if TensorFlow is
+    installed; each returns the processor to use instead.
     """
 
     def _set_proto_spm(self, proto):

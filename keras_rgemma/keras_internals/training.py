@@ -1,29 +1,29 @@
-"""What `keras.Model.fit` keeps for itself: progress, backups, and weights on JAX."""
+"""Reaches the private state of `keras.Model.fit`: progress, backups, and weights on JAX."""
 
 import pathlib
 
 
 def nested_evaluation(kwargs):
-    """True if `evaluate` got these arguments from `fit`, for its validation data."""
+    """Returns whether `fit` calls `evaluate` with these arguments, for its validation data."""
     return bool(kwargs.get("_use_cached_eval_dataset", False))
 
 
 def forget_initial_epoch(model):
-    """Has the next `fit` begin at its own `initial_epoch` instead of the epoch of a backup."""
+    """Lets the next `fit` begin at its own `initial_epoch` instead of the epoch of a backup."""
     model._initial_epoch = None
 
 
 def sync_weights(model):
-    """Writes the weights back into their variables in a callback of `fit`.
+    """Writes the weights into their variables in a callback of `fit`.
 
-    On JAX, Keras keeps them elsewhere between the batches of an epoch. On the others this does
-    nothing.
+    On JAX, Keras keeps the weights elsewhere between the batches of an epoch. On other backends the
+    variables are current.
     """
     getattr(model, "jax_state_sync", lambda: None)()
 
 
 def backup_files(backup):
-    """The files of a `BackupAndRestore`: the weights and the progress, a pair of paths.
+    """Returns the files of a `BackupAndRestore`, weights and progress: a pair of paths.
 
     Args:
         backup: `keras.callbacks.BackupAndRestore` of a local folder.
@@ -32,5 +32,5 @@ def backup_files(backup):
 
 
 def backup_progress(backup):
-    """Where training goes on from a backup: what its file of progress says, a dict."""
+    """Returns the contents of a backup's progress file, a dict of epoch and batch."""
     return {"epoch": backup._current_epoch, "batch": backup._last_batch_seen}

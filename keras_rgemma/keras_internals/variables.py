@@ -1,4 +1,4 @@
-"""Keras variables that are created without a value and get one later."""
+"""Creates Keras variables without values, and initializes them later."""
 
 import contextlib
 
@@ -21,12 +21,12 @@ def uninitialized_variables():
 
 
 def has_value(variable):
-    """True if a variable has its first value."""
+    """Returns whether a variable has its first value."""
     return variable._value is not None
 
 
 def initialize(variable, initializer=None):
-    """Gives a variable without a value its first one.
+    """Sets the first value of a variable.
 
     Args:
         variable: `keras.Variable` that was created in `uninitialized_variables`.
@@ -39,7 +39,7 @@ def initialize(variable, initializer=None):
 
 
 def initialize_from_numpy(variable, array):
-    """Gives a variable without a value a NumPy array, each shard straight to its device.
+    """Sets the first value of a variable to a NumPy array, each shard directly on its device.
 
     Args:
         variable: `keras.Variable` that was created in `uninitialized_variables`.
