@@ -129,10 +129,11 @@ def test_the_reference_continues_from_a_ring_buffer_too():
 
 @pytest.mark.parametrize("length", [1, 9, 40])
 def test_a_row_of_pads_after_a_history_stays_finite(length):
-    arrays = sample(2, length, heads=4, kv_heads=2, size=6)
+    arrays = sample(2, max(9, length), heads=4, kv_heads=2, size=6)
     history = tuple(ring_of(x, [3, 9], 7) for x in arrays[1:])
     positions = np.full((2, length), -1, "int32")
-    assert np.all(np.isfinite(continuing_program(7)(*arrays, positions, history)))
+    row = [x[:, :length] for x in arrays]
+    assert np.all(np.isfinite(continuing_program(7)(*row, positions, history)))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.05), ("float16", 0.01)])
