@@ -35,14 +35,17 @@ def check_backend():
     return backend
 
 
-@functools.cache
 def backend_module(package):
     """Imports the module of a package that is named after the backend.
 
     Args:
         package: str, the dotted name of the package.
     """
-    return importlib.import_module(f"{package}.{check_backend()}")
+    return _imported(f"{package}.{check_backend()}")
+
+
+# TensorFlow, where it traces a function, cannot read the code that imports.
+_imported = functools.cache(importlib.import_module)
 
 
 def resolve(operation, implementation="auto"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from compiled import compiled, to_numpy
-from keras_rgemma.ops.rope import rotate
+from keras_rgemma.ops.rope import reference, rotate
 
 LAST = 2**31 - 1
 # Around each digit of base 2048, around 2^24 (where float32 skips integers), and the ends.
@@ -30,14 +30,8 @@ def program(max_wavelength, rotated_size):
 
 
 def rotated(x, positions, max_wavelength, rotated_size):
-    """The formula in float64, whose angles at 2^31 are right to 5e-7 rad."""
-    half = rotated_size // 2
-    frequency = max_wavelength ** (-np.arange(half) / half)
-    angle = (positions.astype("float64")[..., None] * frequency)[:, :, None]
-    first, second, rest = np.split(x.astype("float64"), [half, rotated_size], axis=-1)
-    cos, sin = np.cos(angle), np.sin(angle)
-    turned = [first * cos - second * sin, second * cos + first * sin, rest]
-    return np.concatenate(turned, axis=-1)
+    """The reference in float64, whose angles at 2^31 are right to 5e-7 rad."""
+    return reference.rotate(x.astype("float64"), positions, max_wavelength, rotated_size)
 
 
 def heads(batch, length, count, size, seed=0):

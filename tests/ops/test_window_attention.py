@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 from compiled import compiled, to_numpy
-from keras_rgemma.ops.window_attention import window_attention
+from keras_rgemma.ops.window_attention import reference, window_attention
 
 # float32 logits and weighted sums of some tens of values of magnitude 1.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -21,24 +21,9 @@ def program(window):
 
 
 def naive(query, key, value, documents, window):
-    """Each token against each key in float64; a pad gives zeros."""
-    query, key, value = (x.astype("float64") for x in (query, key, value))
-    batch, length, heads, size = query.shape
-    group = heads // key.shape[2]
-    out = np.zeros(query.shape)
-    for b in range(batch):
-        start = 0
-        for t in range(length):
-            if t and documents[b, t] != documents[b, t - 1]:
-                start = t
-            if documents[b, t] == 0:
-                continue
-            seen = slice(max(start, t - window), t + 1)
-            for h in range(heads):
-                logits = key[b, seen, h // group] @ query[b, t, h] / np.sqrt(size)
-                weights = np.exp(logits - logits.max())
-                out[b, t, h] = weights / weights.sum() @ value[b, seen, h // group]
-    return out
+    """The reference in float64; a pad gives zeros."""
+    arrays = (x.astype("float64") for x in (query, key, value))
+    return reference.window_attention(*arrays, positions_of(documents), window)
 
 
 def sample(batch, length, heads, kv_heads, size, seed=0):
@@ -131,12 +116,24 @@ def continuing_program(window):
     )
 
 
-@pytest.mark.parametrize("length", [9, 40])
+def test_the_reference_continues_from_a_ring_buffer_too():
+    arrays = [x.astype("float64") for x in sample(1, 12, heads=4, kv_heads=2, size=6)]
+    positions = np.arange(12)[None]
+    truth = reference.window_attention(*arrays, positions, 5)
+    history = [ring_of(x, [7], 5).astype("float64") for x in arrays[1:]]
+    rest = [x[:, 7:] for x in (*arrays, positions)]
+    found = reference.window_attention(*rest, 5, history)
+    # The ring buffer is rounded to float32.
+    np.testing.assert_allclose(found, truth[:, 7:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 9, 40])
 def test_a_row_of_pads_after_a_history_stays_finite(length):
-    arrays = sample(2, length, heads=4, kv_heads=2, size=6)
+    arrays = sample(2, max(9, length), heads=4, kv_heads=2, size=6)
     history = tuple(ring_of(x, [3, 9], 7) for x in arrays[1:])
     positions = np.full((2, length), -1, "int32")
-    assert np.all(np.isfinite(continuing_program(7)(*arrays, positions, history)))
+    row = [x[:, :length] for x in arrays]
+    assert np.all(np.isfinite(continuing_program(7)(*row, positions, history)))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.05), ("float16", 0.01)])
