@@ -69,7 +69,7 @@ class BackboneState:
         """Computes the first block's input [B, T, D] from token ids, int32 [B, T]."""
         return embed(token_ids, self.token_embedding, self.config.embedding_scale)
 
-    def step(self, token_ids, padding_mask, state, has_begun=False, bind=unchanged):
+    def step(self, token_ids, padding_mask, state, has_begun=False):
         """Consumes more tokens of each row's document.
 
         Args:
@@ -78,15 +78,14 @@ class BackboneState:
                 every place holds a token.
             state: `ModelState`.
             has_begun: bool, whether every row is known to have consumed a token before.
-            bind: as of `bound`.
 
         Returns:
             The final hidden states [B, T, D] and the new `ModelState`.
         """
-        return self.bound_step(bind)(token_ids, padding_mask, state, has_begun)
+        return self.bound_step(unchanged)(token_ids, padding_mask, state, has_begun)
 
     def bound_step(self, bind):
-        """Returns `step` with bound parts, a function of the arguments before `bind`."""
+        """Returns `step` with bound parts, see `layers.binding.unchanged`."""
         return functools.partial(step, self.bound(bind), self.rope)
 
     def initial_state(self, batch_size):
