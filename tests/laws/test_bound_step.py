@@ -40,8 +40,8 @@ def merged():
     return lm
 
 
-def quantized(mode, lora=False):
-    lm = plain_model()
+def quantized(mode, lora=False, dtype="float32"):
+    lm = plain_model(dtype)
     lm.quantize(mode)
     if not lora:
         return lm
@@ -114,6 +114,7 @@ CASES = {
     "int4": lambda: quantized("int4"),
     "LoRA, int8": lambda: quantized("int8", lora=True),
     "LoRA, int4": lambda: quantized("int4", lora=True),
+    "LoRA, int8, mixed_bfloat16": lambda: quantized("int8", True, "mixed_bfloat16"),
     "a wrapped layer": wrapped,
     "a subclass": subclassed,
     "a call of its own": with_a_call_of_its_own,
@@ -124,11 +125,31 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("length", [1, 9])
 def test_the_bound_step_is_that_of_the_layers(name, length):
-    import torch
+    lm = CASES[name]()
+    bound = bound_model(lm)
+    check_same_step(lm, bound, length)
 
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_sees_weights_that_change_after_it_was_bound(name):
+    lm = CASES[name]()
+    bound = bound_model(lm)
+    random = np.random.RandomState(9)
+    for weight in lm.trainable_weights:
+        value = tiny.numpy(weight)
+        weight.assign(value + random.normal(0, 0.05, value.shape))
+    check_same_step(lm, bound, 1)
+
+
+def bound_model(lm):
     from keras_rgemma.generation.torch.binding import bind
 
-    lm = CASES[name]()
+    return lm.bound(bind)
+
+
+def check_same_step(lm, bound, length):
+    import torch
+
     random = np.random.RandomState(0)
     ids = ops.convert_to_tensor(random.randint(1, 61, (3, 7 + length)).astype("int32"))
     ones = ops.ones((3, 7), "int32")
@@ -136,19 +157,19 @@ def test_the_bound_step_is_that_of_the_layers(name, length):
     mask[1, length // 2 :] = 0
     with torch.no_grad():
         _, state = lm.step(ids[:, :7], ones, lm.initial_state(3))
-        expected = lm.step(ids[:, 7:], ops.convert_to_tensor(mask), state)
-        bound = lm.bound(bind)
-        found = bound.step(ids[:, 7:], ops.convert_to_tensor(mask), state)
-        expected = (lm.compute_logits(expected[0]), *expected)
-        found = (bound.compute_logits(found[0]), *found)
-    tolerance = TOLERANCE[lm.dtype_policy.name if "float" in lm.dtype_policy.name else "float32"]
+        hidden, state_after = lm.step(ids[:, 7:], ops.convert_to_tensor(mask), state)
+        expected = lm.compute_logits(hidden), hidden
+        hidden, bound_state = bound.step(ids[:, 7:], ops.convert_to_tensor(mask), state)
+        found = bound.compute_logits(hidden), hidden
+    name = lm.dtype_policy.name
+    tolerance = TOLERANCE["mixed_bfloat16" if "bfloat16" in name else "float32"]
     kept = mask.astype(bool)
     scale = 1.0
-    for one, other in zip(found[:2], expected[:2], strict=True):  # logits, hidden states
+    for one, other in zip(found, expected, strict=True):
         scale = max(1.0, np.abs(tiny.numpy(other)[kept]).max())
         difference = np.abs(tiny.numpy(one) - tiny.numpy(other))[kept].max()
         assert difference <= tolerance * scale
-    for one, other in zip(*map(keras.tree.flatten, (found[2], expected[2])), strict=True):
+    for one, other in zip(*map(keras.tree.flatten, (bound_state, state_after)), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_allclose(
             tiny.numpy(one), tiny.numpy(other), rtol=0, atol=tolerance * scale

@@ -49,11 +49,19 @@ def bind_in_place(part):
     return _write_ring if part is updated_ring else bind(part, bind_in_place)
 
 
+def _quantized(layer):
+    """Binds a quantized linear layer: a function of what it takes."""
+    if layer.compute_dtype == layer.variable_dtype:
+        return layer.linear_map()
+    # It holds weights in another dtype, copies of them: training in between would not show.
+    return lambda x: layer.linear_map()(x)
+
+
 def _linear(layer):
     """Binds a linear layer: a function of [..., I], with LoRA as a second product."""
     parts = layer.linear_map_parts()
     if parts.quantization_mode:
-        return layer.linear_map()
+        return _quantized(layer)
     dtype = getattr(torch, layer.compute_dtype)
     kernel, bias = (_value(parts.variables.get(name), dtype) for name in ("kernel", "bias"))
 
@@ -70,7 +78,7 @@ def _block_diagonal(layer):
     """Binds a block-diagonal layer: a function of blocks [H, B, T, I]."""
     parts = layer.linear_map_parts()
     if parts.quantization_mode:
-        return layer.linear_map()
+        return _quantized(layer)
     dtype = getattr(torch, layer.compute_dtype)
     kernel, bias = (_value(parts.variables.get(name), dtype) for name in ("kernel", "bias"))
     low_rank = _low_rank(parts, dtype)
