@@ -20,7 +20,8 @@ class DecodeState(NamedTuple):
         ended: bool [B], whether a row has a stop token or has used up its budget.
         budgets: int32 [B], how many more tokens each row may get.
         model: `ModelState` of the tokens before the last ones.
-        sampler: tuple of arrays, the values of the sampler's variables, shared by all rows.
+        sampler: tuple of arrays, the values of the sampler's variables, shared by all rows, on
+            JAX; () elsewhere, where the sampler changes its variables itself.
     """
 
     last_token_ids: Any
@@ -89,7 +90,6 @@ def decode_step(model, sampler, stop_token_ids, state, all_active=False, has_beg
     hidden, model_state = model.step(state.last_token_ids[:, None], mask, state.model, has_begun)
     logits = model.compute_logits(hidden[:, 0])
     token, sampler_values = _next_token(sampler, logits, state.sampler)
-    token = ops.cast(token, "int32")
     budgets = state.budgets - 1
     is_last = ops.any(token[:, None] == stop_token_ids, axis=-1)
     ended = ops.logical_or(is_last, budgets <= 0)
@@ -105,20 +105,28 @@ def decode_step(model, sampler, stop_token_ids, state, all_active=False, has_beg
 def _next_token(sampler, logits, values):
     """Samples tokens from logits with given values of the sampler's variables.
 
-    The variables are mapped explicitly, so that two loops never share their values.
-
     Returns:
         int32 [B], the tokens, and the tuple of the variables' new values.
     """
+    if keras.config.backend() != "jax":
+        # The sampler changes its variables itself. They may be more than it lists, as those of
+        # another sampler that it asks, or Keras' global seed.
+        return _sample(sampler, logits), values
     variables = sampler.variables
     mapping = list(zip(variables, values, strict=True))
     with keras.StatelessScope(state_mapping=mapping) as scope:
-        token = sampler.get_next_token(sampler.compute_probabilities(logits))
+        token = _sample(sampler, logits)
         new_values = [scope.get_current_value(variable) for variable in variables]
     return token, tuple(
         old if new is None else ops.convert_to_tensor(new)
         for new, old in zip(new_values, values, strict=True)
     )
+
+
+def _sample(sampler, logits):
+    token = sampler.get_next_token(sampler.compute_probabilities(logits))
+    # A sampler may return a column, or on TensorFlow a tensor whose shape is not known.
+    return ops.reshape(ops.cast(token, "int32"), (logits.shape[0],))
 
 
 def decode_block(model, sampler, stop_token_ids, state, size):

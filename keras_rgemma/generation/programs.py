@@ -209,7 +209,9 @@ class GenerationPrograms(Programs):
         return [column[column != NO_TOKEN] for column in columns.T], rows.model
 
     def _run_block(self, stop_token_ids, rows, size):
-        variables = self._fast_sampler.variables
+        # A program on JAX changes no variable: their values go in and come out.
+        is_jax = keras.config.backend() == "jax"
+        variables = self._fast_sampler.variables if is_jax else ()
         rows = rows._replace(sampler=tuple(ops.copy(variable.value) for variable in variables))
         tokens, rows = self.compiled(self._decode_block)(
             stop_token_ids, rows, ops.convert_to_tensor(size, dtype="int32")

@@ -168,3 +168,67 @@ def test_a_seed_generator_of_a_samplers_own_goes_on(lm):
     first = again.generate(prompt, max_new_tokens=count, strip_prompt=True, **options)
     second = again.generate(prompt, max_new_tokens=count, strip_prompt=True, **options)
     assert first["token_ids"].tolist() != second["token_ids"].tolist()
+
+
+class Delegating(keras_hub.samplers.Sampler):
+    """Asks another sampler, whose seeds are not among its own variables."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def get_next_token(self, probabilities):
+        return self.inner.get_next_token(ops.ones_like(probabilities))
+
+
+class Unseeded(keras_hub.samplers.Sampler):
+    """Draws with Keras' global seed generator."""
+
+    def get_next_token(self, probabilities):
+        return ops.argmax(keras.random.uniform(ops.shape(probabilities)), axis=-1)
+
+
+class Counting(keras_hub.samplers.Sampler):
+    """Counts in a variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = keras.Variable(0, dtype="int32", trainable=False)
+
+    def get_next_token(self, probabilities):
+        self.count.assign(self.count + 1)
+        return ops.zeros(ops.shape(probabilities)[:1], "int32") + self.count.value
+
+
+def written_by(lm, sampler, count, rows=1):
+    """The new tokens of one call, a list a row."""
+    model = type(lm)(lm.backbone)
+    model.compile(sampler=sampler)
+    prompt = {"token_ids": np.array([PROMPTS[0]] * rows)}
+    new = model.generate(prompt, max_new_tokens=count, stop_token_ids=None, strip_prompt=True)
+    return new["token_ids"].tolist()
+
+
+@pytest.mark.skipif(
+    keras.config.backend() == "jax",
+    reason="KerasHub's contract on JAX: a sampler changes only what its `variables` lists",
+)
+def test_variables_that_a_sampler_does_not_list_go_on_too(lm):
+    inner = keras_hub.samplers.RandomSampler(seed=1)
+    assert len(set(written_by(lm, Delegating(inner), 9)[0])) > 4
+    assert len(set(written_by(lm, Unseeded(), 9)[0])) > 4
+    counting = Counting()
+    assert written_by(lm, counting, BLOCK + 2) == [list(range(1, BLOCK + 3))]
+    assert int(counting.count.value) == BLOCK + 2
+
+
+class AsColumn(keras_hub.samplers.GreedySampler):
+    """Returns tokens [B, 1] of 64 bits."""
+
+    def get_next_token(self, probabilities):
+        return ops.cast(super().get_next_token(probabilities)[:, None], "int64")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_sampler_may_return_a_column(lm, rows):
+    assert written_by(lm, AsColumn(), 6, rows) == [plain.greedy(lm, PROMPTS[0], 6)] * rows
