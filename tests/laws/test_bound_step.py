@@ -1,5 +1,7 @@
 """The functions of raw tensors that decode on PyTorch compute what the layers compute."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ import tiny
 from generation import plain
 from keras_rgemma.layers.gated_mlp import GatedMLP
 
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="other backends compile the layers themselves"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        keras.config.backend() != "torch", reason="other backends compile the layers themselves"
+    ),
+    pytest.mark.usefixtures("quick_collections"),
+]
 # Orders of summation differ; in half precision and in integers a rounding step may, too.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.06, "mixed_bfloat16": 0.06}
 
@@ -122,17 +127,22 @@ CASES = {
 }
 
 
+@functools.cache
+def model(name):
+    """The model of a case, one for all tests."""
+    return CASES[name]()
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("length", [1, 9])
 def test_the_bound_step_is_that_of_the_layers(name, length):
-    lm = CASES[name]()
-    bound = bound_model(lm)
-    check_same_step(lm, bound, length)
+    lm = model(name)
+    check_same_step(lm, bound_model(lm), length)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_sees_weights_that_change_after_it_was_bound(name):
-    lm = CASES[name]()
+    lm = model(name)
     bound = bound_model(lm)
     random = np.random.RandomState(9)
     for weight in lm.trainable_weights:
