@@ -1,6 +1,6 @@
 """Training that was stopped goes on with `BackupAndRestore` and ends where it would have.
 
-    python tests/finetuning/test_resuming.py FOLDER WEIGHTS ACCESS
+    python tests/training/test_resuming.py FOLDER WEIGHTS ACCESS
 
 trains with a backup in the folder and writes the weights, or kills itself at an access to it.
 """
