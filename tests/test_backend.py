@@ -50,7 +50,8 @@ def name_of(operation):
 
 
 def test_every_operation_with_files_of_backends_is_known():
-    folders = {path.parent.name for path in OPS.glob(f"*/{BACKEND}.py")}
+    found = [*OPS.glob(f"*/{BACKEND}.py"), *OPS.glob(f"*/{BACKEND}/__init__.py")]
+    folders = {path.relative_to(OPS).parts[0] for path in found}
     assert folders == set(OPERATIONS)
 
 
