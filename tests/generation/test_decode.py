@@ -1,5 +1,7 @@
 """The decode step as data: rows move in and out, and samplers of a user's own work through it."""
 
+import functools
+
 import keras
 import keras_hub
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from keras import ops
 
 import tiny
+from compiled import program
 from generation import plain
 from keras_rgemma.generation.decode import (
     BLOCK,
@@ -38,11 +41,17 @@ def state_of(lm, prompts, budget=20):
     )
 
 
+@functools.cache
+def step_of(lm):
+    """One step as a program of the state."""
+    return program(lambda stops, state: decode_step(lm, lm.sampler, stops, state))
+
+
 def steps(lm, state, count):
     """The state after some steps, and the tokens of each row."""
     written = []
     for _ in range(count):
-        state, tokens = decode_step(lm, lm.sampler, ops.convert_to_tensor(STOPS), state)
+        state, tokens = step_of(lm)(STOPS, state)
         written.append(tiny.numpy(tokens))
     return state, np.stack(written, axis=1).tolist()
 
