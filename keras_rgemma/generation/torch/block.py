@@ -9,16 +9,15 @@ from keras_rgemma.state.records import AttentionState
 
 def decode_block(model, sampler, stop_token_ids, state, size):
     """Writes tokens as `generation.decode.decode_block` does; returns [N, B], N at most `size`."""
-    with torch.inference_mode():
-        tokens, state = _decode_block(model, sampler, stop_token_ids, state, int(size))
-    # Tensors of that mode cannot take part in a gradient later; copies of them can.
-    return tokens, keras.tree.map_structure(torch.clone, state)
-
-
-def _decode_block(model, sampler, stop_token_ids, state, size):
     # The ring buffers of the argument belong to the caller; the copies belong to this block.
     layers = tuple(map(_copy_rings, state.model.layers))
     state = state._replace(model=state.model._replace(layers=layers))
+    with torch.inference_mode():
+        tokens, state = _decode_block(model, sampler, stop_token_ids, state, int(size))
+    return tokens, keras.tree.map_structure(_normal, state)
+
+
+def _decode_block(model, sampler, stop_token_ids, state, size):
     model = model._replace(step=model.step_in_place)
     has_begun = bool((state.model.num_tokens > 0).all())
     ended = state.ended.tolist()
@@ -37,3 +36,8 @@ def _copy_rings(layer):
     if isinstance(layer, AttentionState):
         return AttentionState(layer.keys.clone(), layer.values.clone())
     return layer
+
+
+def _normal(tensor):
+    """Returns a tensor that can take part in a gradient later, as those of inference cannot."""
+    return tensor.clone() if tensor.is_inference() else tensor
