@@ -21,9 +21,8 @@ from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.layers.rg_lru import RGLRU
 from keras_rgemma.layers.rms_norm import RMSNorm, rms_norm
 from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
-from keras_rgemma.ops.window_attention import torch as window_attention
-from keras_rgemma.ops.window_attention import updated_ring
-from keras_rgemma.state.records import AttentionState
+from keras_rgemma.ops.window_attention import updated_ring, with_token
+from keras_rgemma.ops.window_attention.torch import write_slots_in_place
 
 
 def bind(part, bind_part=None):
@@ -59,29 +58,23 @@ def _quantized(layer):
 
 def _linear(layer):
     """Binds a linear layer: a function of [..., I], with LoRA as a second product."""
-    parts = layer.linear_map_parts()
-    if parts.quantization_mode:
+    if layer.quantization_mode:
         return _quantized(layer)
-    dtype = getattr(torch, layer.compute_dtype)
-    kernel, bias = (_value(parts.variables.get(name), dtype) for name in ("kernel", "bias"))
+    dtype, kernel, bias, low_rank = _plain_parts(layer)
 
     def run(x):
         x = x.to(dtype)
         y = x @ kernel() if bias is None else x @ kernel() + bias()
         return y if low_rank is None else y + low_rank(x)
 
-    low_rank = _low_rank(parts, dtype)
     return run
 
 
 def _block_diagonal(layer):
     """Binds a block-diagonal layer: a function of blocks [H, B, T, I]."""
-    parts = layer.linear_map_parts()
-    if parts.quantization_mode:
+    if layer.quantization_mode:
         return _quantized(layer)
-    dtype = getattr(torch, layer.compute_dtype)
-    kernel, bias = (_value(parts.variables.get(name), dtype) for name in ("kernel", "bias"))
-    low_rank = _low_rank(parts, dtype)
+    dtype, kernel, bias, low_rank = _plain_parts(layer)
 
     def run(x_HBTI):
         x_HNI = x_HBTI.to(dtype).flatten(1, 2)
@@ -91,6 +84,14 @@ def _block_diagonal(layer):
         return y_HNJ.unflatten(1, x_HBTI.shape[1:3])
 
     return run
+
+
+def _plain_parts(layer):
+    """Returns the dtype of a layer's products, and functions for its kernel, bias and LoRA."""
+    parts = layer.linear_map_parts()
+    dtype = getattr(torch, layer.compute_dtype)
+    kernel, bias = (_value(parts.variables.get(name), dtype) for name in ("kernel", "bias"))
+    return dtype, kernel, bias, _low_rank(parts, dtype)
 
 
 def _value(variable, dtype):
@@ -150,12 +151,7 @@ def _join_heads(x):
 
 def _write_ring(state, key, value, places, window):
     """Writes one new token a row into the ring buffer in place, as `updated_ring` into a copy."""
-    slot_B = (places.last + places.length - 1) % window
-    write = window_attention.write_slots_in_place
-    return AttentionState(
-        write(state.keys, slot_B, key[:, 0], places.is_token),
-        write(state.values, slot_B, value[:, 0], places.is_token),
-    )
+    return with_token(state, key, value, places, window, write_slots_in_place)
 
 
 OPERATIONS = {

@@ -54,15 +54,24 @@ def updated_ring(state, key, value, places, window):
     """
     places = places_of(places)
     if state is not None and key.shape[1] == 1:
-        slot_B = places.last + places.length - 1  # the position of the token, at index 0
-        slot_B = slot_B % window
         write = backend_module(__name__).write_slots
-        is_token = places.is_token
-        return AttentionState(
-            write(state.keys, slot_B, key[:, 0], is_token),
-            write(state.values, slot_B, value[:, 0], is_token),
-        )
+        return with_token(state, key, value, places, window, write)
     return _rewritten_ring(state, key, value, places, window)
+
+
+def with_token(state, key, value, places, window, write):
+    """Returns the ring buffer after one token a row.
+
+    Args:
+        state, key, value, window: as of `updated_ring`, with T = 1.
+        places: `Places` of the tokens.
+        write: the function `write_slots` of a backend, or a form of it.
+    """
+    slot_B = (places.last + places.length - 1) % window  # of the position of the token, at index 0
+    return AttentionState(
+        write(state.keys, slot_B, key[:, 0], places.is_token),
+        write(state.values, slot_B, value[:, 0], places.is_token),
+    )
 
 
 def _rewritten_ring(state, key, value, places, window):
