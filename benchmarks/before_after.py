@@ -7,8 +7,9 @@
 Every measure runs in a process of its own, before and after in turn, through the public API alone
 (benchmarks/measures.py). A ratio is before / after in one round, so 2 means that the new checkout
 takes half of the time; the table has the median over the rounds, with the lowest and the highest.
-`--write NAME` writes benchmarks/results/NAME.json and, made from it, benchmarks/NAME.md. The last
-line is the same as JSON.
+`--write NAME` writes benchmarks/results/NAME.json and, made from it, benchmarks/NAME.md; rows of
+other backends and measures that the file has from an earlier run stay, so a long comparison can be
+made in several runs. The last line is the same as JSON.
 """
 
 import argparse
@@ -106,18 +107,18 @@ def cells(result):
 def markdown(report):
     """Writes a report as a page with a table."""
     machine, limits = report["machine"], report["ceilings"]
-    libraries = ", ".join(
-        f"{name} {version}" for name, version in report["versions"].items() if name != "commit"
-    )
+    libraries = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
         "# Before and after",
         "",
-        f"The checkout of commit {report['before']} against that of commit {report['after']}, on "
+        f"The checkout of commit {report['before']} against the commits below, on "
         f"{machine['cpus']} CPUs ({machine['processor']}, {limits['matmul_gflops']:.0f} GFLOP/s, "
         f"{limits['read_gb_per_s']:.1f} GB/s), {libraries}. Sizes {report['size']}, float32. "
         "Medians over the rounds; a ratio is before / after, with its lowest and highest.",
         "",
-        *("```", report["command"], "```", ""),
+        "```",
+        *(f"{run['command']}  # {run['after']}" for run in report["runs"]),
+        *("```", ""),
         "| backend | measure | | before | after | ratio |",
         "|---|---|---|---|---|---|",
     ]
@@ -131,10 +132,48 @@ def markdown(report):
     return "\n".join(lines) + "\n"
 
 
+def with_earlier_runs(report, path):
+    """Adds to a report the rows that a file has of other backends and measures.
+
+    Args:
+        report: dict, see `main`.
+        path: path of an earlier report; it need not exist.
+
+    Returns:
+        A dict of the same form.
+
+    Raises:
+        ValueError: if the earlier report compares another checkout, or other sizes or versions.
+    """
+    if not path.exists():
+        return report
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("before", "size", "machine", "versions"):
+        if earlier[key] != report[key]:
+            raise ValueError(
+                f"{path} has {key} {earlier[key]!r}, and this run {report[key]!r}: their rows are "
+                "no one table. Choose another name for --write, or remove that file."
+            )
+    again = {(result["backend"], result["measure"]) for result in report["results"]}
+    kept = [
+        result
+        for result in earlier["results"]
+        if (result["backend"], result["measure"]) not in again
+    ]
+    runs = [run for run in earlier["runs"] if run not in report["runs"]]
+    return {
+        **report,
+        "runs": [*runs, *report["runs"]],
+        "results": [*kept, *report["results"]],
+    }
+
+
 def write(report, name, folder):
     """Writes the report as `results/NAME.json`, and as `NAME.md` beside that folder."""
     (folder / "results").mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results" / f"{name}.json", report)
+    path = folder / "results" / f"{name}.json"
+    report = with_earlier_runs(report, path)
+    write_json(path, report)
     (folder / f"{name}.md").write_text(markdown(report), encoding="utf-8")
 
 
@@ -170,17 +209,18 @@ def parsed_arguments():
 def main():
     args = parsed_arguments()
     report = {
-        "command": shlex.join(["python", *sys.argv]),
+        "runs": [{"command": shlex.join(["python", *sys.argv]), "after": commit_of(args.after)}],
         "before": commit_of(args.before),
-        "after": commit_of(args.after),
         "machine": host(),
-        "versions": versions(),
+        "versions": {name: v for name, v in versions().items() if name != "commit"},
         "ceilings": ceilings(),
         "size": args.size,
         "results": [],
     }
-    for key in ("before", "after", "machine", "versions", "ceilings"):
+    for key in ("runs", "before", "machine", "versions", "ceilings"):
         print(key, report[key])
+    if args.write:  # refuses before hours of measuring
+        write(report, args.write, args.folder)
     names = ("backend", "measure", "", "before", "after", "ratio", "(low, high)")
     print("\n" + COLUMNS.format(*names))
     for name in args.measures:

@@ -34,13 +34,30 @@ def test_a_checkout_is_compared_with_itself(tmp_path):
     numbers = {(result["measure"], result["number"]): result for result in report["results"]}
     assert list(dict.fromkeys(measure for measure, _ in numbers)) == measures
     page = (tmp_path / "same.md").read_text()
-    assert report["command"] in page
+    assert report["runs"][0]["command"] in page
     for (measure, number), result in numbers.items():
         assert f"| {backend} | {measure} | {number} | {result['before'][0]:.4g} |" in page
         if number != "programs":
             assert min(result["before"][0], result["after"][0]) > 0
     programs = numbers["compiles", "programs"]
     assert programs["before"] == programs["after"] == [0]  # PyTorch compiles nothing
+
+
+@backend_independent
+@pytest.mark.slow
+def test_a_table_is_made_in_several_runs(tmp_path):
+    (tmp_path / "keras_rgemma").mkdir()
+    (tmp_path / "keras_rgemma" / "__init__.py").write_text("raise ImportError('broken checkout')")
+    options = ["--backends", "torch", "--write", "parts", "--folder", str(tmp_path)]
+    for measure in ("fit", "stream", "fit"):
+        compare(tmp_path, *options, "--measures", measure)
+    path = tmp_path / "results" / "parts.json"
+    report = json.loads(path.read_text())
+    assert sorted(result["measure"] for result in report["results"]) == ["fit", "stream"]
+    assert len(report["runs"]) == 2
+    path.write_text(json.dumps({**report, "size": "2b"}))
+    done = compare(tmp_path, *options, "--measures", "fit")
+    assert done.returncode != 0 and "has size '2b', and this run 'tiny'" in done.stderr
 
 
 @backend_independent
