@@ -44,6 +44,14 @@ def backend_module(package):
     return _imported(f"{package}.{check_backend()}")
 
 
+def tensor_of(array):
+    """Converts a NumPy array to a tensor of the same dtype.
+
+    Without a dtype Keras converts to float32 on JAX, integers too, if floatx is bfloat16.
+    """
+    return keras.ops.convert_to_tensor(array, dtype=array.dtype.name)
+
+
 # TensorFlow, where it traces a function, cannot read the code that imports.
 _imported = functools.cache(importlib.import_module)
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_rgemma.backend import tensor_of
 from keras_rgemma.state.rgemma_state import state_of
 
 
@@ -111,7 +112,7 @@ class RowDecoder:
 
         def choose(cut, uncut):
             mask = is_cut.reshape(-1, *[1] * (len(cut.shape) - 1))
-            return ops.where(ops.convert_to_tensor(mask), cut, uncut)
+            return ops.where(tensor_of(mask), cut, uncut)
 
         state = keras.tree.map_structure(choose, self._after(rows.before, new), uncut_state)
         budgets = [0 if row in counts else left for row, left in enumerate(rows.budgets)]

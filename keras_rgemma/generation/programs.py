@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rgemma.backend import backend_module
+from keras_rgemma.backend import backend_module, tensor_of
 from keras_rgemma.generation.decode import BLOCK, NO_TOKEN, DecodeState
 from keras_rgemma.generation.prompts import pad_right
 from keras_rgemma.generation.search import has_own_loop, search
@@ -156,7 +156,7 @@ class GenerationPrograms(Programs):
             chunks = [row[start : start + size] for row in rows]
             token_ids, mask = pad_right(chunks, size)
             chunk_hidden, state = self.compiled(self._prefill_step)(
-                ops.convert_to_tensor(token_ids), ops.convert_to_tensor(mask), state
+                tensor_of(token_ids), tensor_of(mask), state
             )
             if keeps_hidden:
                 chunk_hidden = ops.convert_to_numpy(ops.cast(chunk_hidden, "float32"))
@@ -193,12 +193,12 @@ class GenerationPrograms(Programs):
             return self._search(last_tokens, budgets, stop_token_ids, state, hidden), None
         budgets = np.array(budgets, "int32")
         rows = DecodeState(
-            ops.convert_to_tensor(np.array(last_tokens, "int32")),
-            ops.convert_to_tensor(budgets <= 0),
-            ops.convert_to_tensor(budgets),
+            tensor_of(np.array(last_tokens, "int32")),
+            tensor_of(budgets <= 0),
+            tensor_of(budgets),
             state,
         )
-        stops = ops.convert_to_tensor(padded_stops(stop_token_ids))
+        stops = tensor_of(padded_stops(stop_token_ids))
         blocks = []
         for start in range(0, most, BLOCK):
             tokens, rows = self._run_block(stops, rows, min(BLOCK, most - start))
@@ -251,9 +251,9 @@ class GenerationPrograms(Programs):
         tokens = np.full((len(last_tokens), size), NO_TOKEN, "int32")
         tokens[:, index - 1] = last_tokens
         outputs = self._search_program(stop_token_ids)(
-            ops.convert_to_tensor(tokens),
+            tensor_of(tokens),
             ops.convert_to_tensor(index, "int32"),
-            ops.convert_to_tensor(np.array(budgets, "int32")),
+            tensor_of(np.array(budgets, "int32")),
             state,
             self._aligned_hidden(hidden, index, size),
         )
@@ -273,7 +273,7 @@ class GenerationPrograms(Programs):
             columns = slice(index - 1 - len(states), index - 1)
             aligned[row, columns], known[row, columns] = states, True
         dtype = self.model.compute_dtype
-        return ops.convert_to_tensor(aligned, dtype), ops.convert_to_tensor(known)
+        return ops.convert_to_tensor(aligned, dtype), tensor_of(known)
 
 
 def until_stop(row, stop_token_ids):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_rgemma.backend import tensor_of
 from keras_rgemma.generation.programs import Programs, padded_length
 from keras_rgemma.ops.cross_entropy import cross_entropy, in_chunks
 from keras_rgemma.ops.documents import continued_positions, document_positions
@@ -88,13 +89,13 @@ class Scoring:
             function = self._token_losses
             rows.append(np.pad(targets, [(0, 0), (first, 0)]))
         if layer_intercept_fn:
-            rows = map(ops.convert_to_tensor, rows)
+            rows = map(tensor_of, rows)
             return function(self, *rows, consumed, layer_intercept_fn)[:, first:]
         if self._scoring_programs is None or not self._scoring_programs.are_for(self):
             self._scoring_programs = Programs(self)
         length = ids.shape[1]
         pads = [(0, 0), (0, padded_length(length) - length)]
-        rows = (ops.convert_to_tensor(np.pad(x, pads)) for x in rows)
+        rows = (tensor_of(np.pad(x, pads)) for x in rows)
         return self._scoring_programs.compiled(function)(*rows, consumed)[:, first:length]
 
     def _hidden(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):

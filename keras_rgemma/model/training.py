@@ -12,6 +12,7 @@ from keras_rgemma.backend import implementation_key
 from keras_rgemma.checkpoints import backup
 from keras_rgemma.files import new_file
 from keras_rgemma.keras_internals.layers import variables_created_trainable, with_attributes
+from keras_rgemma.keras_internals.steps import RecoverableSteps, recovers
 from keras_rgemma.keras_internals.training import (
     backup_files,
     forget_initial_epoch,
@@ -29,11 +30,12 @@ from keras_rgemma.text.examples import check_no_labels
 _LABELS = "keras_rgemma/labels"  # the key of the labels among the inputs of a step
 
 
-class Training:
+class Training(RecoverableSteps):
     """Mixin for a KerasHub causal language model that trains it without all of its logits.
 
     In a step of training or evaluation, the model returns the loss and the hit of each token
-    instead of its logits; Keras' own losses and metrics take these.
+    instead of its logits; Keras' own losses and metrics take these. After a call that raises or is
+    interrupted, weights, optimizer and metrics are those after the last whole step.
     """
 
     _is_chunked = False
@@ -63,6 +65,7 @@ class Training:
 
     # === Examples ===
 
+    @recovers
     def fit(
         self,
         x=None,
@@ -115,6 +118,7 @@ class Training:
             self._backups = ()
             forget_initial_epoch(self)  # Keras would keep it for the next `fit`
 
+    @recovers
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Computes the loss and metrics on data in any form that `fit` takes."""
         if not nested_evaluation(kwargs):
@@ -149,6 +153,7 @@ class Training:
         with files.keeping_lora(self.backbone, filepath, skip_mismatch):
             super().load_weights(filepath, skip_mismatch, **kwargs)
 
+    @recovers
     def predict(self, x=None, batch_size=None, **kwargs):
         """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does."""
         preprocessor = self.preprocessor
@@ -193,7 +198,7 @@ class Training:
         head = self.backbone.token_embedding
         if head.quantization_mode:
             # Its `reverse` call rounds the hidden states, too, through which no gradient comes.
-            table = head(ops.arange(self.backbone.vocabulary_size))
+            table = head(ops.arange(self.backbone.vocabulary_size, dtype="int32"))
         else:
             table = head.embeddings
         losses, hits = cross_entropy(

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from keras_rgemma.ops.bounds import at_least
+
 MAX_GRADIENT = 1000.0
 
 
@@ -14,6 +16,6 @@ def bounded_sqrt(x):
     Args:
         x: float, any shape, not negative.
     """
-    slope = 0.5 * ops.rsqrt(ops.maximum(x, 1.0 / (4.0 * MAX_GRADIENT**2)))
+    slope = 0.5 * ops.rsqrt(at_least(x, 1.0 / (4.0 * MAX_GRADIENT**2)))
     # The second term is zero and carries the gradient.
     return ops.stop_gradient(ops.sqrt(x)) + (x - ops.stop_gradient(x)) * ops.stop_gradient(slope)

@@ -7,6 +7,8 @@ token sees as many tokens to its left as its position says.
 
 from keras import ops
 
+from keras_rgemma.ops.bounds import at_least
+
 
 def document_positions(padding_mask):
     """Computes the positions of a row's tokens in their documents.
@@ -33,7 +35,7 @@ def document_positions(padding_mask):
     never = ops.full_like(index_BT, 2**31 - 1)
     starts_BT = ops.sort(ops.where(first_BT, index_BT, never), axis=1)
     document_BT = ops.cumsum(ops.cast(first_BT, "int32"), axis=1)
-    nearest_BT = ops.maximum(ops.cast(document_BT, "int32") - 1, 0)
+    nearest_BT = at_least(ops.cast(document_BT, "int32") - 1, 0)
     start_BT = ops.take_along_axis(starts_BT, nearest_BT, axis=1)
     return ops.where(mask_BT > 0, index_BT - start_BT, ops.full_like(index_BT, -1))
 
@@ -66,7 +68,7 @@ def last_token(positions):
     index_BT = _indices(positions)
     index_BT = ops.where(positions >= 0, index_BT, ops.full_like(index_BT, -1))
     last_B = ops.max(index_BT, axis=1)
-    nearest_B1 = ops.maximum(last_B, 0)[:, None]
+    nearest_B1 = at_least(last_B, 0)[:, None]
     position_B = ops.take_along_axis(positions, nearest_B1, axis=1)[:, 0]
     return last_B, ops.where(last_B >= 0, position_B + 1, ops.zeros_like(last_B))
 

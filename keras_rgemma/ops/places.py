@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_rgemma.ops.bounds import at_least
 from keras_rgemma.ops.documents import last_token
 from keras_rgemma.ops.rope import rotation as rotation_of
 
@@ -46,7 +47,7 @@ def places_of(positions, rope=None):
         places = Places(positions, positions >= 0, positions == 0, last, length)
     if rope is None or places.rotation:
         return places
-    return places._replace(rotation=rotation_of(ops.maximum(places.positions, 0), *rope))
+    return places._replace(rotation=rotation_of(at_least(places.positions, 0), *rope))
 
 
 def next_places(num_tokens, is_token=None, has_begun=False, rope=None):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rgemma.backend import backend_module
+from keras_rgemma.backend import backend_module, tensor_of
 from keras_rgemma.keras_internals.pytree import register_pytree
 from keras_rgemma.shapes import check_one_document
 from keras_rgemma.state import file
@@ -84,7 +84,7 @@ class RGemmaState:
         if index.ndim > 1:
             raise IndexError(f"Rows are an int, a slice or a sequence. Received: {rows!r}.")
         return keras.tree.map_structure(
-            lambda array: ops.take(array, np.atleast_1d(index), axis=0), self
+            lambda array: ops.take(array, tensor_of(np.atleast_1d(index)), axis=0), self
         )
 
     def repeat(self, repeats):
@@ -303,5 +303,5 @@ def state_of(fingerprint, last_tokens, consumed):
         last_tokens: list of B ints, the last token of each row.
         consumed: `ModelState` of the tokens before the last one.
     """
-    last = ops.convert_to_tensor(np.array(last_tokens, "int32"))
+    last = tensor_of(np.array(last_tokens, "int32"))
     return RGemmaState(last, consumed, fingerprint)

@@ -47,15 +47,14 @@ def test_strip_prompt_leaves_the_new_text(lm, texts):
     assert lm.generate(PROMPTS[0], max_new_tokens=6, strip_prompt=True) == new[0]
 
 
-def test_the_end_of_a_turn_is_left_out_only_where_it_ends_the_text(lm, monkeypatch):
+def test_the_end_of_a_turn_is_left_out_only_where_it_ends_the_text(lm):
     end = lm.preprocessor.tokenizer.end_token2_id
-    monkeypatch.setattr(
-        "keras_rgemma.generation.programs.GenerationPrograms.decode",
-        lambda *_: ([np.array([300, end])], None),
-    )
     text = lm.preprocessor.text_of([[300]])[0]
-    assert lm.generate("The", strip_prompt=True) == text
-    assert lm.generate("The", strip_prompt=True, stop_token_ids=None) == text + "<end_of_turn>"
+    for stops, expected in (("auto", text), (None, text + "<end_of_turn>")):
+        writer = type(lm)(lm.backbone, lm.preprocessor)
+        writer.compile(sampler=tiny.Scripted([[300, end]]))
+        limits = {"max_new_tokens": 2, "stop_token_ids": stops}
+        assert writer.generate("The", strip_prompt=True, **limits) == expected
 
 
 def test_ids_beyond_the_tokenizer_stand_for_no_text(lm):
@@ -86,15 +85,8 @@ def test_arrays_without_a_limit_fill_their_width(lm):
 def count_new(lm, prompt, **limits):
     """How many tokens a prompt gets, nothing stopping it early."""
     length = len(lm.preprocessor.prompt_token_ids([prompt])[0])
-    made = []
-    programs = lm.make_generate_function()
-    decode = programs.decode
-    programs.decode = lambda *args: made.append(decode(*args)) or made[-1]
-    try:
-        lm.generate(prompt, stop_token_ids=None, **limits)
-    finally:
-        del programs.decode
-    return len(made[0][0][0]), length
+    _, state = lm.generate(prompt, stop_token_ids=None, return_state=True, **limits)
+    return int(state.num_tokens[0]) - length, length
 
 
 def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(lm):
@@ -111,19 +103,13 @@ def test_without_a_limit_sequence_length_bounds_the_text_or_the_answer(lm):
     assert new == lm.preprocessor.sequence_length
 
 
-def test_the_token_that_ends_an_answer_is_no_part_of_its_text(lm, monkeypatch):
+def test_the_token_that_ends_an_answer_is_no_part_of_its_text(lm):
     tokenizer = lm.preprocessor.tokenizer
-    programs = lm.make_generate_function()
     word = tokenizer.tokenize(" fox")
-    ends = (tokenizer.end_token_id, tokenizer.end_token2_id)
-    seen = []
-
-    def answer(last_tokens, budgets, stop_token_ids, state, hidden):
-        seen.append(stop_token_ids)
-        return [np.array([*word, end], "int32") for end in ends], state
-
-    monkeypatch.setattr(programs, "decode", answer)
+    rows = [[*word, end, *word] for end in (tokenizer.end_token_id, tokenizer.end_token2_id)]
     question = "<start_of_turn>user\nWhat?<end_of_turn>\n<start_of_turn>model\n"
-    assert lm.generate([question, question], max_length=200) == [question + " fox"] * 2
-    assert lm.generate([question] * 2, max_length=200, strip_prompt=True) == [" fox"] * 2
-    assert seen == [ends, ends]
+    for strip_prompt, expected in ((False, question + " fox"), (True, " fox")):
+        writer = type(lm)(lm.backbone, lm.preprocessor)
+        writer.compile(sampler=tiny.Scripted(rows))
+        texts = writer.generate([question] * 2, max_length=200, strip_prompt=strip_prompt)
+        assert texts == [expected] * 2

@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 
 from generation import plain
+from keras_rgemma.generation.programs import GenerationPrograms
 from laws.long_text import distance
 
 W = plain.WINDOW
@@ -29,18 +30,19 @@ def test_positions_are_exact_beyond_a_million_tokens():
         assert distance(lm, state, ids) <= 2e-5
 
 
-def test_reading_takes_no_more_room_for_a_longer_text():
+def test_reading_takes_no_more_room_for_a_longer_text(monkeypatch):
     """What one step is given and returns is all that grows, and it does not."""
     lm = plain.lively_model()
-    programs, sizes = lm.make_generate_function(), []
-    step = programs.compiled(programs._prefill_step)
+    made, sizes, compiled = [], [], GenerationPrograms.compiled
 
-    def measured(token_ids, mask, state):
-        sizes.append((token_ids.shape, mask.shape))
-        return step(token_ids, mask, state)
+    def measured(programs, function):
+        def run(*args):
+            sizes.append([tuple(array.shape) for array in args[:2]])
+            return compiled(programs, function)(*args)
 
-    programs._compiled[programs._prefill_step] = measured
-    made = []
+        return run
+
+    monkeypatch.setattr(GenerationPrograms, "compiled", measured)
 
     def pieces():
         for start in range(0, 3000, 7):

@@ -113,9 +113,9 @@ def test_scores_are_arrays_of_the_shape_of_the_ids(lm):
 def test_lengths_seen_before_compile_nothing(lm, monkeypatch):
     if keras.backend.backend() == "torch":
         pytest.skip("nothing is compiled on PyTorch")
-    traced, logits = [], type(lm)._logits
+    traced, logits = [], type(lm).compute_logits
     monkeypatch.setattr(
-        type(lm), "_logits", lambda self, *args: traced.append(1) or logits(self, *args)
+        type(lm), "compute_logits", lambda self, *args: traced.append(1) or logits(self, *args)
     )
     other = type(lm)(lm.backbone)
     for length in (16, 9, 1):

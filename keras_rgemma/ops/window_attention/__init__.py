@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_rgemma.backend import backend_module, resolve
+from keras_rgemma.ops.bounds import at_least
 from keras_rgemma.ops.places import places_of
 from keras_rgemma.state.records import AttentionState
 
@@ -83,7 +84,7 @@ def _rewritten_ring(state, key, value, places, window):
     slots_1W = ops.arange(window, dtype="int32")[None]
     age_BW = (length_B[:, None] - 1 - slots_1W) % window  # 0 for the last token
     index_BW = last_B[:, None] - age_BW
-    nearest_BW = ops.maximum(index_BW, 0)
+    nearest_BW = at_least(index_BW, 0)
     position_BW = ops.take_along_axis(places.positions, nearest_BW, axis=1)
     in_row_BW = ops.logical_and(index_BW >= 0, position_BW == length_B[:, None] - 1 - age_BW)
     in_row_BW = ops.logical_and(in_row_BW, position_BW >= 0)[:, :, None, None]

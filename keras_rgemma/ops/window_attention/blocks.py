@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from keras_rgemma.ops.bounds import at_least, at_most
+
 BLOCK = 256
 
 
@@ -40,7 +42,7 @@ def _visible(query_index, first_visible, key_index):
 
 def _reach(positions, window):
     """Counts the keys to the left that a query sees, int32 [B, T]. A pad sees itself alone."""
-    return ops.minimum(ops.maximum(positions, 0), window)
+    return at_most(at_least(positions, 0), window)
 
 
 def _attend_at_once(query, key, value, positions, window, history):
@@ -61,7 +63,7 @@ def _slot_indices(positions, window):
     Indices are negative, -1 for the latest key. Slots that were never filled get indices further
     back than any query reaches.
     """
-    num_tokens_B1 = ops.maximum(positions[:, :1], 0)
+    num_tokens_B1 = at_least(positions[:, :1], 0)
     slots_1W = ops.arange(window, dtype="int32")[None]
     return -1 - (num_tokens_B1 - 1 - slots_1W) % window
 
@@ -117,7 +119,7 @@ def _attend_in_blocks(query, key, value, positions, window, history, block):
 
 def _after_history(ring, row, positions, window, space):
     """Joins pads, the ring buffer in the order of time (`space` together) and the row."""
-    num_tokens_B1 = ops.maximum(positions[:, :1], 0)
+    num_tokens_B1 = at_least(positions[:, :1], 0)
     slots_BW = (num_tokens_B1 + ops.arange(window, dtype="int32")[None]) % window
     ordered = ops.take_along_axis(ring, slots_BW[:, :, None, None], axis=1)
     ordered = ops.pad(ordered, [(0, 0), (space - window, 0), (0, 0), (0, 0)])

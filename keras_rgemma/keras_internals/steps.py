@@ -1,0 +1,173 @@
+"""Keeps the weights of a model when a step of `fit`, `evaluate` or `predict` fails.
+
+On JAX, Keras takes the values out of the variables while it loops over batches, and each step gives
+its input up to its output. Keras 3.15 loses the values if an exception comes between.
+"""
+
+import functools
+import itertools
+
+import keras
+from keras import ops
+
+from keras_rgemma.interrupts import held_interrupts
+
+_PARTS = (
+    "trainable_variables",
+    "non_trainable_variables",
+    "optimizer_variables",
+    "metrics_variables",
+)
+# The parts of the state of a step, by the number of these parts.
+_PARTS_OF = {4: _PARTS, 3: (*_PARTS[:2], _PARTS[3]), 2: _PARTS[:2]}
+
+
+def recovers(method):
+    """Decorates a method of a model with `RecoverableSteps` that runs a loop of Keras.
+
+    If the method raises, the model gets its values after the last whole step.
+
+    Raises:
+        RuntimeError: the values are gone with the memory of the device.
+    """
+
+    @functools.wraps(method)
+    def recovering(self, *args, **kwargs):
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException as error:
+            if keras.config.backend() == "jax":
+                with held_interrupts():
+                    _recover(self, error)
+            raise
+
+    return recovering
+
+
+class RecoverableSteps:
+    """Mixin for `keras.Model` that runs whole steps; list it before the Keras class.
+
+    Ctrl-C is held until the result of a step is stored. A step that raises changes nothing.
+    """
+
+    def make_train_function(self, force=False):
+        super().make_train_function(force)
+        self.train_function = _whole_steps(self, self.train_function)
+
+    def make_test_function(self, force=False):
+        super().make_test_function(force)
+        self.test_function = _whole_steps(self, self.test_function)
+
+    def make_predict_function(self, force=False):
+        super().make_predict_function(force)
+        self.predict_function = _whole_steps(self, self.predict_function)
+
+    @recovers
+    def train_on_batch(self, *args, **kwargs):
+        return super().train_on_batch(*args, **kwargs)
+
+    @recovers
+    def test_on_batch(self, *args, **kwargs):
+        return super().test_on_batch(*args, **kwargs)
+
+    @recovers
+    def predict_on_batch(self, *args, **kwargs):
+        return super().predict_on_batch(*args, **kwargs)
+
+    def _get_jax_state(self, purge_model_variables=False, **parts):
+        with held_interrupts():
+            state = super()._get_jax_state(purge_model_variables=purge_model_variables, **parts)
+            if purge_model_variables:
+                _keep(self, state)
+        return state
+
+
+def _keep(model, state):
+    """Stores the state of a step where `jax_state_sync` finds it."""
+    model._jax_state = dict(zip(_PARTS_OF[len(state)], state, strict=True))
+    model._jax_state_synced = False
+
+
+def _whole_steps(model, function):
+    """Wraps a train, test or predict function of Keras, unless it is wrapped already."""
+    if isinstance(function, _WholeSteps):
+        return function
+    is_jax = keras.config.backend() == "jax"
+    return (_WholeJaxSteps if is_jax else _WholeSteps)(model, function)
+
+
+class _WholeSteps:
+    """Runs steps that change variables in place."""
+
+    def __init__(self, model, function):
+        self.model, self.function = model, function
+
+    def __call__(self, data):
+        variables = self._not_of_gradients()
+        before = [ops.copy(variable.value) for variable in variables]
+        with held_interrupts():
+            try:
+                return self.function(data)
+            except BaseException:
+                for variable, value in zip(variables, before, strict=True):
+                    variable.assign(value)
+                raise
+
+    def _not_of_gradients(self):
+        """Lists variables that a step may change before it fails: metrics and counters.
+
+        TensorFlow counts a step even at the end of a dataset whose length it does not know.
+        """
+        model = self.model
+        optimizer = getattr(model, "optimizer", None)
+        counters = [x for x in getattr(optimizer, "variables", ()) if len(x.shape) == 0]
+        return [*model.metrics_variables, *counters]
+
+
+class _WholeJaxSteps(_WholeSteps):
+    """Runs steps of a state that goes in and comes out."""
+
+    def __call__(self, state, iterator):
+        _keep(self.model, state)
+        # All data of an execution come before it: an error in them finds the state intact.
+        batches = list(itertools.islice(iterator, self.model.steps_per_execution))
+        is_predict = len(state) == 2  # its outputs are those of all steps
+        runs = [batches] if is_predict or not batches else [[batch] for batch in batches]
+        for run in runs:
+            with held_interrupts():
+                try:
+                    outputs, state = self.function(state, iter(run))
+                except BaseException as error:
+                    self._check_alive(state, error)
+                    raise
+                _keep(self.model, state)
+        return outputs, state
+
+    def _check_alive(self, state, error):
+        if any(array.is_deleted() for array in keras.tree.flatten(state)):
+            self.model._jax_state = None  # Keras would assign what is deleted
+            raise _WeightsAreGone(error) from error
+
+
+def _recover(model, error):
+    """Gives variables of a model their values; see `recovers`."""
+    model.jax_state_sync()
+    model._jax_state = None
+    try:
+        for variable in model.variables:
+            variable.value.block_until_ready()  # raises what the device raised, or for no value
+    except Exception:
+        if isinstance(error, _WeightsAreGone):
+            return
+        raise _WeightsAreGone(error) from error
+
+
+class _WeightsAreGone(RuntimeError):
+    def __init__(self, error):
+        super().__init__(
+            "The weights are gone: on JAX a step takes over their memory, and this one failed on "
+            f"the device ({type(error).__name__}: {error}). Make the model anew and load its last "
+            "checkpoint with `load_weights`, or go on with `fit` and the same "
+            "`keras.callbacks.BackupAndRestore`. If memory is short, take a smaller `batch_size` "
+            "or `sequence_length`, or `gradient_checkpointing=True`."
+        )
