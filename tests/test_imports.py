@@ -43,8 +43,10 @@ ACROSS = {
     ("lora/peft.py", "checkpoints.names"): "PEFT calls a layer by its name in the checkpoint",
     ("generation/chat.py", "text.conversation"): "a turn is the same in training and in a chat",
     ("generation/chat.py", "text.forms"): "a text has the same forms in training and in a chat",
+    ("generation/inputs.py", "text.conversation"): "as for a chat",
+    ("generation/inputs.py", "text.forms"): "as for a chat",
     ("generation/prompts.py", "text.conversation"): "as for a chat",
-    ("generation/prompts.py", "text.forms"): "as for a chat",
+    ("generation/prefill.py", "text.conversation"): "as for a chat",
     ("generation/prefill.py", "text.forms"): "as for a chat",
 }
 # Modules of others that are imported inside of functions: each is slow to import or optional.

@@ -1,14 +1,11 @@
 """Reads text of any length into a state of fixed size, chunk by chunk: the work of `prefill`."""
 
+import reprlib
+
 import numpy as np
 import tqdm.auto
 
-from keras_rgemma.generation.prompts import (
-    conversation_rows,
-    is_of_conversations,
-    read_batches,
-    token_rows,
-)
+from keras_rgemma.generation.prompts import input_rows
 from keras_rgemma.state.rgemma_state import (
     check_lengths,
     check_rows,
@@ -16,6 +13,7 @@ from keras_rgemma.state.rgemma_state import (
     prepend_carried_token,
     state_of,
 )
+from keras_rgemma.text.conversation import is_conversation
 from keras_rgemma.text.forms import is_missing, is_text, read_text
 
 _BAR_DELAY = 2  # seconds
@@ -82,10 +80,7 @@ def _pieces(task, inputs, state):
     """
     if hasattr(inputs, "__next__"):
         return _iterated(task, inputs, continued=state is not None), state
-    batch = _batch(inputs)
-    if not is_of_conversations(batch):
-        return iter([token_rows(task, batch, state is not None)[0]]), state
-    rows, state = conversation_rows(task, batch, state)
+    rows, state = input_rows(task, _with_ids(inputs), state)
     return iter([rows]), state
 
 
@@ -93,30 +88,26 @@ def _iterated(task, pieces, continued):
     """Yields the pieces of an iterator of one text."""
     for index, piece in enumerate(pieces):
         if is_text(piece) or is_missing(piece):
-            batch = [read_text(piece, f"Piece {index}")]
+            piece = read_text(piece, f"Piece {index}")
         elif np.size(piece) == 0:
             continue
         else:
-            batch = _batch(np.atleast_1d(np.asarray(piece)))
-        rows, _ = token_rows(task, batch, continued)
+            piece = _with_ids(np.atleast_1d(np.asarray(piece)))
+        rows = [] if is_conversation(piece) else input_rows(task, piece, continued=continued)[0]
         if len(rows) != 1:
             raise ValueError(
-                "An iterator gives `prefill` the pieces of one text, each a str or the token "
-                f"ids of a row. Received a piece with {len(rows)} rows. Pass several texts as "
-                "a list."
+                "An iterator gives `prefill` the pieces of one text, each a str or the token ids "
+                f"of a row. Received as piece {index}: {reprlib.repr(piece)}. Several texts or "
+                "messages go in a list."
             )
         yield rows
         continued = True
 
 
-def _batch(inputs):
-    """Reads the one batch of an input: a list of str, of conversations, or a dict of arrays."""
-    if not isinstance(inputs, dict) and (ids := _as_ids(inputs)) is not None:
-        inputs = {"token_ids": ids}
-    batches, _ = read_batches(inputs)
-    if len(batches) > 1:
-        raise ValueError(f"`prefill` takes one batch. Received {len(batches)}.")
-    return batches[0]
+def _with_ids(inputs):
+    """Returns token ids in a dict, as `generate` takes them, other inputs as they are."""
+    ids = None if isinstance(inputs, dict) else _as_ids(inputs)
+    return inputs if ids is None else {"token_ids": ids}
 
 
 def _as_ids(inputs):

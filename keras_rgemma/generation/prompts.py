@@ -1,25 +1,15 @@
-"""Turns prompts in every form that `generate` takes into rows of token ids."""
+"""Turns prompts into rows of token ids."""
 
 import dataclasses
 
 import numpy as np
 from keras import ops
 
+from keras_rgemma.generation.inputs import is_of_conversations, read_batches
 from keras_rgemma.generation.request import Request
-from keras_rgemma.shapes import (
-    as_array,
-    check_one_document,
-    check_padding_mask,
-    check_token_ids,
-)
+from keras_rgemma.shapes import check_one_document, check_padding_mask, check_token_ids
 from keras_rgemma.state.rgemma_state import check_rows
-from keras_rgemma.text.conversation import (
-    check_ends,
-    is_conversation,
-    read_messages,
-    turns_token_ids,
-)
-from keras_rgemma.text.forms import as_list, column_names, is_row, is_text, read_texts
+from keras_rgemma.text.conversation import check_ends, turns_token_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +69,6 @@ def to_batch(task, batch, request):
     return Batch(rows, budgets, request, width is None, has_messages, width or 0)
 
 
-# === Rows of tokens ===
-
-
 def token_rows(task, batch, continued):
     """Returns the tokens of each row of a batch of texts or arrays.
 
@@ -98,6 +85,28 @@ def token_rows(task, batch, continued):
     token_ids = check_token_ids(batch["token_ids"], task.backbone.vocabulary_size)
     mask = check_padding_mask(batch.get("padding_mask"), token_ids.shape)
     return without_pads(token_ids, mask, may_be_empty=continued), token_ids.shape[1]
+
+
+def input_rows(task, inputs, state=None, continued=False):
+    """Returns the tokens of each row of an input that is one batch.
+
+    Args:
+        task: as of `read_prompts`.
+        inputs: see `read_batches`.
+        state: `RGemmaState` that the rows continue from, or None.
+        continued: bool, whether the rows continue from other rows.
+
+    Returns:
+        A list of B int arrays, and the state for them.
+    """
+    batches, _ = read_batches(inputs)
+    if len(batches) > 1:
+        raise ValueError(f"Expected one batch. Received {len(batches)}: pass them one by one.")
+    (batch,) = batches
+    if is_of_conversations(batch):
+        return conversation_rows(task, batch, state)
+    rows, _ = token_rows(task, batch, continued or state is not None)
+    return rows, state
 
 
 def conversation_rows(task, conversations, state=None):
@@ -150,72 +159,6 @@ def _end_turns(tokenizer, state):
 
 def _tokenizer(task, conversations):
     return task.text_preprocessor(conversations[0][0]["content"]).tokenizer
-
-
-# === What users pass ===
-
-
-def read_batches(inputs):
-    """Splits an input of `generate` into batches.
-
-    Args:
-        inputs: texts, as of `keras_rgemma.text.forms.read_texts`; messages, as of `read_messages`,
-            or several lists of messages; a dict of arrays; or a `tf.data.Dataset` of such.
-
-    Returns:
-        A list of batches, each a list of str, a list of conversations (lists of turns) or a dict of
-        arrays; and whether the input was a single text or conversation.
-
-    Raises:
-        ValueError: the input is empty, or a message is malformed.
-        TypeError: the input is none of these.
-    """
-    if hasattr(inputs, "as_numpy_iterator"):
-        batches = [_read_batch(batch)[0] for batch in inputs.as_numpy_iterator()]
-        is_scalar = False
-    else:
-        batch, is_scalar = _read_batch(inputs)
-        batches = [batch]
-    if not batches or not all(batches):
-        raise ValueError(
-            f"`generate` needs at least one prompt. Received: {inputs!r}. For text from nothing "
-            "but the start token, pass an empty string: ''."
-        )
-    return batches, is_scalar
-
-
-def is_of_conversations(batch):
-    """Returns whether a batch of `read_batches` holds conversations."""
-    return isinstance(batch, list) and isinstance(batch[0], list)
-
-
-def _read_batch(inputs):
-    if is_text(inputs):
-        return read_texts(inputs), True
-    if is_conversation(inputs):
-        return [_read_conversation(inputs)], True
-    if is_row(inputs) and "text" not in inputs:
-        # A key with the value None is the same as no key.
-        inputs = {key: value for key, value in inputs.items() if value is not None}
-        if "token_ids" not in inputs:
-            raise ValueError(
-                "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded, or "
-                f"texts under `text`. Received the keys {sorted(map(str, inputs))}."
-            )
-        return {key: as_array(value, key) for key, value in inputs.items()}, False
-    if column_names(inputs) is None:
-        inputs = as_list(inputs)
-        if inputs and is_conversation(inputs[0]):
-            names = (f"Conversation {i}" for i in range(len(inputs)))
-            return list(map(_read_conversation, inputs, names)), False
-    return read_texts(inputs), False
-
-
-def _read_conversation(messages, what="A conversation"):
-    turns = read_messages(messages, what)
-    if turns[-1]["role"] == "system":
-        check_ends(turns, "user", what)
-    return turns
 
 
 def without_pads(token_ids, padding_mask, may_be_empty=False):

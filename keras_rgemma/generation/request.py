@@ -1,6 +1,7 @@
 """Checks the arguments of `generate` and `stream`: limits, stop tokens and strings, a state."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 
@@ -72,8 +73,7 @@ class TokenBudget:
             return [int(self.max_new_tokens)] * len(lengths)
         total = default_length if self.max_length is None else self.max_length
         if total is None:
-            default = self.sequence_length
-            return [default - n if n < default else default for n in lengths]
+            return [self._default(row, length) for row, length in enumerate(lengths)]
         for row, length in enumerate(lengths):
             if length > total:
                 raise ValueError(
@@ -82,6 +82,22 @@ class TokenBudget:
                     "`max_new_tokens`. Prompts are never cut."
                 )
         return [int(total) - length for length in lengths]
+
+    def _default(self, row, length):
+        """Returns the budget of a prompt when no limit was given.
+
+        `sequence_length` bounds the total, as in KerasHub, which cuts longer prompts. Here prompts
+        are never cut: for a longer one it bounds the new tokens. A prompt that fills it exactly is
+        complete, and KerasHub's users get no new token for it. That looks like a model with
+        nothing to say, hence the warning.
+        """
+        if length == self.sequence_length:
+            warnings.warn(
+                f"Prompt {row} has {length} tokens, which is all that `sequence_length` of the "
+                "preprocessor allows for a text, so it gets no new token. Pass `max_new_tokens`.",
+                stacklevel=2,
+            )
+        return self.sequence_length - (length if length <= self.sequence_length else 0)
 
 
 @dataclasses.dataclass(frozen=True)

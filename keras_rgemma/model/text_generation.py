@@ -104,8 +104,8 @@ class TextGeneration:
 
         Returns:
             An iterator of str for a str or one list of messages, of lists of B str for several
-            prompts, of dicts of arrays for a dict. Its attribute `state` is the `RGemmaState` after the deltas so far;
-            `close()` ends the text. Nothing is computed between two deltas.
+            prompts, of dicts of arrays for a dict. Its attribute `state` is the `RGemmaState` after
+            the deltas so far; `close()` ends the text. Nothing is computed between two deltas.
 
         Raises:
             ValueError: the sampler does not write token by token (beam, contrastive), and as

@@ -137,8 +137,8 @@ def check_ends(turns, role, what):
     if turns[-1]["role"] != role:
         name = {"user": "the user's message", "model": "the model's answer"}[role]
         raise ValueError(
-            f"{what} ends with {name}. The last of {len(turns)} turns is of "
-            f"{turns[-1]['role']!r}: {reprlib.repr(turns[-1])}."
+            f"{what} ends with {name}. The last message is the {turns[-1]['role']}'s: "
+            f"{reprlib.repr(turns[-1])}."
         )
 
 

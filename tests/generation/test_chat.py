@@ -266,7 +266,7 @@ def test_bad_input_is_refused_and_leaves_the_conversation(lm, tmp_path):
         [{"role": "model", "content": "Hi"}],
         [{"role": "user"}, {"role": "model", "content": "Hi"}],
         [{"role": "user", "content": "Hi"}],
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}],
+        [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "Hi"}],
     ):
         with pytest.raises(ValueError, match="A history"):
             lm.chat(history=history)
