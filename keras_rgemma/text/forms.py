@@ -54,7 +54,7 @@ def _text_column(table, column):
 
 
 def read_text(value, what):
-    """Converts a str or bytes to a str; see `keras_rgemma.shapes.check_text`.
+    """Converts a str, bytes or tensor of one string to a str; see `shapes.check_text`.
 
     Raises:
         TypeError: the value is no text.
@@ -65,7 +65,7 @@ def read_text(value, what):
             f"{what} must be a str. Received: {value!r}, a missing value. Leave such values out, "
             "in pandas with `dropna()`, or write '' where an empty text is meant."
         )
-    return check_text(value, what)
+    return check_text(as_list(value)[0] if is_text(value) else value, what)
 
 
 def is_text(value):

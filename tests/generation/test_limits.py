@@ -2,6 +2,7 @@
 
 import warnings
 
+import keras
 import pytest
 
 import tiny
@@ -12,6 +13,7 @@ TEXT = "A lighthouse is a tower that shows ships the way at night. " * 2
 
 @pytest.fixture(scope="module")
 def lm():
+    keras.utils.set_random_seed(0)
     return tiny.randomize(tiny.causal_lm(sequence_length=LENGTH))
 
 

@@ -1,5 +1,6 @@
 """Messages are answered by `generate` as `chat` answers them, in every form of their roles."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -38,7 +39,9 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def lm():
-    return tiny.wordy(tiny.causal_lm(sequence_length=64))
+    keras.utils.set_random_seed(0)
+    # A window and weights with which an answer depends on the first turns.
+    return tiny.wordy(tiny.causal_lm(sequence_length=64, sliding_window_size=200), seed=9)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,6 @@ def test_a_state_that_has_read_messages_is_answered_from(lm, answers):
         if len(history) > 1:
             state = lm.prefill(history[:-1])
             assert lm.generate(history[-1:], state=state, max_new_tokens=NEW) == answers[name]
-            state = lm.prefill(history[1:-1], state=lm.prefill(history[:1]))
     chat = lm.chat([USER, MODEL])
     assert chat.state.num_tokens.tolist() == lm.prefill([USER, MODEL]).num_tokens.tolist()
 
@@ -158,7 +160,7 @@ def test_a_token_that_ends_an_answer_is_not_in_its_text(lm, ending):
     rows = [[*word, end, *word, end, *word]]
     assert scripted(lm, rows).generate([USER]) == " fox"
     assert "".join(scripted(lm, rows).stream([USER])) == " fox"
-    assert list(scripted(lm, rows).chat().stream("Hi")) == [" fox"]
+    assert "".join(scripted(lm, rows).chat().stream("Hi")) == " fox"
     chat = scripted(lm, rows).chat(stop="dog")
     assert chat.send("Hi") == " fox"
     assert chat.history[-1] == {"role": "model", "content": " fox"}

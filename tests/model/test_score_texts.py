@@ -1,5 +1,6 @@
 """`score` tokenizes texts as `generate` does, and scores each token from those before it."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ TEXTS = ["A lighthouse is a tower", "The quick", ""]
 
 @pytest.fixture(scope="module")
 def lm():
+    keras.utils.set_random_seed(0)
     return tiny.randomize(tiny.causal_lm())
 
 
