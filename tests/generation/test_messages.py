@@ -157,11 +157,11 @@ def test_scores_of_messages_are_those_of_their_tokens(lm):
 def test_a_token_that_ends_an_answer_is_not_in_its_text(lm, ending):
     tokenizer = lm.preprocessor.tokenizer
     word, end = list(tokenizer(" fox")), tokenizer.token_to_id(ending)
-    rows = [[*word, end, *word, end, *word]]
-    assert scripted(lm, rows).generate([USER]) == " fox"
-    assert "".join(scripted(lm, rows).stream([USER])) == " fox"
-    assert "".join(scripted(lm, rows).chat().stream("Hi")) == " fox"
-    chat = scripted(lm, rows).chat(stop="dog")
+    writer = scripted(lm, [[*word, end] * 4])  # each answer goes on where the last one ended
+    assert writer.generate([USER]) == " fox"
+    assert "".join(writer.stream([USER])) == " fox"
+    assert "".join(writer.chat().stream("Hi")) == " fox"
+    chat = writer.chat(stop="dog")
     assert chat.send("Hi") == " fox"
     assert chat.history[-1] == {"role": "model", "content": " fox"}
 
