@@ -61,7 +61,8 @@ def _read_batch(inputs):
         if "token_ids" not in inputs:
             raise ValueError(
                 "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded, or "
-                f"texts under `text`. Received the keys {sorted(map(str, inputs))}."
+                "texts under `text`; messages stand in a list. Received the keys "
+                f"{sorted(map(str, inputs))}."
             )
         return {key: as_array(value, key) for key, value in inputs.items()}, False
     if column_names(inputs) is None:

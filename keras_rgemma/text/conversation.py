@@ -79,7 +79,8 @@ def read_history(history):
     Raises:
         ValueError: see `read_messages`, or the last turn is the user's.
     """
-    turns = read_messages(history, "A history") if len(history) else []
+    history = _as_list(history)
+    turns = [] if history == [] else read_messages(history, "A history")
     if turns and not waits_for_user(turns):
         check_ends(turns, "model", "A history")
     return turns

@@ -273,6 +273,10 @@ def test_messages_that_cannot_be_answered_are_refused(lm):
             method([[USER], "Hi"])
     with pytest.raises(ValueError, match="The last message is the user's"):
         lm.chat([USER])
+    with pytest.raises(ValueError, match=r"A history is a list.*None"):
+        lm.chat(None)
+    with pytest.raises(ValueError, match="messages stand in a list"):
+        lm.generate(USER)
     with pytest.raises(ValueError, match="2 rows"):
         lm.generate([USER], state=lm.prefill(["a", "b"]))
     with pytest.raises(ValueError, match="pieces of one text"):
