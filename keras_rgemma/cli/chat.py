@@ -1,6 +1,7 @@
 """Talk with an instruction-tuned model.
 
     keras-rgemma chat --preset rgemma_instruct_2b_en --dtype bfloat16
+    keras-rgemma chat --system "Answer in one line."
     keras-rgemma chat --load evening.rgstate
 
 Ctrl-C ends an answer and keeps the conversation; Ctrl-D leaves. A line that begins with / is a
@@ -18,14 +19,21 @@ from keras_rgemma.cli.model import add_model_arguments, load_model
 def add_arguments(parser):
     """Adds the arguments of this command to a parser."""
     add_model_arguments(parser)
-    parser.add_argument("--load", metavar="FILE", help="go on with a conversation that was saved")
+    beginning = parser.add_mutually_exclusive_group()
+    beginning.add_argument(
+        "--load", metavar="FILE", help="go on with a conversation that was saved"
+    )
+    beginning.add_argument(
+        "--system", metavar="TEXT", help="instructions, in front of the first message"
+    )
 
 
 def run(args):
     """Reads messages and writes answers until the input ends."""
     lm = load_model(args)
     options = {"max_new_tokens": args.max_new_tokens}
-    chat = lm.load_chat(args.load, **options) if args.load else lm.chat(**options)
+    history = [{"role": "system", "content": args.system}] if args.system else []
+    chat = lm.load_chat(args.load, **options) if args.load else lm.chat(history, **options)
     while (line := _read()) is not None:
         if not line.strip():
             continue

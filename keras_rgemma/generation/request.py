@@ -1,6 +1,7 @@
 """Checks the arguments of `generate` and `stream`: limits, stop tokens and strings, a state."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 
@@ -43,6 +44,12 @@ class TokenBudget:
                 f"max_length={self.max_length}, max_new_tokens={self.max_new_tokens}."
             )
 
+    def of_answers(self):
+        """Returns the budget of answers, whose default counts the new tokens alone."""
+        if self.max_length is not None or self.max_new_tokens is not None:
+            return self
+        return dataclasses.replace(self, max_new_tokens=self.sequence_length)
+
     def of(self, lengths, default_length=None):
         """Returns the budgets of new tokens for prompts of these lengths, a list of ints.
 
@@ -66,8 +73,7 @@ class TokenBudget:
             return [int(self.max_new_tokens)] * len(lengths)
         total = default_length if self.max_length is None else self.max_length
         if total is None:
-            default = self.sequence_length
-            return [default - n if n < default else default for n in lengths]
+            return [self._default(row, length) for row, length in enumerate(lengths)]
         for row, length in enumerate(lengths):
             if length > total:
                 raise ValueError(
@@ -77,6 +83,22 @@ class TokenBudget:
                 )
         return [int(total) - length for length in lengths]
 
+    def _default(self, row, length):
+        """Returns the budget of a prompt when no limit was given.
+
+        `sequence_length` bounds the total, as in KerasHub, which cuts longer prompts. Here prompts
+        are never cut: for a longer one it bounds the new tokens. A prompt that fills it exactly is
+        complete, and KerasHub's users get no new token for it. That looks like a model with
+        nothing to say, hence the warning.
+        """
+        if length == self.sequence_length:
+            warnings.warn(
+                f"Prompt {row} has {length} tokens, which is all that `sequence_length` of the "
+                "preprocessor allows for a text, so it gets no new token. Pass `max_new_tokens`.",
+                stacklevel=2,
+            )
+        return self.sequence_length - (length if length <= self.sequence_length else 0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -85,6 +107,8 @@ class Request:
     Attributes:
         budget: `TokenBudget`.
         stop_token_ids: tuple of ints.
+        unwritten: set of ints, the stop tokens that are no part of the text which they end.
+        is_auto: bool, whether the caller left the choice of stop tokens to the model.
         stop: tuple of str.
         state: `RGemmaState` that the prompts continue from, or None.
         copies: int, how many continuations each prompt gets.
@@ -92,6 +116,8 @@ class Request:
 
     budget: TokenBudget
     stop_token_ids: tuple
+    unwritten: set
+    is_auto: bool
     stop: tuple
     state: RGemmaState | None
     copies: int
@@ -114,13 +140,31 @@ class Request:
             task: a `keras.Model` with `preprocessor` and `backbone`.
         """
         sequence_length = getattr(task.preprocessor, "sequence_length", None)
+        end_of_turn = getattr(getattr(task.preprocessor, "tokenizer", None), "end_token2_id", None)
+        ids = read_stop_token_ids(stop_token_ids, task.preprocessor, task.backbone.vocabulary_size)
         return cls(
             TokenBudget(max_length, max_new_tokens, sequence_length),
-            read_stop_token_ids(stop_token_ids, task.preprocessor, task.backbone.vocabulary_size),
+            ids,
+            {end_of_turn}.intersection(ids),
+            isinstance(stop_token_ids, str),
             read_stop(stop, has_text=task.preprocessor is not None),
             state,
             copies,
         )
+
+    def of_answers(self, tokenizer):
+        """Returns the request for answers in conversations.
+
+        `<start_of_turn>` ends an answer as `<end_of_turn>` does: a model that begins another turn
+        without the end of its own has nothing more to say.
+        """
+        turn_ids = tokenizer.control_token_ids()
+        ids = self.stop_token_ids
+        if self.is_auto:
+            ids = tuple(dict.fromkeys([*ids, *turn_ids]))
+        unwritten = set(turn_ids).intersection(ids)
+        budget = self.budget.of_answers()
+        return dataclasses.replace(self, budget=budget, stop_token_ids=ids, unwritten=unwritten)
 
 
 def read_stop_token_ids(stop_token_ids, preprocessor, vocabulary_size):

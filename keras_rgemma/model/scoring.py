@@ -5,7 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
+from keras_rgemma.generation.inputs import holds_numbers
 from keras_rgemma.generation.programs import Programs, padded_length
+from keras_rgemma.generation.prompts import input_rows, pad_right
 from keras_rgemma.ops.cross_entropy import cross_entropy, in_chunks
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_padding_mask, check_token_ids
@@ -28,75 +30,106 @@ class Scoring:
         """Computes logits or losses of tokens, as `keras_hub.models.GemmaCausalLM.score` does.
 
         Args:
-            token_ids: int [B, T].
+            token_ids: int [B, T]; or texts or messages as of `prefill`, of which a single one is a
+                batch of one. They are tokenized as prompts are and padded on the right, T is the
+                length of the longest.
             padding_mask: int or bool [B, T]; None: no pads. Documents in a packed row are scored
-                independently.
+                independently. Texts have their own.
             scoring_mode: "logits" or "loss".
             layer_intercept_fn: None, or a function of activations [B, T, D] and a layer's index
                 (-1 for the embeddings) that returns the activations for the next layer. The layers
                 then run one by one, as gradients with respect to activations need; otherwise all
                 layers are one program, which on PyTorch keeps no gradients.
-            target_ids: int [B, T], the tokens to predict, for the loss.
+            target_ids: int [B, T], the tokens to predict, for the loss. The targets of texts are
+                the tokens of the texts, each predicted from those before it.
             state: `RGemmaState` that the rows continue from; rows then hold tokens first, pads
                 last. Activations have one more column in front, for the token that the state
-                carries.
+                carries; of texts the result has that column, too, which predicts the first token.
 
         Returns:
-            Float [B, T, V] for "logits", float [B, T] for "loss".
+            Float [B, T, V] for "logits", float [B, T] for "loss". Of texts with a state [B, T + 1,
+            V] and [B, T + 1]. Column t is about the token after token t. A loss of texts is 0 where
+            the text has no token after it, so the sum of a row is the loss of the text.
 
         Raises:
-            ValueError: `scoring_mode` is unknown, "loss" has no targets, targets or the mask have
-                another shape, ids are outside of the vocabulary, or the state belongs to another
-                model or has another number of rows.
+            ValueError: `scoring_mode` is unknown, "loss" of token ids has no targets, targets or
+                the mask have another shape or belong to texts, ids are outside of the vocabulary,
+                or the state belongs to another model or has another number of rows.
+            TypeError: an element of the texts is no text.
 
         Example:
         ```python
         ids = np.array([[2, 300, 301, 302]])
         losses = lm.score(ids, scoring_mode="loss", target_ids=np.roll(ids, -1, axis=1))
+        losses = lm.score(["In the beginning", "And"], scoring_mode="loss")
         ```
         """
         if scoring_mode not in ("logits", "loss"):
             raise ValueError(
                 f"`scoring_mode` must be 'logits' or 'loss'. Received: {scoring_mode!r}."
             )
-        if scoring_mode == "loss" and target_ids is None:
-            raise ValueError("`scoring_mode='loss'` needs `target_ids`, the tokens to predict.")
+        self.sync_weights()
+        inputs = _numpy(token_ids)
+        if not holds_numbers(inputs):
+            if padding_mask is not None or target_ids is not None:
+                raise ValueError(
+                    "`padding_mask` and `target_ids` go with token ids; texts have their own. "
+                    f"Received with them: {inputs!r}."
+                )
+            return self._score_texts(inputs, scoring_mode, state, layer_intercept_fn)
         vocabulary_size = self.backbone.vocabulary_size
-        ids = check_token_ids(_numpy(token_ids), vocabulary_size)
+        targets = None
+        if scoring_mode == "loss":
+            if target_ids is None:
+                raise ValueError("`scoring_mode='loss'` needs `target_ids`, the tokens to predict.")
+            targets = check_token_ids(_numpy(target_ids), vocabulary_size, name="target_ids")
+        ids = check_token_ids(inputs, vocabulary_size)
         mask = check_padding_mask(_numpy(padding_mask), ids.shape)
-        if scoring_mode == "logits":
-            return self._score(ids, mask, None, state, layer_intercept_fn)
-        targets = check_token_ids(_numpy(target_ids), vocabulary_size, name="target_ids")
-        if targets.shape != ids.shape:
+        if targets is not None and targets.shape != ids.shape:
             raise ValueError(
                 f"`target_ids` must have the shape of `token_ids`, {ids.shape}. Received: "
                 f"{targets.shape}."
             )
-        return self._score(ids, mask, targets, state, layer_intercept_fn)
+        if state is None:
+            return self._score(ids, mask, targets, (), layer_intercept_fn)
+        ids, mask = prepend_carried_column(state, ids, mask)
+        if targets is not None:
+            targets = np.pad(targets, [(0, 0), (1, 0)])
+        return self._score(ids, mask, targets, consumed_by(self, state), layer_intercept_fn)[:, 1:]
 
-    def _score(self, ids, mask, targets, state, layer_intercept_fn):
+    def _score_texts(self, texts, scoring_mode, state, layer_intercept_fn):
+        """Computes logits of texts, or the loss of each token from those before it."""
+        rows, state = input_rows(self, texts, state)
+        ids, mask = pad_right(rows, max(map(len, rows)))
+        consumed = ()
+        if state is not None:
+            consumed = consumed_by(self, state)
+            ids, mask = prepend_carried_column(state, ids, mask)
+        if scoring_mode == "logits":
+            return self._score(ids, mask, None, consumed, layer_intercept_fn)
+        targets = np.roll(ids, -1, axis=1)
+        losses = self._score(ids, mask, targets, consumed, layer_intercept_fn)
+        has_next = np.pad(mask[:, 1:], [(0, 0), (0, 1)]) > 0
+        return ops.where(has_next, losses, ops.zeros_like(losses))
+
+    def _score(self, ids, mask, targets, consumed, layer_intercept_fn):
         """Computes logits [B, T, V], or losses [B, T] if there are targets.
 
         All layers are one program unless activations are intercepted.
         """
-        self.sync_weights()
-        consumed, first = (), 0
-        if state is not None:
-            consumed, first = consumed_by(self, state), 1
-            ids, mask = prepend_carried_column(state, ids, mask)
         function, rows = self._logits, [ids, mask]
         if targets is not None:
             function = self._token_losses
-            rows.append(np.pad(targets, [(0, 0), (first, 0)]))
+            rows.append(targets)
         if layer_intercept_fn:
             rows = map(tensor_of, rows)
-            return function(self, *rows, consumed, layer_intercept_fn)[:, first:]
+            return function(self, *rows, consumed, layer_intercept_fn)
         if self._scoring_programs is None or not self._scoring_programs.are_for(self):
             self._scoring_programs = Programs(self)
         length = ids.shape[1]
         pads = [(0, 0), (0, padded_length(length) - length)]
         rows = (tensor_of(np.pad(x, pads)) for x in rows)
-        return self._scoring_programs.compiled(function)(*rows, consumed)[:, first:length]
+        return self._scoring_programs.compiled(function)(*rows, consumed)[:, :length]
 
     def _hidden(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
         """Computes the final hidden states [B, T, D]."""
