@@ -1,5 +1,6 @@
 """Reads and writes the JSON files of a Hugging Face folder: `config.json` and the tokenizer's."""
 
+from keras_rgemma.checkpoints.chat_template import TEMPLATE
 from keras_rgemma.config import RGemmaConfig, check_count
 from keras_rgemma.files import write_json
 
@@ -158,10 +159,15 @@ def config_of(config, dtype):
 def write_tokenizer_config(folder, tokenizer):
     """Writes the settings of a tokenizer that transformers needs beside its SentencePiece model.
 
+    transformers reads the chat template here, in every version. From version 5 on it writes its own
+    into chat_template.jinja, which counts where both are there.
+
     Args:
         folder: `pathlib.Path`.
         tokenizer: `RGemmaTokenizer`.
     """
+    vocabulary = set(tokenizer.get_vocabulary())
+    has_turns = {tokenizer.start_of_turn, tokenizer.end_token2} <= vocabulary
     ends = [tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None)]
     write_json(
         folder / "tokenizer_config.json",
@@ -170,6 +176,9 @@ def write_tokenizer_config(folder, tokenizer):
             "add_bos_token": True,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
+            # Otherwise transformers adds one, for which the model has no embedding.
+            **({} if "<mask>" in vocabulary else {"mask_token": None}),
+            **({"chat_template": TEMPLATE} if has_turns else {}),
         },
     )
     write_json(
