@@ -1,4 +1,4 @@
-"""Writes SentencePiece models: the pieces of a vocabulary, with their kinds and scores.
+"""Writes SentencePiece models (pieces with their kinds and scores), and reads the kinds.
 
 The package sentencepiece has a compiled module for this format, which works with few versions of
 protobuf, and TensorFlow and notebooks pin others. The format is small and has not changed.
@@ -58,6 +58,22 @@ def serialize(pieces):
     )
 
 
+def kinds_of(model):
+    """Lists the kinds of the pieces of a model, in the order of their ids.
+
+    Args:
+        model: bytes, as of `serialize`.
+
+    Returns:
+        list of int.
+    """
+    return [
+        next((value for number, value in _fields(piece) if number == 3), NORMAL)
+        for number, piece in _fields(model)
+        if number == 1
+    ]
+
+
 def _field(number, value):
     """Encodes a field of a message: an int, bool, float, str, or the bytes of a message."""
     if isinstance(value, float):
@@ -75,3 +91,27 @@ def _varint(number):
         digits.append(number & 127 | 128)
         number >>= 7
     return bytes([*digits, number])
+
+
+def _fields(message):
+    """Yields the number and the value of each field of a message, an int or bytes."""
+    place = 0
+    while place < len(message):
+        key, place = _read_varint(message, place)
+        if key & 7 == 0:
+            value, place = _read_varint(message, place)
+        else:
+            size, place = (
+                _read_varint(message, place) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], place)
+            )
+            value, place = message[place : place + size], place + size
+        yield key >> 3, value
+
+
+def _read_varint(message, place):
+    """Returns a number that begins at a place, and the place behind it."""
+    number = shift = 0
+    while message[place] > 127:
+        number |= (message[place] & 127) << shift
+        place, shift = place + 1, shift + 7
+    return number | message[place] << shift, place + 1

@@ -14,60 +14,22 @@ from typing import NamedTuple
 
 from keras_rgemma.checkpoints import sentencepiece_model as spm
 from keras_rgemma.checkpoints.bpe_merges import Inexpressible, order_of
+from keras_rgemma.checkpoints.tokenizer_fields import (
+    SPACE,
+    added_tokens_in,
+    by_id,
+    check_settings,
+    merges_in,
+    vocabulary_in,
+)
 from keras_rgemma.files import read_json
 
 FILE = "tokenizer.json"
-_SPACE = "\u2581"
 _MASK = "<mask>"  # which transformers adds to a vocabulary of Gemma's kind that lacks it
 # The kind of these is CONTROL in Gemma's own tokenizer.model: they decode to no text.
 _CONTROL = ("<pad>", "<eos>", "<bos>")
 _BYTES = dict.fromkeys(f"<0x{byte:02X}>" for byte in range(256))
 _TAB, _TAB_BYTE = "\t", "<0x09>"
-_SHOWN = 160  # characters of a value in an error
-
-# Parts of the file, each with the key of its steps and the lists of steps that are supported.
-_PARTS = {
-    "normalizer": (
-        "normalizers",
-        [[{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]],
-    ),
-    "pre_tokenizer": (
-        "pretokenizers",
-        # There is no space left to split at.
-        [
-            [],
-            [
-                {
-                    "type": "Split",
-                    "pattern": {"String": " "},
-                    "behavior": "MergedWithPrevious",
-                    "invert": False,
-                }
-            ],
-        ],
-    ),
-    "decoder": (
-        "decoders",
-        [
-            [
-                {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ]
-        ],
-    ),
-}
-# Settings of the model and their supported values; with all bytes there is no unknown character.
-_MODEL = {
-    "type": ("BPE",),
-    "byte_fallback": (True,),
-    "dropout": (None, 0),
-    "continuing_subword_prefix": (None, ""),
-    "end_of_word_suffix": (None, ""),
-    "ignore_merges": (None, False),
-}
-_READ = ("vocab", "merges", "unk_token", "fuse_unk")
-_TOKEN = ("id", "content", "normalized", "special")
 
 
 class Tokenizer(NamedTuple):
@@ -80,19 +42,6 @@ class Tokenizer(NamedTuple):
 
     proto: bytes
     control_tokens: tuple
-
-
-class _Added(NamedTuple):
-    """Describes a token that is cut out of a text before anything is merged."""
-
-    text: str
-    id: int
-    is_special: bool
-    is_normalized: bool
-
-    @property
-    def piece(self):
-        return self.text.replace(" ", _SPACE)
 
 
 def is_hugging_face(contents):
@@ -111,8 +60,8 @@ def tokens(contents, vocabulary_size=None):
         list of str, or None for a file that `read` refuses.
     """
     try:
-        added = _with_embeddings(_added_tokens(contents), vocabulary_size)
-        texts = _by_id(_vocabulary(contents), added)
+        added = _with_embeddings(added_tokens_in(contents), vocabulary_size)
+        texts = by_id(vocabulary_in(contents), added)
     except Inexpressible:
         return None
     spelled = {token.text: token.piece for token in added}
@@ -137,7 +86,7 @@ def read(path, vocabulary_size=None):
     """
     contents = read_json(path)
     try:
-        _check_settings(contents)
+        check_settings(contents)
         return _convert(contents, vocabulary_size)
     except Inexpressible as error:
         raise ValueError(
@@ -147,17 +96,19 @@ def read(path, vocabulary_size=None):
 
 
 def _convert(contents, vocabulary_size):
-    added = _with_embeddings(_added_tokens(contents), vocabulary_size)
-    texts = _by_id(_vocabulary(contents), added)
+    added = _with_embeddings(added_tokens_in(contents), vocabulary_size)
+    texts = by_id(vocabulary_in(contents), added)
     unknown = contents["model"].get("unk_token")
     if unknown not in texts:
         raise Inexpressible(f"`model.unk_token` is {unknown!r}, which must be in the vocabulary")
     added = {token.text: token for token in added if _is_found(token, added)}
     bytes_ = {*_BYTES} if _TAB_BYTE in texts else {*_BYTES, _TAB}
+    if both := bytes_ & added.keys():
+        raise Inexpressible(f"the added token {min(both)!r} is the token of a byte, too")
     kinds = {text: _kind(text, added, unknown, bytes_) for text in texts}
     recognised = {token.piece for token in added.values()}
     mergeable = {text for text in texts if kinds[text] == spm.NORMAL}
-    places, runs = order_of(_merges(contents), mergeable, recognised)
+    places, runs = order_of(merges_in(contents), mergeable, recognised)
     kinds |= dict.fromkeys(runs, spm.USER_DEFINED)
     _check_overlaps(added.values(), kinds, runs)
     pieces = []
@@ -177,9 +128,10 @@ def _is_found(token, added):
     A U+2581 is never looked for as one, and Hugging Face cuts out the tokens that are not
     normalized before it looks for the others.
     """
-    if token.is_normalized:
-        return not any(other.text in token.text for other in added if not other.is_normalized)
-    return _SPACE not in token.text
+    if not token.is_normalized:
+        return SPACE not in token.text
+    others = (other for other in added if not other.is_normalized and SPACE not in other.text)
+    return not any(other.piece in token.piece for other in others)
 
 
 def _kind(text, added, unknown, bytes_):
@@ -191,61 +143,6 @@ def _kind(text, added, unknown, bytes_):
     if text in added:
         return spm.CONTROL if text in _CONTROL and added[text].is_special else spm.USER_DEFINED
     return spm.NORMAL
-
-
-# === Parts of the file ===
-
-
-def _check_settings(contents):
-    """Raises `Inexpressible` for a setting that a SentencePiece model cannot have."""
-    for name, (key, supported) in _PARTS.items():
-        part = contents.get(name)
-        steps = [] if part is None else [part]
-        if isinstance(part, dict) and part.get("type") == "Sequence":
-            steps = part.get(key)
-        if steps not in supported:
-            raise _unsupported(name, part, supported)
-    model = contents["model"]
-    if not isinstance(model, dict):
-        raise _unsupported("model", model, ["an object"])
-    for name, supported in _MODEL.items():
-        if model.get(name) not in supported:
-            raise _unsupported(f"model.{name}", model.get(name), supported)
-    for name, value in model.items():
-        if name not in _MODEL and name not in _READ and value:
-            raise _unsupported(f"model.{name}", value, [None, False])
-
-
-def _unsupported(name, value, supported):
-    values = " or ".join(map(repr, supported))
-    return Inexpressible(f"`{name}` is {repr(value)[:_SHOWN]}; supported is {values}")
-
-
-def _vocabulary(contents):
-    """Returns the dict of a token to its id, without the tokens that were added."""
-    model = contents.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, dict) or not all(type(id) is int for id in vocabulary.values()):
-        raise Inexpressible("`model.vocab` must be an object of tokens and their ids")
-    return vocabulary
-
-
-def _added_tokens(contents):
-    """Returns the list of `_Added`."""
-    added = []
-    for token in contents.get("added_tokens") or []:
-        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-            raise _unsupported("added_tokens", token, ["an object with `content` and `id`"])
-        if type(token.get("id")) is not int:
-            raise _unsupported("added_tokens", token, ["an object with `content` and `id`"])
-        for name, value in token.items():
-            if name not in _TOKEN and value:
-                raise _unsupported(
-                    f"{name}` of the added token `{token['content']}", value, [False]
-                )
-        flags = (bool(token.get(name)) for name in ("special", "normalized"))
-        added.append(_Added(token["content"], token["id"], *flags))
-    return added
 
 
 def _with_embeddings(added, vocabulary_size):
@@ -260,40 +157,6 @@ def _with_embeddings(added, vocabulary_size):
             "`model.resize_token_embeddings(len(tokenizer))`, and save the model again"
         )
     return [token for token in added if token.id < vocabulary_size]
-
-
-def _by_id(vocabulary, added):
-    """Lists the tokens in the order of their ids, which must be 0, 1, 2, ..."""
-    ids = dict(vocabulary)
-    for token in added:
-        if ids.setdefault(token.text, token.id) != token.id:
-            raise Inexpressible(
-                f"`id` of the added token {token.text!r} is {token.id}; in `model.vocab` it is "
-                f"{ids[token.text]}, which Hugging Face takes: supported is the same id in both"
-            )
-    texts = sorted(ids, key=ids.get)
-    for place, text in enumerate(texts):
-        if ids[text] != place:
-            raise Inexpressible(
-                f"the id of the token {text!r} is {ids[text]}, and no token has the id {place}: "
-                "supported are ids without gaps, each of one token"
-            )
-    return texts
-
-
-def _merges(contents):
-    """Returns the list of pairs of tokens to merge, in both spellings of the file."""
-    merges, vocabulary = contents["model"].get("merges"), contents["model"]["vocab"]
-    if not isinstance(merges, list):
-        raise _unsupported("model.merges", merges, ["a list of pairs"])
-    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
-    for pair in pairs:
-        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
-            raise _unsupported("model.merges", pair, ["a pair of tokens that joins to a token"])
-    return pairs
-
-
-# === Checks ===
 
 
 def _check_overlaps(added, kinds, runs):

@@ -36,7 +36,7 @@ ODD_SPACES = ["\xa0", "\u2003", "\u3000", "\u200b", "\u2028", "\x85", "\ufeff", 
 EMOJI = ["😀", "👩‍👩‍👧", "🇩🇪", "👍🏽", "❤️", "1️⃣", "🏴󠁧󠁢󠁥󠁮󠁧󠁿"]
 CONTROLS = [chr(i) for i in (*range(32), *range(127, 160))]
 WORDS = " ".join(tiny.SENTENCES).split()
-TOKENS = ["<tool>", "<|im_end|>", "two words", "\n\n", "hello"]
+TOKENS = ["<tool>", "<|im_end|>", "two words", " zebra", "hello"]
 SPECIAL_TOKENS = ["<tool_call>", "</tool_call>", "§§"]
 
 
@@ -110,8 +110,8 @@ def save_as_google(folder):
     }
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(contents))
-    tokenizer = keras_rgemma.RGemmaTokenizer(proto=model)
-    write_tokenizer_config(folder, tokenizer)
+    config = {"tokenizer_class": "GemmaTokenizer", "mask_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
