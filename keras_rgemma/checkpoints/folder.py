@@ -139,7 +139,11 @@ def read_tokenizer(path):
 def _tokenizer_json(folder):
     """Returns the path of Hugging Face's tokenizer.json in a folder, or None without one."""
     file = folder / tokenizer_json.FILE
-    return file if file.is_file() and tokenizer_json.is_hugging_face(read_json(file)) else None
+    if not file.is_file():
+        return None
+    # A Keras preset's is small; the vocabulary in Hugging Face's takes a second to parse.
+    is_large = file.stat().st_size > 1 << 20
+    return file if is_large or tokenizer_json.is_hugging_face(read_json(file)) else None
 
 
 def _holds_tokens_of(model, file, path):

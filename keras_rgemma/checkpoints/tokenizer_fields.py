@@ -78,7 +78,7 @@ def check_settings(contents):
             steps = part.get(key)
         if steps not in supported:
             raise _unsupported(name, part, supported)
-    model = contents["model"]
+    model = contents.get("model")
     if not isinstance(model, dict):
         raise _unsupported("model", model, ["an object"])
     for name, supported in _MODEL.items():
@@ -107,9 +107,7 @@ def added_tokens_in(contents):
     """Returns the list of `AddedToken`."""
     added = []
     for token in contents.get("added_tokens") or []:
-        content, id = (
-            (token.get(name) for name in _TOKEN[:2]) if isinstance(token, dict) else (0, 0)
-        )
+        content, id = map(token.get, _TOKEN[:2]) if isinstance(token, dict) else (None, None)
         if not (isinstance(content, str) and content and type(id) is int):
             raise _unsupported("added_tokens", token, ["an object with `content` and `id`"])
         for name, value in token.items():

@@ -30,8 +30,8 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
     Args:
         proto: the path of a SentencePiece model file, or its bytes.
         control_tokens: sequence of str, further tokens that are recognised in text, those of
-            SentencePiece's kind CONTROL (`<bos>`) among them, and never in the messages of a
-            conversation.
+            SentencePiece's kind CONTROL (`<bos>`) among them. In the messages of a conversation
+            they are not recognised, except for tokens of one character.
         **kwargs: of `keras_hub.tokenizers.SentencePieceTokenizer`.
 
     Raises:
