@@ -27,12 +27,13 @@ CONTROL_IDS = {"pad": 0, "eos": 1, "bos": 2, "unk": 3}
 
 
 @functools.cache
-def proto(end_of_turn=True, bos=True):
+def proto(end_of_turn=True, bos=True, further_tokens=()):
     """The bytes of a SentencePiece model with Gemma's control tokens and settings.
 
     Args:
         end_of_turn: bool, whether the vocabulary has <end_of_turn>.
         bos: bool, whether the start token is spelled <bos>.
+        further_tokens: tuple of str, tokens that are recognised in text beside those of turns.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -47,7 +48,7 @@ def proto(end_of_turn=True, bos=True):
         byte_fallback=True,
         **{f"{name}_id": id for name, id in CONTROL_IDS.items()},
         **{f"{name}_piece": f"<{name}>" for name in CONTROL_IDS if bos or name != "bos"},
-        user_defined_symbols=list(TURNS if end_of_turn else TURNS[:1]),
+        user_defined_symbols=[*(TURNS if end_of_turn else TURNS[:1]), *further_tokens],
         num_threads=1,
         minloglevel=2,
     )

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
+import sentencepiece
 
 from keras_rgemma.checkpoints import (
     deepmind,
@@ -13,6 +14,7 @@ from keras_rgemma.checkpoints import (
     deepmind_torch,
     huggingface,
     safetensors,
+    tokenizer_json,
 )
 from keras_rgemma.checkpoints.loading import load
 from keras_rgemma.config import RGemmaConfig
@@ -97,9 +99,10 @@ def _config_in(file):
 
 
 def tokenizer_file(path):
-    """Finds the SentencePiece model of a checkpoint; returns its path, str, or None without one.
+    """Finds the tokenizer of a checkpoint; returns the path of its file, str, or None without one.
 
-    The file lies in the folder of the checkpoint, or beside its weights.
+    The file is tokenizer.model, or Hugging Face's tokenizer.json where that is alone. It lies in
+    the folder of the checkpoint, or beside its weights.
     """
     folder = pathlib.Path(path)
     places = [folder]
@@ -107,4 +110,54 @@ def tokenizer_file(path):
         weights = deepmind_flax.find(folder) or deepmind_torch.find(folder)
         places += [weights.parent] if weights else []
     files = [place / huggingface.TOKENIZER for place in places]
-    return next((str(file) for file in files if file.is_file()), None)
+    found = next((file for file in files if file.is_file()), None) or _tokenizer_json(folder)
+    return None if found is None else str(found)
+
+
+def read_tokenizer(path):
+    """Reads the tokenizer of a checkpoint, and returns arguments of `RGemmaTokenizer`.
+
+    Where tokenizer.model and tokenizer.json differ in their tokens, tokenizer.json counts:
+    transformers reads that file, and writes into it the tokens that a fine-tune adds.
+
+    Args:
+        path: str, as of `open_checkpoint`.
+
+    Returns:
+        dict, or None if there is no tokenizer.
+
+    Raises:
+        ValueError: a file is broken, or has a setting that a SentencePiece model cannot have.
+    """
+    model = tokenizer_file(path)
+    file = _tokenizer_json(pathlib.Path(path))
+    if file is None or (model != str(file) and _holds_tokens_of(model, file, path)):
+        return None if model is None else {"proto": model}
+    return tokenizer_json.read(file, _vocabulary_size(path))._asdict()
+
+
+def _tokenizer_json(folder):
+    """Returns the path of Hugging Face's tokenizer.json in a folder, or None without one."""
+    file = folder / tokenizer_json.FILE
+    if not file.is_file():
+        return None
+    # A Keras preset's is small; the vocabulary in Hugging Face's takes a second to parse.
+    is_large = file.stat().st_size > 1 << 20
+    return file if is_large or tokenizer_json.is_hugging_face(read_json(file)) else None
+
+
+def _holds_tokens_of(model, file, path):
+    """Checks whether the tokens of a tokenizer.json are those of a tokenizer.model."""
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    except Exception:  # a broken file, for which `RGemmaTokenizer` has an error
+        return True
+    pieces = processor.IdToPiece(list(range(processor.GetPieceSize())))
+    return pieces == tokenizer_json.tokens(read_json(file), _vocabulary_size(path))
+
+
+def _vocabulary_size(path):
+    """Returns the number of embeddings that the config beside a tokenizer names, or None."""
+    config = pathlib.Path(path) / huggingface.CONFIG
+    size = read_json(config).get("vocab_size") if config.is_file() else None
+    return size if isinstance(size, int) else None

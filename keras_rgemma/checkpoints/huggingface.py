@@ -1,5 +1,7 @@
 """Reads and writes the JSON files of a Hugging Face folder: `config.json` and the tokenizer's."""
 
+from keras_rgemma.checkpoints import sentencepiece_model as spm
+from keras_rgemma.checkpoints.chat_template import TEMPLATE
 from keras_rgemma.config import RGemmaConfig, check_count
 from keras_rgemma.files import write_json
 
@@ -158,10 +160,15 @@ def config_of(config, dtype):
 def write_tokenizer_config(folder, tokenizer):
     """Writes the settings of a tokenizer that transformers needs beside its SentencePiece model.
 
+    transformers reads the chat template here, in every version. From version 5 on it writes its own
+    into chat_template.jinja, which counts where both are there.
+
     Args:
         folder: `pathlib.Path`.
         tokenizer: `RGemmaTokenizer`.
     """
+    vocabulary = set(tokenizer.get_vocabulary())
+    has_turns = {tokenizer.start_of_turn, tokenizer.end_token2} <= vocabulary
     ends = [tokenizer.end_token_id, getattr(tokenizer, "end_token2_id", None)]
     write_json(
         folder / "tokenizer_config.json",
@@ -170,6 +177,10 @@ def write_tokenizer_config(folder, tokenizer):
             "add_bos_token": True,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
+            "added_tokens_decoder": _added_tokens(tokenizer),
+            # Otherwise transformers adds one, for which the model has no embedding.
+            **({} if "<mask>" in vocabulary else {"mask_token": None}),
+            **({"chat_template": TEMPLATE} if has_turns else {}),
         },
     )
     write_json(
@@ -180,3 +191,28 @@ def write_tokenizer_config(folder, tokenizer):
             "pad_token_id": tokenizer.pad_token_id,
         },
     )
+
+
+def _added_tokens(tokenizer):
+    """Describes the tokens that are recognised in text, a dict of an id to the settings of one.
+
+    Without it transformers shows `<end_of_turn>` in the texts that it makes, and no pieces with a
+    space in them would be recognised.
+    """
+    standard = (*tokenizer.special_tokens, tokenizer.start_of_turn, tokenizer.end_token2)
+    recognised = (spm.CONTROL, spm.UNKNOWN, spm.USER_DEFINED)
+    kinds = spm.kinds_of(tokenizer.proto)
+    return {
+        str(id): {
+            "content": piece,
+            "lstrip": False,
+            "normalized": "\u2581" in piece,  # found once spaces are written so
+            "rstrip": False,
+            "single_word": False,
+            "special": kind in (spm.CONTROL, spm.UNKNOWN)
+            or piece in standard
+            or piece.replace("\u2581", " ") in tokenizer.control_tokens,
+        }
+        for id, (piece, kind) in enumerate(zip(tokenizer.get_vocabulary(), kinds, strict=True))
+        if kind in recognised
+    }

@@ -7,12 +7,12 @@ import keras
 import keras_hub
 import sentencepiece
 
-from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
+from keras_rgemma.checkpoints.folder import open_checkpoint, read_tokenizer
 from keras_rgemma.checkpoints.hub import TOKENIZER
 from keras_rgemma.checkpoints.presets import Presets, resolve
 from keras_rgemma.keras_internals.tokenizers import WrapsProcessors, add_special_token
 from keras_rgemma.model.backbone import RGemmaBackbone
-from keras_rgemma.text.literal_space import space_ids, with_literal_spaces
+from keras_rgemma.text.literal_space import ids_of, spelled_apart, with_literal_spaces
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -24,8 +24,14 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
     User-defined tokens of the SentencePiece model (Gemma's `<start_of_turn>` and `<end_of_turn>`)
     are recognised in text.
 
+    A fine-tune's `tokenizer.json` is read by `from_preset`, and gives the ids that Hugging Face's
+    tokenizer gives: see `checkpoints.tokenizer_json`.
+
     Args:
         proto: the path of a SentencePiece model file, or its bytes.
+        control_tokens: sequence of str, further tokens that are recognised in text, those of
+            SentencePiece's kind CONTROL (`<bos>`) among them. In the messages of a conversation
+            they are not recognised, except for tokens of one character.
         **kwargs: of `keras_hub.tokenizers.SentencePieceTokenizer`.
 
     Raises:
@@ -44,8 +50,9 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
     end_token2 = "<end_of_turn>"
     presets = Presets()
 
-    def __init__(self, proto=None, **kwargs):
+    def __init__(self, proto=None, *, control_tokens=(), **kwargs):
         self._end_token2_id = None
+        self._control_tokens = tuple(control_tokens)
         add_special_token(self, "<bos>", "start_token")
         add_special_token(self, "<eos>", "end_token")
         add_special_token(self, "<pad>", "pad_token")
@@ -62,16 +69,19 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
             **kwargs: arguments of the constructor.
 
         Raises:
-            ValueError: the preset has no tokenizer. See `RGemmaBackbone.from_preset`, too.
+            ValueError: the preset has no tokenizer, or one with a setting that SentencePiece lacks.
+                See `RGemmaBackbone.from_preset`, too.
         """
         folder = resolve(preset, TOKENIZER, revision)
-        proto = tokenizer_file(folder)
-        if not proto and open_checkpoint(folder):
+        tokenizer = read_tokenizer(folder)
+        if tokenizer:
+            return cls(**{**tokenizer, **kwargs})
+        if open_checkpoint(folder):
             raise ValueError(
-                f"{folder!r} holds no tokenizer.model, the SentencePiece model of its tokenizer. "
-                "Copy that file of the model it comes from into it."
+                f"{folder!r} holds no tokenizer.model and no tokenizer.json of its tokenizer. Copy "
+                "one of the model it comes from into it."
             )
-        return cls(proto=proto, **kwargs) if proto else super().from_preset(folder, **kwargs)
+        return super().from_preset(folder, **kwargs)
 
     @property
     def end_token2_id(self):
@@ -79,6 +89,18 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         if self._end_token2_id is None:
             raise AttributeError("end_token2_id")
         return self._end_token2_id
+
+    @property
+    def control_tokens(self):
+        """Returns the tuple of further tokens that are recognised in text."""
+        return self._control_tokens
+
+    def get_config(self):
+        config = super().get_config()
+        # Left out where there are none: presets of before look the same.
+        return config | (
+            {"control_tokens": list(self._control_tokens)} if self._control_tokens else {}
+        )
 
     def literal_token_ids(self, text):
         """Returns the token ids of text without recognising control tokens.
@@ -91,12 +113,20 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         Returns:
             list of ints.
         """
-        controls = [*self.special_tokens, self.start_of_turn, self.end_token2]
-        parts = []
-        for part in re.split(f"({'|'.join(map(re.escape, controls))})", text):
-            # The two halves of a control token are not recognised as that token.
-            parts += [part[:1], part[1:]] if part in controls else [part]
+        parts = self._literal_parts(text)
         return [int(id) for row in self.token_id_rows(parts) for id in row]
+
+    def _literal_parts(self, text):
+        """Cuts a text so that no part has a control token in it."""
+        controls = {*self.special_tokens, self.start_of_turn, self.end_token2}
+        controls |= {token for token in self._control_tokens if len(token) > 1}
+        pattern = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))
+        parts = []
+        for part in re.split(f"({pattern})", text):
+            # The first character alone and the rest are not recognised as that token. The rest may
+            # hold another one.
+            parts += [part[:1], *self._literal_parts(part[1:])] if part in controls else [part]
+        return parts
 
     def token_id_rows(self, texts):
         """Returns the token ids of several texts, uncut and unpadded: a list of lists of ints."""
@@ -151,7 +181,8 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
 
     def wrap_processor(self, processor):
         """Wraps a SentencePiece processor to keep a literal U+2581; see `WrapsProcessors`."""
-        return with_literal_spaces(processor, as_text=is_text(self.compute_dtype))
+        as_text = is_text(self.compute_dtype)
+        return with_literal_spaces(processor, as_text, self._control_tokens)
 
     def wrap_graph_processor(self, processor, proto):
         """Wraps the processor of TensorFlow graphs likewise, if the tokenizer returns plain ids."""
@@ -161,7 +192,7 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
             return processor
         # The processor outside of graphs does not exist yet when this one is made.
         other = sentencepiece.SentencePieceProcessor(model_proto=proto)
-        return in_graphs(processor, space_ids(other))
+        return in_graphs(processor, ids_of(other, spelled_apart(other, self._control_tokens)))
 
 
 def is_text(dtype):

@@ -3,31 +3,33 @@
 import keras
 import tensorflow as tf
 
-from keras_rgemma.text.literal_space import SPACE, Wrapper
+from keras_rgemma.text.literal_space import Wrapper
 
 
-def with_literal_spaces(tokenizer, space_ids):
-    """Wraps a `tensorflow_text.SentencepieceTokenizer` so that it encodes U+2581 as its bytes.
+def with_literal_spaces(tokenizer, spelled):
+    """Wraps a `tensorflow_text.SentencepieceTokenizer` so that it encodes some texts apart.
 
     Args:
         tokenizer: the tokenizer.
-        space_ids: list of the ids of those bytes, or None for a vocabulary without bytes.
+        spelled: dict of each such text to its ids, as of `literal_space.spelled_apart`.
     """
-    return tokenizer if space_ids is None else _Tokenizer(tokenizer, space_ids)
+    for text, ids in spelled.items():
+        tokenizer = _Tokenizer(tokenizer, (text, ids))
+    return tokenizer
 
 
 class _Tokenizer(Wrapper):
-    """Wraps a tokenizer with a `tokenize` that splits texts at U+2581."""
+    """Wraps a tokenizer with a `tokenize` that splits texts at one that has a spelling."""
 
     def tokenize(self, texts):
         """Returns the token ids, ragged [B, T], of strings [B]."""
-        parts = tf.strings.split(texts, SPACE)
-        tokens = self.wrapped.tokenize(parts)
-        flat = tokens.values
-        spaces = tf.tile([self.space_tokens], [flat.nrows(), 1])
-        tokens = tokens.with_values(tf.concat([tf.cast(spaces, flat.dtype), flat], axis=1))
-        # Every part came with a space before it; a text has one space less than parts.
-        return tokens.merge_dims(1, 2)[:, len(self.space_tokens) :]
+        text, ids = self.spelled
+        parts = tf.strings.split(texts, text)
+        flat = self.wrapped.tokenize(parts.values)
+        spelled = tf.tile([ids], [flat.nrows(), 1])
+        tokens = parts.with_values(tf.concat([tf.cast(spelled, flat.dtype), flat], axis=1))
+        # Every part came with a spelling before it; a text has one less than parts.
+        return tokens.merge_dims(1, 2)[:, len(ids) :]
 
 
 def python_rows(function, inputs, length):
