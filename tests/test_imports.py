@@ -41,6 +41,7 @@ ALLOWED = {
 # Arrows between rooms of one level: from a file to a module, and why.
 ACROSS = {
     ("lora/peft.py", "checkpoints.names"): "PEFT calls a layer by its name in the checkpoint",
+    ("lora/peft.py", "checkpoints.adapter"): "an adapter is found and read as a checkpoint is",
     ("generation/chat.py", "text.conversation"): "a turn is the same in training and in a chat",
 }
 # Modules of others that are imported inside of functions: each is slow to import or optional.
