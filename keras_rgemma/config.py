@@ -11,7 +11,25 @@ BLOCK_TYPES = (RECURRENT, ATTENTION)
 # Far above any published model: a larger config is broken, and would keep a machine busy for long.
 MOST_PARAMETERS = 10**13
 LARGEST_WINDOW = 2**24
-ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
+# The functions are in `layers/activation.py`. Each has its equivalent in transformers.
+ACTIVATIONS = (
+    "gelu_tanh",
+    "gelu",
+    "silu",
+    "relu",
+    "gelu_10",
+    "hard_silu",
+    "laplace",
+    "leaky_relu_0.01",
+    "linear",
+    "mish",
+    "quick_gelu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "sqrtsoftplus",
+    "tanh",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import keras_rgemma.config
 import tiny
 from compiled import compiled, to_numpy
 from keras_rgemma import RGemmaBackbone
-from keras_rgemma.config import RGemmaConfig, round_to_bfloat16
+from keras_rgemma.config import ACTIVATIONS, RGemmaConfig, round_to_bfloat16
 
 SMALL = {
     "vocabulary_size": 37,
@@ -55,7 +55,7 @@ BROKEN = [
     ("layer_norm_epsilon", -1e-6, "positive"),
     ("dropout", -0.1, "at least 0 and below 1"),
     ("dropout", 1.0, "at least 0 and below 1"),
-    ("activation", "tanh", "one of"),
+    ("activation", "softmax", "one of"),
     ("block_types", (), "at least one"),
     ("block_types", ("recurrent", "conv"), "conv"),
     ("block_types", "recurrent", "list or tuple"),
@@ -273,9 +273,9 @@ def test_a_change_of_mathematics_shows_in_the_logits(name):
     assert np.abs(logits_of(backbone) - base_logits()).max() > 1e-2
 
 
-@pytest.mark.parametrize("name, value", [("activation", x) for x in ("gelu", "relu", "gelu_tanh")])
-def test_every_activation_is_its_own_function(name, value):
-    backbone = changed(name, value)
+@pytest.mark.parametrize("value", ACTIVATIONS)
+def test_every_activation_is_its_own_function(value):
+    backbone = changed("activation", value)
     backbone.set_weights(base().get_weights())
     difference = np.abs(logits_of(backbone) - base_logits()).max()
     # The tanh formula is within 5e-4 of the exact one, which is above the noise of float32.

@@ -41,6 +41,7 @@ ALLOWED = {
 # Arrows between rooms of one level: from a file to a module, and why.
 ACROSS = {
     ("lora/peft.py", "checkpoints.names"): "PEFT calls a layer by its name in the checkpoint",
+    ("lora/peft.py", "checkpoints.adapter"): "an adapter is found and read as a checkpoint is",
     ("generation/chat.py", "text.conversation"): "a turn is the same in training and in a chat",
     ("generation/chat.py", "text.forms"): "a text has the same forms in training and in a chat",
     ("generation/inputs.py", "text.conversation"): "as for a chat",

@@ -27,17 +27,19 @@ def only(folder, paths):
     return paths[0] if paths else None
 
 
-def check_sizes(path, source, most):
+def check_sizes(path, source, most, counts=lambda name: True):
     """Raises ValueError if the tensors of a source take more bytes than its files can hold.
 
     Args:
         path: path of the files, named in the error.
         source: object with the `shapes` and `dtypes` of a `TensorSource`.
         most: int, the largest number of bytes that files of this size can hold.
+        counts: function of the name of a tensor; False for one that takes no bytes of its own.
     """
     sizes = {
         name: math.prod(shape) * source.dtypes[name].itemsize
         for name, shape in source.shapes.items()
+        if counts(name)
     }
     if (size := sum(sizes.values())) > most:
         largest = max(sizes, key=sizes.get)

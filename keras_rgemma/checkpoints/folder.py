@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,12 +14,19 @@ from keras_rgemma.checkpoints import (
     deepmind_flax,
     deepmind_torch,
     huggingface,
+    pytorch_bin,
     safetensors,
     tokenizer_json,
 )
+from keras_rgemma.checkpoints.adapter import is_adapter
 from keras_rgemma.checkpoints.loading import load
+from keras_rgemma.checkpoints.unwrapped import Unwrapped
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import read_json
+
+# Files of weights in a folder with a config.
+_WEIGHTS = ("*.safetensors", "*.weights.h5", "*.bin")
+_NUMBERS = re.compile(r"(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +85,7 @@ def open_checkpoint(path):
         contents = read_json(config)
         if not huggingface.is_config(contents):
             return None
-        weights = functools.partial(safetensors.SafetensorsFolder, path)
+        weights = functools.partial(_open_huggingface, path)
         return Checkpoint(path, huggingface.config_from(contents), weights)
     if weights_path := deepmind_flax.find(folder):
         source = deepmind_flax.OrbaxFolder(weights_path)
@@ -88,6 +96,58 @@ def open_checkpoint(path):
     beside = weights_path.parent / deepmind.CONFIG
     config = _config_in(beside) if beside.is_file() else deepmind.config_from(source.shapes)
     return Checkpoint(path, config, lambda: source)
+
+
+def _open_huggingface(path):
+    """Opens the weights in a folder of Hugging Face, a `TensorSource`."""
+    formats = (
+        (safetensors.SafetensorsFolder, safetensors.WEIGHTS, safetensors.INDEX),
+        (pytorch_bin.PytorchFolder, pytorch_bin.WEIGHTS, pytorch_bin.INDEX),
+    )
+    for source, *files in formats:  # transformers prefers them in this order, too
+        if any((pathlib.Path(path) / file).exists() for file in files):
+            return Unwrapped(source(path))
+    names = [file for _, *files in formats for file in files]
+    raise ValueError(
+        f"{str(path)!r} holds neither {' nor '.join(names)}. Fetch the weights again, or pass "
+        f"`load_weights=False` for random weights.{hint_of_loadable_inside(path)}"
+    )
+
+
+def hint_of_loadable_inside(path, are_weights_here=True):
+    """Names the folders inside of a folder that would load, a sentence; empty if there are none.
+
+    Such as `checkpoint-500`, which the Trainer of transformers writes.
+
+    Args:
+        path: str or path of a folder.
+        are_weights_here: bool; False before weights are fetched, where configs are enough.
+    """
+    folder = pathlib.Path(path)
+    children = folder.iterdir() if folder.is_dir() else ()
+    names = [child.name for child in children if _would_load(child, are_weights_here)]
+    if not names:
+        return ""
+    # checkpoint-500 before checkpoint-1000
+    names.sort(key=lambda name: [int(x) if x.isdecimal() else x for x in _NUMBERS.split(name)])
+    return (
+        f" These folders in it would load: {names}. Pass `subfolder={names[-1]!r}`, or the path of "
+        "one."
+    )
+
+
+def _would_load(folder, are_weights_here):
+    """Checks whether a folder has the config of a model or of an adapter, and weights."""
+    if are_weights_here and not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        return False
+    config = folder / huggingface.CONFIG
+    if not config.is_file():
+        return is_adapter(folder)
+    try:
+        contents = read_json(config)
+    except ValueError:
+        return False
+    return huggingface.is_recurrent_gemma(contents) or "class_name" in contents
 
 
 def _config_in(file):

@@ -1,10 +1,13 @@
 """Fetches repositories of hubs into local folders, with each hub's own client and cache."""
 
+import functools
+import glob
 import hashlib
 import os
 import pathlib
 
-from keras_rgemma.checkpoints import deepmind_flax, huggingface
+from keras_rgemma.checkpoints import adapter, deepmind_flax, huggingface
+from keras_rgemma.checkpoints.folder import hint_of_loadable_inside
 from keras_rgemma.config import check_count
 from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.hubs import hugging_face_blobs, parse_kaggle_handle
@@ -13,12 +16,17 @@ from keras_rgemma.keras_internals.hubs import hugging_face_blobs, parse_kaggle_h
 TOKENIZER, CONFIG, WEIGHTS = "tokenizer", "config", "weights"
 # Patterns of file names, for repositories that hold their weights in several formats.
 _SMALL_FILES = ("*.json", "*.model", "assets/*")
-_WEIGHT_FILES = ("model*.safetensors", "model*.weights.h5", "task.weights.h5")
+# The formats of weights: one of the next line is fetched if there is none of the lines before.
+_WEIGHT_FILES = (
+    ("model*.safetensors", "model*.weights.h5", "task.weights.h5"),
+    ("pytorch_model*.bin",),
+)
+_ADAPTER_FILES = ((adapter.WEIGHTS,), (adapter.PICKLED,))
 _CHECKED = ".keras_rgemma_checked"
 _BLOCK = 1 << 24  # bytes hashed in one go
 
 
-def fetch(handle, revision=None, part=WEIGHTS):
+def fetch(handle, revision=None, part=WEIGHTS, subfolder=None):
     """Fetches a repository into the cache of its hub, if it is not there, and returns its folder.
 
     Args:
@@ -28,41 +36,106 @@ def fetch(handle, revision=None, part=WEIGHTS):
             newest.
         part: `TOKENIZER`, `CONFIG` or `WEIGHTS`. Files that this part does not need are left out
             where the hub allows that.
+        subfolder: str, the folder of the model in the repository; None for the repository.
 
     Returns:
         str, the folder; or a handle that KerasHub fetches.
 
     Raises:
         PermissionError: the repository is gated or private.
-        FileNotFoundError: the repository or the revision does not exist.
+        FileNotFoundError: the repository, the revision or the subfolder does not exist.
         ConnectionError: the hub cannot be reached, or the connection was lost.
         ValueError: the handle is malformed, the model is of another kind, or a file came damaged
             and was deleted.
         ImportError: the client of the hub is not installed.
     """
     scheme, _, name = handle.partition("://")
-    if scheme == "kaggle":
-        return _from_kaggle(handle, name, revision, part)
     if scheme not in _SNAPSHOTS:
-        if revision is not None:
+        if scheme == "kaggle":
+            handle = _from_kaggle(handle, name, revision, part)
+        elif revision is not None:
             raise ValueError(
                 f"`revision` is for handles of {[*_SNAPSHOTS, 'kaggle']}. Received: {revision!r} "
                 f"with {handle!r}."
             )
-        return handle
-    snapshot = _SNAPSHOTS[scheme]
-    folder = snapshot(handle, name, revision, _SMALL_FILES)
-    config = pathlib.Path(folder) / huggingface.CONFIG
-    if part == TOKENIZER or (part == CONFIG and config.is_file()):
-        return folder
+        if subfolder is None:
+            return handle
+        if "://" in handle:  # KerasHub fetches it
+            raise ValueError(
+                f"A Keras preset at {handle!r} has no subfolders. Received: "
+                f"subfolder={subfolder!r}."
+            )
+        return str(inside(handle, subfolder))
+    snapshot = functools.partial(_SNAPSHOTS[scheme], handle, name, revision)
+    root = snapshot(_SMALL_FILES)
+    folder = inside(root, subfolder)
+    config = folder / huggingface.CONFIG
+    is_adapter = adapter.is_adapter(folder)
+    if part == TOKENIZER or (part == CONFIG and (is_adapter or config.is_file())):
+        return str(folder)
+    if is_adapter:
+        return _with_weights(snapshot, handle, folder, root, _ADAPTER_FILES)
     if not config.is_file():  # one of DeepMind's formats, whose weights tell the architecture
+        if hint := hint_of_loadable_inside(folder, False):
+            raise ValueError(f"{handle!r} holds folders of models, and no model itself.{hint}")
         if scheme == "hf":
             _check_is_deepminds(handle, name, revision)
-        return snapshot(handle, name, revision, None)
+        return str(inside(snapshot(None), subfolder))
     contents = read_json(config)
     if huggingface.is_config(contents):
         huggingface.config_from(contents)  # before gigabytes of another model are fetched
-    return snapshot(handle, name, revision, (*_SMALL_FILES, *_WEIGHT_FILES))
+    return _with_weights(snapshot, handle, folder, root, _WEIGHT_FILES)
+
+
+def inside(root, subfolder):
+    """Returns the path of a subfolder, or of the folder itself for None.
+
+    Args:
+        root: str or path of a folder.
+        subfolder: str or None.
+
+    Raises:
+        ValueError: the subfolder is no plain relative path.
+        FileNotFoundError: there is no such subfolder.
+    """
+    root = pathlib.Path(root)
+    if subfolder is None:
+        return root
+    relative = pathlib.PurePosixPath(str(subfolder))
+    if relative.is_absolute() or ".." in relative.parts or "\\" in str(subfolder):
+        raise ValueError(
+            f"`subfolder` must be the path of a folder inside of {str(root)!r}. Received: "
+            f"{subfolder!r}."
+        )
+    if not (root / relative).is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {str(subfolder)!r} in {str(root)!r}."
+            f"{hint_of_loadable_inside(root, False)}"
+        )
+    return root / relative
+
+
+def _with_weights(snapshot, handle, folder, root, alternatives):
+    """Fetches the weights of a folder in the first format that is there; returns the folder, str.
+
+    Args:
+        snapshot: function of patterns that fetches.
+        handle: str.
+        folder: `pathlib.Path` of the model in the cache.
+        root: str, the path of the repository in the cache.
+        alternatives: sequence of sequences of patterns of names, one a format.
+    """
+    prefix = glob.escape(folder.relative_to(root).as_posix()) + "/"
+    prefix = "" if prefix == "./" else prefix
+    for patterns in alternatives:
+        snapshot((*_SMALL_FILES, *(prefix + x for x in (*_SMALL_FILES, *patterns))))
+        if any(any(folder.glob(pattern)) for pattern in patterns):
+            return str(folder)
+    raise ValueError(
+        f"{handle!r} holds a config, but no weights in a file such as "
+        f"{', '.join(patterns[0] for patterns in alternatives)}."
+        f"{hint_of_loadable_inside(folder, False)}"
+    )
 
 
 def _from_hugging_face(handle, name, revision, patterns):

@@ -7,13 +7,24 @@ from keras_rgemma.files import write_json
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.model"
+# Names of transformers, and those of `config.ACTIVATIONS`. Of several names for one function the
+# first is written. "prelu" and "xielu" have trained parameters, for which there is no place here.
 ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh"), "gelu_tanh"),
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "silu": "silu",
     "swish": "silu",
-    "relu": "relu",
+    "hardswish": "hard_silu",
+    "leaky_relu": "leaky_relu_0.01",
+    **{
+        name: name
+        for name in (
+            *("relu", "relu2", "relu6", "quick_gelu", "gelu_10", "tanh", "sigmoid"),
+            *("linear", "mish", "laplace", "sqrtsoftplus"),
+        )
+    },
 }
 # Fields of `RGemmaConfig`, and their names in config.json, whose values are the same in both.
 FIELDS = {
@@ -33,6 +44,11 @@ def is_config(config):
     return "model_type" in config
 
 
+def is_recurrent_gemma(contents):
+    """Checks whether the contents of a `config.json` are those of this architecture."""
+    return contents.get("model_type") == "recurrent_gemma"
+
+
 def config_from(contents):
     """Reads the architecture from a Hugging Face config.
 
@@ -46,7 +62,7 @@ def config_from(contents):
         ValueError: the model is of another kind, a field is missing, or this package has no
             equivalent for a setting.
     """
-    if contents.get("model_type") != "recurrent_gemma":
+    if not is_recurrent_gemma(contents):
         raise ValueError(
             "`model_type` in config.json must be 'recurrent_gemma'. Received: "
             f"{contents.get('model_type')!r}. Load other models with keras_hub."

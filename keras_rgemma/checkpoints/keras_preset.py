@@ -3,19 +3,22 @@
 import contextvars
 import math
 import pathlib
+import reprlib
 from typing import NamedTuple
 
 import h5py
 import keras
 from keras import ops
 
+from keras_rgemma.checkpoints.folder import hint_of_loadable_inside
 from keras_rgemma.checkpoints.loading import CHUNK, build_uninitialized, not_finite
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.saving import saved_layers
 from keras_rgemma.keras_internals.variables import initialize
 
-_JSON = ("config.json", "task.json", "preprocessor.json", "tokenizer.json")
+_TASK = "task.json"
+_JSON = ("config.json", _TASK, "preprocessor.json", "tokenizer.json")
 _BLOCK = "residual_block"  # Keras' name for the groups of these layers in a file
 
 
@@ -70,6 +73,7 @@ def _check_files(folder):
             f"{str(folder)!r} holds no checkpoint. It must be the folder of a Keras preset "
             "(config.json, model.weights.h5) or of Hugging Face (config.json, model.safetensors), "
             "an Orbax folder, or a `.pt` file of DeepMind."
+            f"{hint_of_loadable_inside(folder)}"
         )
     for name in _JSON:
         if (folder / name).is_file():
@@ -79,6 +83,32 @@ def _check_files(folder):
                     f"{str(folder / name)!r} describes no Keras object: it must hold `class_name` "
                     "and `config`."
                 )
+
+    _check_agreement(folder)
+
+
+def _check_agreement(folder):
+    """Raises ValueError if the two descriptions of the backbone in a preset differ.
+
+    KerasHub makes a task from the one in task.json, and a backbone from config.json.
+    """
+    if not (folder / _TASK).is_file():
+        return
+    backbone = read_json(folder / _TASK)["config"].get("backbone")
+    in_task = backbone.get("config") if isinstance(backbone, dict) else None
+    if not isinstance(in_task, dict):
+        return
+    own = read_json(folder / _JSON[0])["config"]
+    for name in sorted({*own, *in_task} - {"name"}):
+        field = RGemmaConfig.__dataclass_fields__.get(name)
+        default = field.default if field else None  # in the file of a version without this field
+        one, other = own.get(name, default), in_task.get(name, default)
+        if one != other:
+            raise ValueError(
+                f"{str(folder)!r} describes two backbones: {name!r} is {reprlib.repr(one)} in "
+                f"{_JSON[0]} and {reprlib.repr(other)} in {_TASK}. Correct the file that was "
+                "edited, or save the preset again."
+            )
 
 
 def _saved_policy(folder):
@@ -155,7 +185,7 @@ def build_with_zeros(config, make):
             f"{following.size:,} bytes long. Check that they belong together and that the file is "
             "complete."
         )
-    if sizes.num_layers < following.num_layers < float("inf"):
+    if following.num_layers not in (sizes.num_layers, float("inf")):
         raise ValueError(
             f"The config asks for {sizes.num_layers} layers, but the weights hold "
             f"{following.num_layers}. Check that they belong together."

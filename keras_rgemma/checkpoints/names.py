@@ -21,6 +21,7 @@ from keras_rgemma.checkpoints.transforms import (
 from keras_rgemma.config import RECURRENT
 
 FORMATS = ("flax", "torch", "huggingface")
+EMBEDDING = "model.embed_tokens.weight"
 # A tensor in which a checkpoint may repeat the embedding as the output projection.
 LM_HEAD = "lm_head.weight"
 
@@ -69,7 +70,7 @@ def weights(config):
             "token_embedding/embeddings",
             (config.vocabulary_size, d),
             "embedder/input_embedding",
-            "model.embed_tokens.weight",
+            EMBEDDING,
         )
     ]
     for i, layer_type in enumerate(config.layer_types):

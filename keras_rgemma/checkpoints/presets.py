@@ -4,16 +4,25 @@ import difflib
 import functools
 import json
 import pathlib
+import re
 
 import keras
 
-from keras_rgemma.checkpoints.hub import CONFIG, TOKENIZER, fetch
+from keras_rgemma.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
+from keras_rgemma.checkpoints.adapter import check_is_adapter, is_adapter
+from keras_rgemma.checkpoints.folder import tokenizer_file
+from keras_rgemma.checkpoints.hub import CONFIG, TOKENIZER, WEIGHTS, fetch, inside
+from keras_rgemma.checkpoints.huggingface import CONFIG as MODEL_CONFIG
+from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.presets import preset_config
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # In a wheel the presets lie inside the package, in a checkout beside it.
 EMBEDDED = "embedded"  # the origin of weights that lie in the preset itself
 _ROOTS = (_PACKAGE / "presets", _PACKAGE.parent / "presets")
+# The id of a repository on Hugging Face or ModelScope, as PEFT names the base of an adapter.
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_ERRORS = (ValueError, FileNotFoundError, PermissionError, ConnectionError)
 
 
 @functools.cache
@@ -50,20 +59,98 @@ def presets():
     return dict(sorted(entries, key=lambda item: (item[1]["parameter_count"], item[0])))
 
 
-def resolve(preset, part, revision=None):
+def resolve(preset, part, revision=None, subfolder=None):
     """Finds a preset: returns a local folder or file, or a handle that KerasHub fetches.
 
-    A preset on a hub is fetched first.
+    A preset on a hub is fetched first. The tokenizer of an adapter without one is that of its base.
 
     Args:
         preset: str or path.
         part: the part of the preset that is needed, see `checkpoints.hub.fetch`.
-        revision: str, see `checkpoints.hub.fetch`.
+        revision, subfolder: str, see `checkpoints.hub.fetch`.
 
     Raises:
         ValueError: no preset has this name, the preset has no weights, or a revision was passed for
             a local preset. For handles see `checkpoints.hub.fetch`, too.
     """
+    folder = _resolve(preset, part, revision, subfolder)
+    if part == TOKENIZER and is_adapter(folder) and not tokenizer_file(folder):
+        return base_of(folder, preset, part)
+    return folder
+
+
+def resolve_model(preset, part, revision=None, subfolder=None):
+    """Finds a preset like `resolve`, and the base of an adapter.
+
+    Returns:
+        The folder or handle of the model, and the folder of the adapter on it or None.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError, ConnectionError: as of `resolve`, also for
+            the base of an adapter.
+    """
+    folder = _resolve(preset, part, revision, subfolder)
+    return (base_of(folder, preset, part), folder) if is_adapter(folder) else (folder, None)
+
+
+def resolve_adapter(path, revision=None, subfolder=None):
+    """Finds an adapter of PEFT in a local folder or on a hub; returns its folder, str.
+
+    Raises:
+        FileNotFoundError: there is no such folder. See `checkpoints.hub.fetch`, too.
+        ValueError: the folder holds no adapter, or a revision was passed for a local folder.
+    """
+    if "://" in str(path):
+        if not str(path).startswith("kaggle://"):  # which fetches a repository as a whole
+            check_is_adapter(fetch(str(path), revision, TOKENIZER, subfolder), str(path))
+        folder = fetch(str(path), revision, WEIGHTS, subfolder)
+        check_is_adapter(folder, str(path))
+        return folder
+    _check_no_revision(path, revision)
+    folder = inside(path, subfolder)
+    check_is_adapter(folder)
+    return str(folder)
+
+
+def base_of(folder, preset, part):
+    """Finds the base of an adapter: returns what `resolve` does.
+
+    Args:
+        folder: str, the adapter's folder.
+        preset: str or path that the user passed for the adapter.
+        part: see `resolve`.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError, ConnectionError: the base is not named or
+            cannot be found.
+    """
+    config = read_json(pathlib.Path(folder) / ADAPTER_CONFIG)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    way_out = (
+        f" {str(preset)!r} is an adapter with base_model_name_or_path={name!r} in "
+        f"{ADAPTER_CONFIG}. To use another base, load that with `from_preset` and call "
+        f"`load_from_peft({str(preset)!r})` on it."
+    )
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"The base of the adapter is not known.{way_out}")
+    handle = name
+    if name not in presets() and "://" not in name and not pathlib.Path(name).exists():
+        if not _HUB_ID.fullmatch(name):
+            raise FileNotFoundError(f"There is no folder {name!r} on this machine.{way_out}")
+        is_model_scope = str(preset).startswith("modelscope://")
+        handle = f"{'modelscope' if is_model_scope else 'hf'}://{name}"
+    try:
+        base = _resolve(handle, part, revision if "://" in handle else None)
+    except _ERRORS as error:
+        kind = next(kind for kind in _ERRORS if isinstance(error, kind))
+        raise kind(f"{error}{way_out}") from error
+    if is_adapter(base) and not (pathlib.Path(base) / MODEL_CONFIG).is_file():
+        raise ValueError(f"The base {handle!r} is an adapter itself.{way_out}")
+    return base
+
+
+def _resolve(preset, part, revision=None, subfolder=None):
+    """Finds a preset like `resolve`; an adapter is a preset as any other."""
     if not isinstance(preset, (str, pathlib.PurePath)):
         raise TypeError(
             "A preset is a name, a folder or a hub handle: a str or a path. Received: "
@@ -73,13 +160,10 @@ def resolve(preset, part, revision=None):
     known = presets()
     handle = _handle(preset, known[preset], part) if preset in known else preset
     if "://" in handle:
-        return fetch(handle, revision, part)
-    if revision is not None:
-        raise ValueError(
-            f"`revision` is for what lies on a hub. Received: {revision!r} with {preset!r}."
-        )
+        return fetch(handle, revision, part, subfolder)
+    _check_no_revision(preset, revision)
     if preset in known or (preset.strip() and pathlib.Path(preset).exists()):
-        return handle
+        return handle if subfolder is None else str(inside(handle, subfolder))
     # Any name is near to some preset; a path is not.
     near = difflib.get_close_matches(preset, known, n=1, cutoff=0.6 if "/" in preset else 0.0)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -88,6 +172,14 @@ def resolve(preset, part, revision=None):
         f"{list(known)}; a folder (this one does not exist) or a hub handle such as "
         "'hf://user/model' works, too."
     )
+
+
+def _check_no_revision(preset, revision):
+    """Raises ValueError if a revision was passed for a local preset."""
+    if revision is not None:
+        raise ValueError(
+            f"`revision` is for what lies on a hub. Received: {revision!r} with {str(preset)!r}."
+        )
 
 
 def _handle(preset, metadata, part):

@@ -7,8 +7,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from keras_rgemma.checkpoints.names import LM_HEAD
-from keras_rgemma.files import read_json, write_json
+from keras_rgemma.checkpoints.names import EMBEDDING, LM_HEAD
+from keras_rgemma.checkpoints.shards import Shards
+from keras_rgemma.files import write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,46 +64,18 @@ class SafetensorsFolder:
 
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
-        self.copies = {LM_HEAD: "model.embed_tokens.weight"}
-        self.shapes, self.dtypes, self._files = {}, {}, {}
-        for file in self._listed_files():
+        self.copies = {LM_HEAD: EMBEDDING}
+        self.shapes, self.dtypes = {}, {}
+        shards = Shards(self.folder, WEIGHTS, INDEX)
+        for file in shards.files:
             with self._opened(file) as opened:
                 for name in opened.keys():  # noqa: SIM118  (`opened` is no dict)
                     tensor = opened.get_slice(name)
-                    self._check_listed(name, file)
+                    shards.add(name, file)
                     self.shapes[name] = tuple(tensor.get_shape())
-                    self._files[name] = file
                     self.dtypes[name] = _dtype_of(tensor.get_dtype())
-        absent = sorted(set(self._weight_map or ()) - set(self.shapes))
-        if absent:
-            raise ValueError(f"{INDEX} lists tensors that its files do not hold: {absent}.")
-
-    def _listed_files(self):
-        self._weight_map = None
-        if (self.folder / WEIGHTS).exists():  # transformers prefers this file, too
-            return [WEIGHTS]
-        if not (self.folder / INDEX).exists():
-            raise ValueError(f"{str(self.folder)!r} holds neither {WEIGHTS} nor {INDEX}.")
-        self._weight_map = read_json(self.folder / INDEX).get("weight_map")
-        if not isinstance(self._weight_map, dict) or not self._weight_map:
-            raise ValueError(f"{INDEX} has no `weight_map` of tensors to files.")
-        for file in self._weight_map.values():
-            is_name = isinstance(file, str) and pathlib.PurePath(file).name == file
-            if not is_name or file in ("", "..") or "\\" in file:
-                raise ValueError(
-                    f"{INDEX} names the file {file!r}, which is not a plain name in its own "
-                    "folder. The checkpoint is broken or hostile; nothing was read from there."
-                )
-        return sorted(set(self._weight_map.values()))
-
-    def _check_listed(self, name, file):
-        if name in self.shapes:
-            raise ValueError(f"The tensor {name!r} is in {self._files[name]!r} and in {file!r}.")
-        listed = file if self._weight_map is None else self._weight_map.get(name)
-        if listed != file:
-            raise ValueError(
-                f"The tensor {name!r} is in {file!r}, but {INDEX} lists it in {listed!r}."
-            )
+        shards.check_complete()
+        self._files = shards.owners
 
     def _opened(self, file):
         try:

@@ -13,7 +13,7 @@ from keras_rgemma import RGemmaCausalLM
 from keras_rgemma.checkpoints import export
 from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.checkpoints.hub import WEIGHTS
-from keras_rgemma.checkpoints.presets import resolve, saved_dtype
+from keras_rgemma.checkpoints.presets import resolve_model, saved_dtype
 from keras_rgemma.files import check_free, new_folder
 
 
@@ -41,7 +41,7 @@ def run(args):
             f"The destination {args.destination!r} is a folder around the source {args.source!r}. "
             "Choose another place."
         )
-    source = resolve(args.source, WEIGHTS, args.revision)
+    source, _ = resolve_model(args.source, WEIGHTS, args.revision)  # of an adapter its base
     checkpoint = open_checkpoint(source)
     dtype = args.dtype or (checkpoint.dtype if checkpoint else saved_dtype(source))
     if dtype is not None and dtype not in export.DTYPES:
@@ -49,7 +49,7 @@ def run(args):
             f"The weights are {dtype}, which is not written. Pass --dtype, one of "
             f"{list(export.DTYPES)}."
         )
-    lm = RGemmaCausalLM.from_preset(source, dtype=dtype)
+    lm = RGemmaCausalLM.from_preset(args.source, revision=args.revision, dtype=dtype)
     if args.to == "keras":
         with new_folder(args.destination, args.overwrite) as folder:
             lm.save_to_preset(folder)

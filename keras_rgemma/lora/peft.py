@@ -10,9 +10,9 @@ import pathlib
 import re
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from keras_rgemma.checkpoints.adapter import CONFIG, WEIGHTS, check_is_adapter, read_tensors
 from keras_rgemma.checkpoints.names import weights
 from keras_rgemma.files import new_folder, read_json, write_json
 from keras_rgemma.layers.block_diagonal import BlockDiagonal
@@ -20,7 +20,6 @@ from keras_rgemma.lora import adapters
 from keras_rgemma.lora.adapters import Adapter
 from keras_rgemma.lora.backbone import linear_layers
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GATES_SINCE = "0.19.1"  # the first version of PEFT that reads gates in this layout
 _ROOT = "base_model.model."
 _WRAPPED = ".base_layer"
@@ -84,10 +83,9 @@ def export(backbone, path, base_model, overwrite):
 def load(backbone, path):
     """See `RGemmaCausalLM.load_from_peft`."""
     folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{str(path)!r} is no folder. Fetch the adapter first.")
+    check_is_adapter(folder)
     config = _read_config(folder)
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     layers = linear_layers(backbone)
     owners = {_peft_name(backbone.config, path): layer for path, layer in layers.items()}
     loaded = {}
@@ -217,22 +215,6 @@ def _read_config(folder):
             )
     patterns = {x: config.get(x) or {} for x in ("rank_pattern", "alpha_pattern")}
     return {**config, **patterns}
-
-
-def _read_tensors(folder):
-    """Reads the tensors of an adapter, a dict, and checks that they are finite."""
-    try:
-        with safetensors.safe_open(folder / WEIGHTS, "np") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(
-            f"{WEIGHTS!r} in {str(folder)!r} is missing or broken: {error}. (A pickled .bin is not "
-            "loaded; save the adapter with `safe_serialization=True`.)"
-        ) from error
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor.astype("float32")).all():
-            raise ValueError(f"The tensor {name!r} in {str(folder)!r} is not finite.")
-    return tensors
 
 
 def _split_most_common(values):

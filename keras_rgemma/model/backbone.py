@@ -8,7 +8,7 @@ from keras_rgemma.checkpoints import keras_preset
 from keras_rgemma.checkpoints.export import export
 from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
-from keras_rgemma.checkpoints.presets import Presets, resolve
+from keras_rgemma.checkpoints.presets import Presets, resolve_model
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
 from keras_rgemma.keras_internals.layers import layers_of, set_own_policy
@@ -17,6 +17,7 @@ from keras_rgemma.layers.document_positions import DocumentPositions
 from keras_rgemma.layers.lora import CALIBRATED
 from keras_rgemma.layers.residual_block import residual_blocks
 from keras_rgemma.layers.rms_norm import RMSNorm
+from keras_rgemma.lora import peft
 from keras_rgemma.lora.structure import restore, structure
 from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone_lora import BackboneLoRA
@@ -49,7 +50,7 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         rope_max_wavelength: float.
         rope_fraction: float, the share of a head's features that RoPE rotates.
         activation: str, of the MLP and of the recurrent block's gate branch: "gelu_tanh", "gelu",
-            "silu" or "relu".
+            "silu", "relu" or another name of `config.ACTIVATIONS`.
         layer_norm_epsilon: float.
         dropout: float, on the output of each temporal block and MLP, in training.
         gradient_checkpointing: bool, whether training recomputes each layer's activations in the
@@ -167,19 +168,21 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
             setattr(self, name, value)
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, *, revision=None, **kwargs):
+    def from_preset(cls, preset, load_weights=True, *, revision=None, subfolder=None, **kwargs):
         """Creates the backbone from a preset.
 
         Args:
             preset: str: a name from `presets`; a folder saved by `save_to_preset`, a folder of
-                Hugging Face, an Orbax folder or a `.pt` file of DeepMind; or the handle of any of
-                these on a hub, `hf://OWNER/NAME`, `kaggle://OWNER/MODEL/FRAMEWORK/VARIANT` or
+                Hugging Face, an Orbax folder or a `.pt` file of DeepMind; an adapter of PEFT, which
+                goes onto its base as LoRA; or the handle of any of these on a hub,
+                `hf://OWNER/NAME`, `kaggle://OWNER/MODEL/FRAMEWORK/VARIANT` or
                 `modelscope://OWNER/NAME`. DeepMind's formats hold weights alone: settings without
                 an effect on shapes (`sliding_window_size`, `final_logit_soft_cap`,
                 `scale_embeddings`) have RecurrentGemma's values unless they are passed.
             load_weights: bool; False for random weights.
             revision: str, the branch, tag, commit or (on Kaggle) number of the version to take
                 from a hub; None for the newest.
+            subfolder: str, the folder of the model inside of the preset, such as "checkpoint-500".
             **kwargs: `dtype`, and arguments of the constructor.
 
         Raises:
@@ -193,7 +196,16 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         backbone = keras_rgemma.RGemmaBackbone.from_preset("rgemma_tiny_en")
         ```
         """
-        folder = resolve(preset, WEIGHTS if load_weights else CONFIG, revision)
+        part = WEIGHTS if load_weights else CONFIG
+        folder, adapter = resolve_model(preset, part, revision, subfolder)
+        backbone = cls.from_folder(folder, load_weights, **kwargs)
+        if adapter and load_weights:
+            peft.load(backbone, adapter)
+        return backbone
+
+    @classmethod
+    def from_folder(cls, folder, load_weights, **kwargs):
+        """Creates the backbone from a result of `resolve_model`."""
         checkpoint = open_checkpoint(folder)
         if checkpoint:
             return checkpoint.backbone(cls, load_weights, **kwargs)

@@ -1,18 +1,12 @@
 """Defines the causal language model: logits, text generation, scoring, training."""
 
-import dataclasses
 import functools
-import pathlib
 
 import keras
 import keras_hub
 
-from keras_rgemma.checkpoints import keras_preset
 from keras_rgemma.checkpoints.export import export
-from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
-from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
-from keras_rgemma.checkpoints.presets import Presets, has_tokenizer, resolve
-from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.checkpoints.presets import Presets, resolve_adapter
 from keras_rgemma.files import preset_folder
 from keras_rgemma.generation.model import BoundModel
 from keras_rgemma.generation.programs import GenerationPrograms
@@ -20,6 +14,7 @@ from keras_rgemma.lora import peft
 from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
+from keras_rgemma.model.preset_loading import PresetLoading, check_vocabularies
 from keras_rgemma.model.samplers import (
     compares_hidden_states,
     is_stepwise,
@@ -33,11 +28,9 @@ from keras_rgemma.shapes import check_keywords
 from keras_rgemma.state import records
 from keras_rgemma.state.fingerprint import fingerprint
 
-_SIZES = {field.name for field in dataclasses.fields(RGemmaConfig)}
 
-
-class CausalLM(TextGeneration, Scoring, Training, keras_hub.models.CausalLM):
-    """KerasHub's causal language model with this package's generation, scoring and training.
+class CausalLM(PresetLoading, TextGeneration, Scoring, Training, keras_hub.models.CausalLM):
+    """KerasHub's causal language model with this package's loading, generation, scoring, training.
 
     The class has the name of KerasHub's, which KerasHub writes into presets as the model's task.
     """
@@ -89,46 +82,6 @@ class RGemmaCausalLM(CausalLM):
         if not hasattr(self, "sampler"):  # with `compile=False`
             self.sampler = keras_hub.samplers.GreedySampler()
             self.generate_function = None
-
-    @classmethod
-    def from_preset(cls, preset, load_weights=True, *, revision=None, **kwargs):
-        """Creates the model from a preset, with a preprocessor if the preset has a tokenizer.
-
-        Args:
-            preset, load_weights, revision: see `RGemmaBackbone.from_preset`.
-            **kwargs: `dtype`, `preprocessor`, arguments of `keras.Model`, and arguments of the
-                backbone that replace those in the preset.
-
-        Raises:
-            ValueError: see `RGemmaBackbone.from_preset`, also for the errors of a hub.
-
-        Example:
-        ```python
-        lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en", dtype="bfloat16")
-        ```
-        """
-        folder = resolve(preset, WEIGHTS if load_weights else CONFIG, revision)
-        checkpoint = open_checkpoint(folder)
-        if checkpoint:
-            return cls._from_checkpoint(checkpoint, load_weights, **kwargs)
-        if pathlib.Path(folder).is_dir() and not has_tokenizer(folder):
-            kwargs.setdefault("preprocessor", None)
-        if sizes := _pop(kwargs, _SIZES):  # KerasHub would pass these to the model
-            if "preprocessor" not in kwargs:
-                kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(folder)
-            sizes |= _pop(kwargs, {"dtype"})
-            return cls(cls.backbone_cls.from_preset(folder, load_weights, **sizes), **kwargs)
-        return keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
-
-    @classmethod
-    def _from_checkpoint(cls, checkpoint, load_weights, dtype=None, **kwargs):
-        if "preprocessor" not in kwargs and tokenizer_file(checkpoint.path):
-            kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.path)
-        # Checked before gigabytes are read.
-        check_vocabularies(kwargs.get("preprocessor"), checkpoint.config.vocabulary_size)
-        sizes = _pop(kwargs, _SIZES)
-        backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype, **sizes)
-        return cls(backbone, **kwargs)
 
     def compile(
         self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="greedy", **kwargs
@@ -244,22 +197,27 @@ class RGemmaCausalLM(CausalLM):
         """
         peft.export(self.backbone, path, base_model, overwrite)
 
-    def load_from_peft(self, path):
+    def load_from_peft(self, path, *, revision=None, subfolder=None):
         """Loads an adapter of Hugging Face PEFT, and enables LoRA on its layers.
 
         In PEFT each block of a gate has its own matrix B; here all blocks share one B. Where blocks
         differ in B, the gate gets a rank H times as large, which is exact.
 
         Args:
-            path: str or path of a folder with `adapter_config.json`.
+            path: str or path of a folder with `adapter_config.json`; or the handle of one on a
+                hub, `hf://OWNER/NAME`.
+            revision: str, see `RGemmaBackbone.from_preset`.
+            subfolder: str, the folder of the adapter inside. PEFT writes an adapter that is not
+                called "default" into a folder of its name.
 
         Raises:
-            FileNotFoundError: there is no such folder.
+            FileNotFoundError: there is no such folder. For a hub see
+                `RGemmaBackbone.from_preset`, too.
             ValueError: the adapter is no LoRA, has parts that A and B cannot express (DoRA, trained
                 biases, ...), has other layers or shapes than this model, or is broken; LoRA of
                 other ranks or on other layers is enabled (call `backbone.disable_lora()` first).
         """
-        peft.load(self.backbone, path)
+        peft.load(self.backbone, resolve_adapter(path, revision, subfolder))
 
     # === Methods of `generation.model.GenerativeModel` ===
 
@@ -318,21 +276,3 @@ class RGemmaCausalLM(CausalLM):
             )
         check_vocabularies(self.preprocessor, self.backbone.vocabulary_size)
         return self.preprocessor
-
-
-def _pop(kwargs, names):
-    """Removes arguments from a dict and returns a dict of the removed arguments."""
-    return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-
-
-def check_vocabularies(preprocessor, vocabulary_size):
-    """Raises ValueError if a tokenizer has more tokens than a model has embeddings."""
-    tokenizer = getattr(preprocessor, "tokenizer", None)
-    # A tokenizer that is being loaded has no vocabulary yet.
-    if getattr(tokenizer, "proto", None) is None:
-        return
-    if tokenizer.vocabulary_size() > vocabulary_size:
-        raise ValueError(
-            f"The tokenizer has {tokenizer.vocabulary_size()} tokens, but the embedding only "
-            f"{vocabulary_size}. Use the tokenizer that belongs to this model."
-        )

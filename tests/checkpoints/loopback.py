@@ -10,7 +10,7 @@ import urllib.parse
 
 SHA = {"main": "1" * 40, "v1": "2" * 40}
 VERSIONS = {"1": "v1", "2": "main"}
-LARGE = (".safetensors", ".h5", ".pt")  # what Hugging Face keeps in LFS
+LARGE = (".safetensors", ".h5", ".pt", ".bin")  # what Hugging Face keeps in LFS
 
 
 class Hub:
@@ -24,6 +24,7 @@ class Hub:
         cut: name of a file of which the connection is lost after half, or None.
         forbidden: name of a file that no token may read, or None.
         sent: list of the names of the files that were asked for.
+        others: list of `Hub`s, the other repositories on the server.
     """
 
     def __init__(self, **files):
@@ -32,6 +33,7 @@ class Hub:
         self.is_gated = False
         self.damaged = self.cut = self.forbidden = None
         self.sent = []
+        self.others = []
 
 
 @contextlib.contextmanager
@@ -39,7 +41,7 @@ def serve(hub):
     """Serves a `Hub`; yields the address."""
 
     class Handler(_Handler):
-        holds = hub
+        hub_of_all = hub
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -65,6 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         url = urllib.parse.urlparse(self.path)
         path = urllib.parse.unquote(url.path).strip("/")
+        self.holds = self._hub_named(lambda name: f"/{name}/" in f"/{path}/")
         described, files = f"api/models/{self.holds.name}/", f"{self.holds.name}/resolve/"
         model_scope = f"api/v1/models/{self.holds.name}/"
         if path.startswith(described):
@@ -80,6 +83,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send_stored(*path.removeprefix("kaggle/").split("/", 1))
         else:
             self._refuse(404, "RepoNotFound")
+
+    def _hub_named(self, is_name):
+        """The repository with a name that is meant, or the first."""
+        hubs = [self.hub_of_all, *self.hub_of_all.others]
+        return next((hub for hub in hubs if is_name(hub.name)), hubs[0])
 
     def _revision(self, given):
         return next((name for name, sha in SHA.items() if given in (name, sha)), None)
@@ -167,7 +175,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         method = self.path.rsplit("/", 1)[1]
-        if f"{asked['ownerSlug']}/{asked['modelSlug']}" != self.holds.name:
+        asked_for = f"{asked['ownerSlug']}/{asked['modelSlug']}"
+        self.holds = self._hub_named(asked_for.__eq__)
+        if asked_for != self.holds.name:
             return self._refuse(404, "Not found")
         if method == "GetModelInstance":
             return self._answer({"versionNumber": 2})
@@ -203,3 +213,12 @@ def _tree_entry(name, contents):
 def _listed(name, contents):
     sha256 = hashlib.sha256(contents).hexdigest()
     return {"Path": name, "Type": "blob", "Size": len(contents), "Sha256": sha256}
+
+
+def files_of(folder):
+    """The files of a folder as a hub holds them: dict of name to bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

@@ -2,8 +2,6 @@
 
 import sys
 
-import kagglesdk.kaggle_env
-import modelscope_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -33,42 +31,14 @@ def folders(lm, tmp_path_factory):
         for form in export.TARGETS:
             export.export(lm.backbone, lm.preprocessor.tokenizer, root / form, form)
     lm.save_to_preset(root / "keras")
-    return {form: files_of(root / form) for form in (*export.TARGETS, "keras")}
-
-
-def files_of(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return {form: loopback.files_of(root / form) for form in (*export.TARGETS, "keras")}
 
 
 @pytest.fixture
-def hub(folders, tmp_path, monkeypatch):
+def hub(empty_hub, folders):
     """A hub with the model in the form of transformers, where both clients look, and no cache."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 60)
-    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kaggle"))
-    for name in (
-        "HF_TOKEN",
-        "MODELSCOPE_API_TOKEN",
-        "KAGGLE_USERNAME",
-        "KAGGLE_KEY",
-        "KAGGLE_API_TOKEN",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
-    hub = loopback.Hub(main=folders["transformers"])
-    with loopback.serve(hub) as address:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", address)
-        modelscope_hub.set_default_config(None)  # read again from the environment
-        url = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        production = kagglesdk.kaggle_env.KaggleEnv.PROD
-        monkeypatch.setitem(kagglesdk.kaggle_env._env_to_endpoint, production, address)
-        yield hub
+    empty_hub.files["main"] = folders["transformers"]
+    return empty_hub
 
 
 def check_same(found, lm):
@@ -77,7 +47,7 @@ def check_same(found, lm):
 
 
 def are_weights(name):
-    return name.endswith((".safetensors", ".h5", ".pt")) or "params/" in name
+    return name.endswith(loopback.LARGE) or "params/" in name
 
 
 def check_whole(cache, hub):

@@ -105,7 +105,17 @@ def test_a_folder_loads_with_its_tokenizer_and_generates(saved):
     assert RGemmaTokenizer.from_preset(str(folder)).end_token2_id == 5
 
 
-@pytest.mark.parametrize("changes", [OTHERS, {"block_types": ["attention"]}])
+SPELLINGS = ("gelu_fast", "quick_gelu", "tanh", "gelu_python")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        OTHERS,
+        {"block_types": ["attention"]},
+        *({"hidden_activation": name} for name in SPELLINGS),
+    ],
+)
 def test_other_architectures_and_shards(tmp_path, changes):
     model = make(tmp_path, shard="20KB", **changes)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
@@ -189,7 +199,7 @@ def test_one_file_is_read_rather_than_an_index_beside_it(broken, saved):
         ({"attention_bias": True}, "attention_bias"),
         ({"model_type": "gemma"}, r"'recurrent_gemma'.*'gemma'"),
         ({"intermediate_size": 41}, r"even.*41"),
-        ({"hidden_activation": "tanh"}, "'tanh'"),
+        ({"hidden_activation": "xielu"}, "'xielu'"),
         ({"hidden_size": "gone"}, "hidden_size"),
         ({"num_hidden_layers": 10**9}, "1000000000 layers"),
         ({"hidden_size": 10**4}, "of another shape"),

@@ -164,3 +164,47 @@ def test_settings_of_the_backbone_take_the_place_of_the_preset_s(tmp_path):
             np.testing.assert_allclose(tiny.numpy(weight), tiny.numpy(expected), rtol=2**-8)
     bare = keras_rgemma.RGemmaCausalLM.from_preset(str(tmp_path), dropout=0.5, preprocessor=None)
     assert bare.preprocessor is None and bare.backbone.dropout == 0.5
+
+
+def edit_one(folder, name, **changes):
+    """Changes the architecture in one of the two files that hold it."""
+    contents = json.loads((folder / name).read_text())
+    part = contents if name == "config.json" else contents["config"]["backbone"]
+    for field, value in changes.items():
+        part["config"].pop(field) if value == "gone" else part["config"].update({field: value})
+    (folder / name).write_text(json.dumps(contents))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("file", ["config.json", "task.json"])
+@pytest.mark.parametrize(
+    "field, value, was",
+    [
+        ("num_layers", 9, "2"),
+        ("sliding_window_size", 7, "5"),
+        ("activation", "silu", "'gelu_tanh'"),
+        ("final_logit_soft_cap", "gone", "30.0"),  # the same as the default
+        ("scale_embeddings", False, "True"),
+        ("block_types", ["attention"], r"\['recurrent', 'attention'\]"),
+        ("trainable", False, "True"),
+    ],
+)
+def test_two_files_that_disagree(cls, file, field, value, was, folder):
+    edit_one(folder, file, **{field: value})
+    if value == "gone":
+        cls.from_preset(folder)
+        return
+    one, other = (repr(value), was) if file == "config.json" else (was, repr(value))
+    one, other = (x.replace("['attention']", r"\['attention'\]") for x in (one, other))
+    message = rf"'{field}' is {one} in config\.json and {other} in task\.json"
+    for load_weights in (True, False):
+        with pytest.raises(ValueError, match=message):
+            cls.from_preset(folder, load_weights)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_more_layers_than_the_weights_hold(cls, folder):
+    edit(folder, num_layers=3)
+    with pytest.raises(ValueError, match="asks for 3 layers, but the weights hold 2"):
+        cls.from_preset(folder)
+    assert cls.from_preset(folder, load_weights=False)
