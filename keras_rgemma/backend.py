@@ -12,7 +12,8 @@ import importlib
 
 import keras
 
-BACKENDS = ("jax", "tensorflow", "torch")
+from keras_rgemma.choices import BACKENDS
+
 OPERATIONS = ("cross_entropy", "linear_recurrence", "rope", "window_attention")
 
 _of_process = {}  # names of implementations by operation, chosen by `set_implementation`

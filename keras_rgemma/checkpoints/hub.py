@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from keras_rgemma.checkpoints import deepmind_flax, huggingface
+from keras_rgemma.checkpoints.cache import names_in
 from keras_rgemma.config import check_count
 from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.hubs import hugging_face_blobs, parse_kaggle_handle
@@ -120,25 +121,6 @@ def _check_is_deepminds(handle, name, revision):
         )
 
 
-def cached_bytes(handle):
-    """Returns the number of bytes of a repository in the cache of Hugging Face.
-
-    Args:
-        handle: str, `hf://OWNER/NAME`.
-
-    Returns:
-        int.
-    """
-    blobs = hugging_face_blobs(handle.removeprefix("hf://"))
-    return sum((blobs / name).stat().st_size for name in _names_in(blobs))
-
-
-def _names_in(folder):
-    if not folder.is_dir():
-        return set()
-    return {path.name for path in folder.iterdir() if path.suffix != ".incomplete"}
-
-
 def _check_new_files(handle, blobs):
     """Compares each file that has come with the hash that it is named after, once.
 
@@ -149,7 +131,7 @@ def _check_new_files(handle, blobs):
     """
     listed = blobs.parent / _CHECKED
     checked = set(listed.read_text().split()) if listed.is_file() else set()
-    new = _names_in(blobs) - checked
+    new = names_in(blobs) - checked
     if not new or not os.access(blobs, os.W_OK):
         return
     damaged = [name for name in new if _hash_like(blobs / name) != name]
@@ -157,7 +139,7 @@ def _check_new_files(handle, blobs):
     links = [link for link in links if link.resolve().name in damaged]
     for path in (*links, *(blobs / name for name in damaged)):
         path.unlink()
-    listed.write_text("\n".join(sorted(_names_in(blobs))))
+    listed.write_text("\n".join(sorted(names_in(blobs))))
     if damaged:
         raise ValueError(
             f"{sorted({link.name for link in links})} of {handle!r} came damaged: the hash is not "

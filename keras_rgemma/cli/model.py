@@ -1,9 +1,5 @@
 """Loads the model of a command."""
 
-import keras
-
-from keras_rgemma import RGemmaCausalLM
-
 
 def add_model_arguments(parser):
     """Adds the arguments that choose a model and its sampler to a parser."""
@@ -24,6 +20,10 @@ def add_model_arguments(parser):
 
 def load_model(args):
     """Loads the `RGemmaCausalLM` that the arguments name, with their sampler."""
+    import keras
+
+    from keras_rgemma.api import RGemmaCausalLM
+
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
     lm = RGemmaCausalLM.from_preset(args.preset, revision=args.revision, dtype=args.dtype)
