@@ -4,6 +4,8 @@ import importlib
 import pathlib
 import sys
 
+from keras_rgemma.startup import without_startup_lines
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -33,16 +35,18 @@ if _is_command():
     # and, for `pip install -e`, on the path; this works wherever the package does.
     def __getattr__(name):
         if name in __all__:
-            return getattr(importlib.import_module("keras_rgemma.api"), name)
+            with without_startup_lines():
+                return getattr(importlib.import_module("keras_rgemma.api"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 else:
-    from keras_rgemma.api import (
-        RGemmaBackbone,
-        RGemmaCausalLM,
-        RGemmaCausalLMPreprocessor,
-        RGemmaState,
-        RGemmaTokenizer,
-        finetuning,
-        implementation,
-        set_implementation,
-    )
+    with without_startup_lines():
+        from keras_rgemma.api import (
+            RGemmaBackbone,
+            RGemmaCausalLM,
+            RGemmaCausalLMPreprocessor,
+            RGemmaState,
+            RGemmaTokenizer,
+            finetuning,
+            implementation,
+            set_implementation,
+        )

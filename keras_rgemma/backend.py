@@ -36,6 +36,12 @@ def check_backend():
     return backend
 
 
+def start_backend():
+    """Checks the backend as `check_backend` does, and starts it without a word about it."""
+    if check_backend() == "tensorflow":
+        backend_module("keras_rgemma.keras_internals").start()
+
+
 def backend_module(package):
     """Imports the module of a package that is named after the backend.
 

@@ -16,17 +16,18 @@ KERAS_HUB = ("model", "keras_internals", "evaluation", "benchmarks")
 KERAS_HUB_FILES = ("generation/search.py",)
 
 # What each part may import, itself aside; "" is `keras_rgemma/__init__.py`.
-BASE = {"choices", "config", "shapes", "files", "backend", "keras_internals"}
+BASE = {"startup", "choices", "config", "shapes", "files", "backend", "keras_internals"}
 LAYERS = {*BASE, "state", "ops", "layers"}
 ROOMS = {"lora", "text", "checkpoints", "generation"}
 MODEL = {*LAYERS, *ROOMS, "model"}
 ALLOWED = {
     "choices": set(),
+    "startup": set(),
     "config": set(),
     "shapes": {"config"},
     "files": set(),
     "backend": {"choices"},
-    "keras_internals": set(),
+    "keras_internals": {"startup"},
     "state": BASE,
     "ops": {*BASE, "state"},
     "layers": {*BASE, "state", "ops"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "distribution": MODEL,
     "evaluation": {*MODEL, "api", ""},
     "api": {*MODEL, "finetuning"},
-    "": {"api"},
+    "": {"api", "startup"},
     "benchmarks": {*MODEL, "finetuning", "training", "api", ""},
     "cli": {*MODEL, "finetuning", "training", "distribution", "benchmarks", "api", ""},
 }
@@ -60,6 +61,7 @@ DEFERRED = {
 # other; what a command works with it imports in its functions, from these packages.
 LIGHT = {
     "choices.py",
+    "startup.py",
     "checkpoints/__init__.py",
     "checkpoints/cache.py",
     "checkpoints/registry.py",
@@ -71,7 +73,11 @@ LIGHT = {
 }
 IN_COMMANDS = {"keras", "keras_rgemma"}
 # Files of the package that only TensorFlow's users load.
-DEFERRED_FILES = {"keras_rgemma.text.tensorflow": "imports TensorFlow, which other backends lack"}
+LACKING = "imports TensorFlow, which other backends lack"
+DEFERRED_FILES = {
+    "keras_rgemma.text.tensorflow": LACKING,
+    "keras_rgemma.keras_internals.tensorflow": LACKING,
+}
 
 
 def part_of(file):

@@ -10,6 +10,7 @@ decode of one row `read / bytes of weights`, a training step `matmul / (6 * para
 """
 
 from keras_rgemma.benchmarks import arguments
+from keras_rgemma.startup import without_startup_lines
 
 
 def add_arguments(parser):
@@ -19,6 +20,7 @@ def add_arguments(parser):
 
 def run(args):
     """Measures and prints a table."""
-    from keras_rgemma.benchmarks import suite
+    with without_startup_lines():
+        from keras_rgemma.benchmarks import suite
 
     suite.run(args)

@@ -8,6 +8,7 @@ gets its name at the end, so it is complete or not there. The whole model is in 
 """
 
 from keras_rgemma.choices import DTYPES, FORMATS
+from keras_rgemma.startup import without_startup_lines
 
 
 def add_arguments(parser):
@@ -28,7 +29,8 @@ def add_arguments(parser):
 
 def run(args):
     """Converts the checkpoint, and prints the name of the new folder."""
-    from keras_rgemma.model.conversion import convert
+    with without_startup_lines():
+        from keras_rgemma.model.conversion import convert
 
     written = convert(
         args.source, args.destination, args.to, args.revision, args.dtype, args.overwrite

@@ -1,5 +1,7 @@
 """Loads the model of a command."""
 
+from keras_rgemma.startup import without_startup_lines
+
 
 def add_model_arguments(parser):
     """Adds the arguments that choose a model and its sampler to a parser."""
@@ -20,9 +22,10 @@ def add_model_arguments(parser):
 
 def load_model(args):
     """Loads the `RGemmaCausalLM` that the arguments name, with their sampler."""
-    import keras
+    with without_startup_lines():
+        import keras
 
-    from keras_rgemma.api import RGemmaCausalLM
+        from keras_rgemma.api import RGemmaCausalLM
 
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
