@@ -63,7 +63,22 @@ def fetch(handle, revision=None, part=WEIGHTS):
     contents = read_json(config)
     if huggingface.is_config(contents):
         huggingface.config_from(contents)  # before gigabytes of another model are fetched
-    return snapshot(handle, name, revision, (*_SMALL_FILES, *_WEIGHT_FILES))
+    folder = snapshot(handle, name, revision, (*_SMALL_FILES, *_WEIGHT_FILES))
+    _check_parts(handle, folder)
+    return folder
+
+
+def _check_parts(handle, folder):
+    """Raises ConnectionError if a part of the weights is missing that their index names.
+
+    Without a connection huggingface_hub takes the files in its cache for all, before version 1.20.
+    """
+    for index in pathlib.Path(folder).glob("*.safetensors.index.json"):
+        names = read_json(index).get("weight_map")
+        names = set(map(str, names.values())) if isinstance(names, dict) else ()
+        missing = [name for name in names if not (index.parent / name).exists()]
+        if missing:
+            raise _lost(handle, FileNotFoundError(f"{sorted(missing)} are missing."))
 
 
 def _from_hugging_face(handle, name, revision, patterns):
