@@ -12,7 +12,8 @@ import importlib
 
 import keras
 
-BACKENDS = ("jax", "tensorflow", "torch")
+from keras_rgemma.choices import BACKENDS
+
 OPERATIONS = ("cross_entropy", "linear_recurrence", "rope", "window_attention")
 
 _of_process = {}  # names of implementations by operation, chosen by `set_implementation`
@@ -33,6 +34,12 @@ def check_backend():
             "KERAS_BACKEND to one of them before the first import of keras."
         )
     return backend
+
+
+def start_backend():
+    """Checks the backend as `check_backend` does, and starts it without a word about it."""
+    if check_backend() == "tensorflow":
+        backend_module("keras_rgemma.keras_internals").start()
 
 
 def backend_module(package):

@@ -22,6 +22,7 @@ from keras_rgemma.keras_internals import (
     presets,
     pytree,
     saving,
+    tensorflow,
     tokenizers,
     training,
     variables,
@@ -382,6 +383,25 @@ def test_the_processors_of_a_tokenizer_are_replaced():
     assert [list(row) for row in tokenizer(["a b", "c"])] == [[7], [7]]
     (batch,) = tf.data.Dataset.from_tensors(["a b", "c"]).map(tokenizer)
     assert batch.to_list() == [[7], [7]]
+
+
+def test_a_processor_of_graphs_outlives_the_graph_that_asked_for_it():
+    tokenizer = SevensTokenizer(tiny.proto())
+    for _ in range(2):
+        (batch,) = tf.data.Dataset.from_tensors(["a b"]).map(lambda x: tokenizer(x))
+        assert batch.to_list() == [[7]]
+
+
+@backend_independent
+def test_tensorflow_is_started_and_its_graphs_are_left():
+    tensorflow.start()
+
+    @tf.function
+    def graph():
+        with tensorflow.outside_of_graphs():
+            return tf.constant(tf.executing_eagerly())
+
+    assert bool(graph())
 
 
 def test_prompts_are_made_by_the_mixin_in_python_and_in_graphs():

@@ -148,6 +148,28 @@ def test_files_of_weights_are_opened_as_keras_does(name, tmp_path):
     assert str((1, ["attention_block", "query", "vars", "0"])) in found
 
 
+@pytest.mark.parametrize("is_built", [False, True])
+def test_the_variables_of_the_optimizer_of_each_model_are_counted(is_built, tmp_path):
+    sizes = []
+
+    class Model(keras.Sequential):
+        def load_own_variables(self, store):
+            sizes.append(saving.saved_optimizer_size(store))
+            super().load_own_variables(store)
+
+    inner = Model([keras.Input((2,)), keras.layers.Dense(2)])
+    outer = Model([keras.Input((2,)), inner, keras.layers.Dense(2)])
+    for model, momentum in ((inner, 0.0), (outer, 0.9)):
+        model.compile(keras.optimizers.SGD(0.1, momentum), "mse")
+        if is_built:
+            model.optimizer.build(model.trainable_variables)
+    outer.save_weights(tmp_path / "m.weights.h5")
+    with saving.open_weights(tmp_path / "m.weights.h5") as store:
+        assert saving.saved_optimizer_size(store) == len(outer.optimizer.variables)
+    outer.load_weights(tmp_path / "m.weights.h5")
+    assert sizes == [len(model.optimizer.variables) for model in (outer, inner)]
+
+
 def test_other_files_are_not_opened(tmp_path):
     for name in ("a.h5", "missing.weights.h5"):
         with saving.open_weights(tmp_path / name) as store:

@@ -9,7 +9,8 @@
 import argparse
 import sys
 
-from keras_rgemma.benchmarks.suite import add_arguments, run
+from keras_rgemma.benchmarks.arguments import add_arguments
+from keras_rgemma.benchmarks.suite import run
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

@@ -2,27 +2,14 @@
 
 import json
 
-from keras_rgemma.backend import BACKENDS
 from keras_rgemma.benchmarks.machine import ceilings, host, in_child, versions
-
-MEASURES = ("prefill", "decode B1", "decode B8", "stream", "train")
-
-
-def add_arguments(parser):
-    """Adds the options of a run to a parser."""
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
-    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
-    parser.add_argument("--size", default="110m", help="110m or tiny")
-    parser.add_argument("--dtype", default="float32", help="of weights and computation")
-    parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
 
 
 def run(args):
     """Measures, prints a line for each measurement and, at the end, the report as JSON.
 
     Args:
-        args: the options of `add_arguments`, parsed.
+        args: the options of `benchmarks.arguments`, parsed.
 
     Raises:
         ChildProcessError: a measurement failed; the others are in the report.
@@ -50,8 +37,8 @@ def measure(backend, what, args):
 
     Args:
         backend: str.
-        what: str of `MEASURES`.
-        args: the options of `add_arguments`, parsed.
+        what: str of `arguments.MEASURES`.
+        args: the options of `benchmarks.arguments`, parsed.
 
     Returns:
         The dict of the result, or a dict with an `error`.

@@ -7,6 +7,7 @@ import os
 import pathlib
 
 from keras_rgemma.checkpoints import adapter, deepmind_flax, huggingface
+from keras_rgemma.checkpoints.cache import names_in
 from keras_rgemma.checkpoints.folder import hint_of_loadable_inside
 from keras_rgemma.config import check_count
 from keras_rgemma.files import read_json
@@ -130,12 +131,26 @@ def _with_weights(snapshot, handle, folder, root, alternatives):
     for patterns in alternatives:
         snapshot((*_SMALL_FILES, *(prefix + x for x in (*_SMALL_FILES, *patterns))))
         if any(any(folder.glob(pattern)) for pattern in patterns):
+            _check_parts(handle, folder)
             return str(folder)
     raise ValueError(
         f"{handle!r} holds a config, but no weights in a file such as "
         f"{', '.join(patterns[0] for patterns in alternatives)}."
         f"{hint_of_loadable_inside(folder, False)}"
     )
+
+
+def _check_parts(handle, folder):
+    """Raises ConnectionError if a part of the weights is missing that their index names.
+
+    Without a connection huggingface_hub takes the files in its cache for all, before version 1.20.
+    """
+    for index in pathlib.Path(folder).glob("*.safetensors.index.json"):
+        names = read_json(index).get("weight_map")
+        names = set(map(str, names.values())) if isinstance(names, dict) else ()
+        missing = [name for name in names if not (index.parent / name).exists()]
+        if missing:
+            raise _lost(handle, FileNotFoundError(f"{sorted(missing)} are missing."))
 
 
 def _from_hugging_face(handle, name, revision, patterns):
@@ -193,25 +208,6 @@ def _check_is_deepminds(handle, name, revision):
         )
 
 
-def cached_bytes(handle):
-    """Returns the number of bytes of a repository in the cache of Hugging Face.
-
-    Args:
-        handle: str, `hf://OWNER/NAME`.
-
-    Returns:
-        int.
-    """
-    blobs = hugging_face_blobs(handle.removeprefix("hf://"))
-    return sum((blobs / name).stat().st_size for name in _names_in(blobs))
-
-
-def _names_in(folder):
-    if not folder.is_dir():
-        return set()
-    return {path.name for path in folder.iterdir() if path.suffix != ".incomplete"}
-
-
 def _check_new_files(handle, blobs):
     """Compares each file that has come with the hash that it is named after, once.
 
@@ -222,7 +218,7 @@ def _check_new_files(handle, blobs):
     """
     listed = blobs.parent / _CHECKED
     checked = set(listed.read_text().split()) if listed.is_file() else set()
-    new = _names_in(blobs) - checked
+    new = names_in(blobs) - checked
     if not new or not os.access(blobs, os.W_OK):
         return
     damaged = [name for name in new if _hash_like(blobs / name) != name]
@@ -230,7 +226,7 @@ def _check_new_files(handle, blobs):
     links = [link for link in links if link.resolve().name in damaged]
     for path in (*links, *(blobs / name for name in damaged)):
         path.unlink()
-    listed.write_text("\n".join(sorted(_names_in(blobs))))
+    listed.write_text("\n".join(sorted(names_in(blobs))))
     if damaged:
         raise ValueError(
             f"{sorted({link.name for link in links})} of {handle!r} came damaged: the hash is not "

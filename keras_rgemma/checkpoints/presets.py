@@ -1,8 +1,6 @@
-"""Lists the built-in presets, and finds the folder or handle of a name."""
+"""Finds the folder or the handle that the name of a preset stands for."""
 
 import difflib
-import functools
-import json
 import pathlib
 import re
 
@@ -13,50 +11,13 @@ from keras_rgemma.checkpoints.adapter import check_is_adapter, is_adapter
 from keras_rgemma.checkpoints.folder import tokenizer_file
 from keras_rgemma.checkpoints.hub import CONFIG, TOKENIZER, WEIGHTS, fetch, inside
 from keras_rgemma.checkpoints.huggingface import CONFIG as MODEL_CONFIG
+from keras_rgemma.checkpoints.registry import EMBEDDED, presets
 from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.presets import preset_config
 
-_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-# In a wheel the presets lie inside the package, in a checkout beside it.
-EMBEDDED = "embedded"  # the origin of weights that lie in the preset itself
-_ROOTS = (_PACKAGE / "presets", _PACKAGE.parent / "presets")
 # The id of a repository on Hugging Face or ModelScope, as PEFT names the base of an adapter.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _ERRORS = (ValueError, FileNotFoundError, PermissionError, ConnectionError)
-
-
-@functools.cache
-def presets():
-    """Reads the metadata of all presets by name, in the order of their size.
-
-    Returns:
-        dict of name to a dict with `description` (str), `parameter_count` (int), `path` (str, the
-        folder of the configs), `weights` (their origin: "embedded", the handle of a hub
-        repository, or None when no weights were published), `download_bytes` (the approximate
-        size of a download, int).
-    """
-    root = next((root for root in _ROOTS if root.is_dir()), None)
-    if root is None:
-        raise FileNotFoundError(
-            f"The folder of the presets is missing; looked for {[str(r) for r in _ROOTS]}. "
-            "Install keras-rgemma again."
-        )
-    entries = []
-    for path in root.glob("*/metadata.json"):
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        entries.append(
-            (
-                path.parent.name,
-                {
-                    "description": metadata["description"],
-                    "parameter_count": metadata["parameter_count"],
-                    "path": str(path.parent),
-                    "weights": metadata["weights"],
-                    "download_bytes": metadata.get("download_bytes", 0),
-                },
-            )
-        )
-    return dict(sorted(entries, key=lambda item: (item[1]["parameter_count"], item[0])))
 
 
 def resolve(preset, part, revision=None, subfolder=None):

@@ -1,18 +1,29 @@
-"""Runs the command `keras-rgemma`: one file a subcommand, each a thin cover of the Python API."""
+"""Runs the command `keras-rgemma`: one file a subcommand, each a thin cover of the Python API.
+
+Help and typing errors need these files alone: each imports the package in `run`, when it works.
+"""
 
 import argparse
 import importlib
+import os
 import sys
+
+from keras_rgemma import __version__
 
 COMMANDS = ("generate", "chat", "convert", "presets", "bench")
 
 
 def main(arguments=None):
-    """Runs a subcommand; returns 0, 1 after an error that it prints, or 130 after Ctrl-C."""
+    """Runs a subcommand; returns 0, 1 after an error that it prints, or 130 after Ctrl-C.
+
+    Args:
+        arguments: list of str; None for those of this process.
+    """
     parser = argparse.ArgumentParser(
         prog="keras-rgemma",
         description="RecurrentGemma for Keras, from the command line.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"keras_rgemma.cli.{name}")
@@ -26,6 +37,8 @@ def main(arguments=None):
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     args = parser.parse_args(arguments)
+    if arguments is None:
+        _quiet()
     try:
         args.run(args)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -35,3 +48,11 @@ def main(arguments=None):
         print("keras-rgemma: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _quiet():
+    """Tells TensorFlow, which KerasHub loads on every backend, to write nothing but errors.
+
+    For the process of the command alone: in a program of others the choice is theirs.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

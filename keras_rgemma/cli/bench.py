@@ -9,14 +9,18 @@ are measured in the same run: prefill is at best `matmul / (2 * parameters)`, em
 decode of one row `read / bytes of weights`, a training step `matmul / (6 * parameters)`.
 """
 
-from keras_rgemma.benchmarks import suite
+from keras_rgemma.benchmarks import arguments
+from keras_rgemma.startup import without_startup_lines
 
 
 def add_arguments(parser):
     """Adds the arguments of this command to a parser."""
-    suite.add_arguments(parser)
+    arguments.add_arguments(parser)
 
 
 def run(args):
     """Measures and prints a table."""
+    with without_startup_lines():
+        from keras_rgemma.benchmarks import suite
+
     suite.run(args)

@@ -1,8 +1,6 @@
 """Loads the model of a command."""
 
-import keras
-
-from keras_rgemma import RGemmaCausalLM
+from keras_rgemma.startup import without_startup_lines
 
 
 def add_model_arguments(parser):
@@ -24,6 +22,11 @@ def add_model_arguments(parser):
 
 def load_model(args):
     """Loads the `RGemmaCausalLM` that the arguments name, with their sampler."""
+    with without_startup_lines():
+        import keras
+
+        from keras_rgemma.api import RGemmaCausalLM
+
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
     lm = RGemmaCausalLM.from_preset(args.preset, revision=args.revision, dtype=args.dtype)

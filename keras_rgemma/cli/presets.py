@@ -3,8 +3,8 @@
 keras-rgemma presets
 """
 
-from keras_rgemma.checkpoints.hub import cached_bytes
-from keras_rgemma.checkpoints.presets import EMBEDDED, presets
+from keras_rgemma.checkpoints.cache import cached_bytes
+from keras_rgemma.checkpoints.registry import EMBEDDED, presets
 
 COLUMNS = "{:<23}{:>14}{:>10}{:>14}  {}"
 GATED = """

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
+from keras_rgemma.backend import tensor_of
 from keras_rgemma.generation.inputs import is_of_conversations, read_batches
 from keras_rgemma.generation.request import Request
 from keras_rgemma.shapes import check_one_document, check_padding_mask, check_token_ids
@@ -152,7 +153,7 @@ def _end_turns(tokenizer, state):
     others = ~is_first & np.isin(last, [tokenizer.end_token_id, start_of_turn])
     if others.any():
         last = np.where(others, end_of_turn, last).astype("int32")
-        state = dataclasses.replace(state, last_token_ids=ops.convert_to_tensor(last))
+        state = dataclasses.replace(state, last_token_ids=tensor_of(last))
     is_ended = is_first | (last == end_of_turn)
     return state, [[] if ended else [end_of_turn] for ended in is_ended], is_first.tolist()
 

@@ -6,6 +6,8 @@ import pathlib
 def hugging_face_blobs(name):
     """Returns the folder of a model's files, named after their hashes, in Hugging Face's cache.
 
+    The client's own function for this name lies beside its HTTP library, which is slow to import.
+
     Args:
         name: str, `OWNER/NAME`.
 
@@ -13,9 +15,8 @@ def hugging_face_blobs(name):
         `pathlib.Path`, which may not exist.
     """
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    repository = repo_folder_name(repo_id=name, repo_type="model")
+    repository = "--".join(["models", *name.split("/")])
     return pathlib.Path(constants.HF_HUB_CACHE) / repository / "blobs"
 
 

@@ -85,3 +85,14 @@ def saved_block(group, class_name):
         if name == class_name and number.isdecimal():
             return int(number), parts[i + 1 :]
     return None
+
+
+def saved_optimizer_size(store):
+    """Counts the variables of a model's optimizer in the store of its weights.
+
+    Args:
+        store: the argument of `load_own_variables` of the model, which may be part of another one;
+            or what `open_weights` yields, for the model that was saved.
+    """
+    path = "/".join(filter(None, [store._h5_entry_path, "optimizer/vars"]))
+    return sum(len(file.get(path, ())) for file in h5_files(store))

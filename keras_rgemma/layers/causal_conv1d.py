@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.ops.places import places_of
+from keras_rgemma.ops.tokens_at import tokens_at
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -97,7 +98,7 @@ def _final_state(padded_BTL, places, reach):
     back_R = ops.arange(reach, dtype="int32")
     # Index last + 1 + i of the padded row is `reach - 1 - i` tokens before the last one.
     index_BR = last_B[:, None] + 1 + back_R
-    recent_BRL = ops.take_along_axis(padded_BTL, index_BR[:, :, None], axis=1)
+    recent_BRL = tokens_at(padded_BTL, index_BR)
     known_BR = length_B[:, None] >= reach - back_R
     # A row without a token keeps its state, to which the indices then point.
     known_BR = ops.logical_or(known_BR, last_B[:, None] < 0)

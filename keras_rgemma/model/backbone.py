@@ -3,7 +3,7 @@
 import keras
 import keras_hub
 
-from keras_rgemma.backend import check_backend
+from keras_rgemma.backend import start_backend
 from keras_rgemma.checkpoints import keras_preset
 from keras_rgemma.checkpoints.export import export
 from keras_rgemma.checkpoints.folder import open_checkpoint
@@ -22,6 +22,7 @@ from keras_rgemma.lora.structure import restore, structure
 from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone_lora import BackboneLoRA
 from keras_rgemma.model.backbone_state import BackboneState
+from keras_rgemma.model.quantizable import quantizable
 from keras_rgemma.shapes import check_keywords
 
 
@@ -109,7 +110,7 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         dtype=None,
         **kwargs,
     ):
-        check_backend()
+        start_backend()
         check_keywords(kwargs, ("name", "trainable"), type(self).__name__)
         config = RGemmaConfig(
             vocabulary_size=vocabulary_size,
@@ -247,6 +248,7 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
     def quantize(self, mode=None, config=None, **kwargs):
         """Rounds the weights, as `RGemmaCausalLM.quantize` does."""
         calibration.check(self, mode)
+        kwargs["filters"] = quantizable(kwargs.get("filters"))
         super().quantize(mode, config=config, **kwargs)
 
     def get_quantization_layer_structure(self, mode):

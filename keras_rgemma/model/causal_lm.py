@@ -13,8 +13,10 @@ from keras_rgemma.generation.programs import GenerationPrograms
 from keras_rgemma.lora import peft
 from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone import RGemmaBackbone
+from keras_rgemma.model.optimizer_state import OptimizerState
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.model.preset_loading import PresetLoading, check_vocabularies
+from keras_rgemma.model.quantizable import quantizable
 from keras_rgemma.model.samplers import (
     compares_hidden_states,
     is_stepwise,
@@ -29,7 +31,9 @@ from keras_rgemma.state import records
 from keras_rgemma.state.fingerprint import fingerprint
 
 
-class CausalLM(PresetLoading, TextGeneration, Scoring, Training, keras_hub.models.CausalLM):
+class CausalLM(
+    PresetLoading, TextGeneration, Scoring, OptimizerState, Training, keras_hub.models.CausalLM
+):
     """KerasHub's causal language model with this package's loading, generation, scoring, training.
 
     The class has the name of KerasHub's, which KerasHub writes into presets as the model's task.
@@ -163,6 +167,7 @@ class RGemmaCausalLM(CausalLM):
         ```
         """
         calibration.check(self.backbone, mode)
+        kwargs["filters"] = quantizable(kwargs.get("filters"))
         super().quantize(mode, config=config, **kwargs)
 
     def get_quantization_layer_structure(self, mode):

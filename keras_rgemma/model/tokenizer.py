@@ -13,6 +13,7 @@ from keras_rgemma.checkpoints.presets import Presets, resolve
 from keras_rgemma.keras_internals.tokenizers import WrapsProcessors, add_special_token
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.text.literal_space import ids_of, spelled_apart, with_literal_spaces
+from keras_rgemma.text.quiet_model import with_table
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -178,6 +179,10 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
             ) from error
         has_end_token2 = self.proto is not None and self.end_token2 in self.get_vocabulary()
         self._end_token2_id = self.token_to_id(self.end_token2) if has_end_token2 else None
+
+    def loaded_proto(self, proto):
+        """Returns the bytes of a model that loads without a word; see `WrapsProcessors`."""
+        return with_table(proto)
 
     def wrap_processor(self, processor):
         """Wraps a SentencePiece processor to keep a literal U+2581; see `WrapsProcessors`."""

@@ -105,6 +105,8 @@ class Training(RecoverableSteps):
         fit = functools.partial(keras.Model.fit, self)
         if not (_is_of_tensors(data) and _is_of_tensors(validation_data)):
             fit = super().fit
+            if not _is_of_tensors(data):  # Keras would warn that a dataset has an order
+                kwargs.setdefault("shuffle", False)
         try:
             return fit(
                 x=x,

@@ -17,7 +17,6 @@ LIMIT = 4
 INT8 = ["ffw_up", "a_gate"]
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning"),
     pytest.mark.usefixtures("quick_collections"),
 ]
 

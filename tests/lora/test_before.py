@@ -17,7 +17,6 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 ROUNDED = {"int8": 0.01}  # activations lie near the middle of two integers now and then
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have a `quantize` method:UserWarning",
     # The optimizer of A and B alone, for a model into which they were merged.
     "ignore:Skipping variable loading for optimizer:UserWarning",
 )

@@ -192,7 +192,6 @@ def test_a_model_that_was_trained_or_evaluated_before_can_learn():
     assert len(lm.optimizer._trainable_variables) == len(lm.trainable_weights) == len(lm.weights)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
 @pytest.mark.parametrize("mode", [None, "int8"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
 def test_half_precision_stays_what_it_is(dtype, mode):
@@ -393,7 +392,6 @@ def test_a_half_precision_model_is_no_other_one(saved):
 
 
 @backend_independent
-@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
 def test_what_is_quantized_from_half_precision_is_no_other_one(tmp_path):
     """Though it was rounded to other integers."""
     models = [tiny.causal_lm(None, dtype=dtype) for dtype in ("bfloat16", "float32")]
@@ -547,7 +545,6 @@ def test_frozen_layers_stay_frozen(tmp_path):
 # === QLoRA ===
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
 def test_a_model_that_is_quantized_as_a_whole_learns_as_one_whose_head_is_not(tmp_path):
     """Its gradients are those of the head that was rounded, and not what rounding lets through."""
     names = ["linear_out", "ffw_up"]
@@ -586,7 +583,6 @@ def test_a_model_that_is_quantized_as_a_whole_learns_as_one_whose_head_is_not(tm
         lm.train_on_batch(tiny.arrays(), np.ones((2, 7), "int32"))
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
 @pytest.mark.parametrize("mode, rounding", [("int8", 0.01), ("int4", 0.1)])
 def test_adapters_of_quantized_models(mode, rounding, tmp_path):
     def quantized(seed=2):

@@ -19,7 +19,6 @@ EPOCHS = 2
 TEXTS = [f"text number {i} of many" for i in range(4)]
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning"),
     pytest.mark.usefixtures("quick_collections"),
 ]
 

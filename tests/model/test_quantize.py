@@ -13,7 +13,6 @@ LINEAR = tiny.LINEAR
 PROMPT = np.array([[2, 300, 301], [2, 302, 303]], "int32")
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning"),
     pytest.mark.usefixtures("quick_collections"),
 ]
 

@@ -5,6 +5,7 @@ from keras import ops
 from keras_rgemma.backend import backend_module, resolve
 from keras_rgemma.ops.bounds import at_least
 from keras_rgemma.ops.places import places_of
+from keras_rgemma.ops.tokens_at import tokens_at
 from keras_rgemma.state.records import AttentionState
 
 
@@ -88,7 +89,7 @@ def _rewritten_ring(state, key, value, places, window):
     position_BW = ops.take_along_axis(places.positions, nearest_BW, axis=1)
     in_row_BW = ops.logical_and(index_BW >= 0, position_BW == length_B[:, None] - 1 - age_BW)
     in_row_BW = ops.logical_and(in_row_BW, position_BW >= 0)[:, :, None, None]
-    gathered = (ops.take_along_axis(x, nearest_BW[:, :, None, None], axis=1) for x in (key, value))
+    gathered = (tokens_at(x, nearest_BW) for x in (key, value))
     before = (ops.zeros_like(key[:, :1]),) * 2 if state is None else state
     return AttentionState(
         *(

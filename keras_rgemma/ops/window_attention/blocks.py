@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_rgemma.ops.bounds import at_least, at_most
+from keras_rgemma.ops.tokens_at import tokens_at
 
 BLOCK = 256
 
@@ -121,7 +122,7 @@ def _after_history(ring, row, positions, window, space):
     """Joins pads, the ring buffer in the order of time (`space` together) and the row."""
     num_tokens_B1 = at_least(positions[:, :1], 0)
     slots_BW = (num_tokens_B1 + ops.arange(window, dtype="int32")[None]) % window
-    ordered = ops.take_along_axis(ring, slots_BW[:, :, None, None], axis=1)
+    ordered = tokens_at(ring, slots_BW)
     ordered = ops.pad(ordered, [(0, 0), (space - window, 0), (0, 0), (0, 0)])
     return ops.concatenate([ordered, row], axis=1)
 

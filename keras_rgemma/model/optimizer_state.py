@@ -1,0 +1,56 @@
+"""Loads the state of an optimizer from files that hold one, and is silent about the others."""
+
+import contextvars
+
+from keras import ops
+
+from keras_rgemma.keras_internals.saving import open_weights, saved_optimizer_size
+
+# Whether weights alone are being loaded, and no model with its optimizer.
+_WEIGHTS_ALONE = contextvars.ContextVar("weights_alone", default=False)
+
+
+class OptimizerState:
+    """Mixin for `keras.Model` that skips its optimizer if a file holds nothing for it.
+
+    An optimizer has no state until it is built, as its first step does: a model may be saved before
+    it learns, or loaded only to write. Keras warns of both that the number of variables is another
+    one. It still does where both the file and the optimizer have a state, of different sizes.
+
+    List this before the Keras class.
+    """
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        optimizer = getattr(self, "optimizer", None)
+        with open_weights(filepath) as store:
+            is_known = store is not None and optimizer is not None
+            size = saved_optimizer_size(store) if is_known else 0
+        # Keras cannot skip a part of a `.keras` file.
+        if is_known and not str(filepath).endswith(".keras"):
+            is_other = size != len(optimizer.variables)
+            if is_other and not (optimizer.built and size > _size_before_build(optimizer)):
+                kwargs.setdefault("objects_to_skip", [optimizer])
+        token = _WEIGHTS_ALONE.set(True)
+        try:
+            super().load_weights(filepath, skip_mismatch, **kwargs)
+        finally:
+            _WEIGHTS_ALONE.reset(token)
+
+    def load_own_variables(self, store):
+        optimizer = getattr(self, "optimizer", None)
+        if not _WEIGHTS_ALONE.get() and getattr(optimizer, "built", False):
+            # Keras builds the optimizer of a model that it loads, whatever was saved.
+            size = saved_optimizer_size(store)
+            is_new = not int(ops.convert_to_numpy(optimizer.iterations.value))
+            if is_new and size == _size_before_build(optimizer) < len(optimizer.variables):
+                self.optimizer = _unbuilt(optimizer)
+        super().load_own_variables(store)
+
+
+def _size_before_build(optimizer):
+    """Counts the variables that an optimizer has before it is built, such as its learning rate."""
+    return len(_unbuilt(optimizer).variables)
+
+
+def _unbuilt(optimizer):
+    return type(optimizer).from_config(optimizer.get_config())
