@@ -16,9 +16,11 @@ from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
 from keras_rgemma.generation.model import BoundModel
 from keras_rgemma.generation.programs import GenerationPrograms
+from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.lora import peft
 from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone import RGemmaBackbone
+from keras_rgemma.model.keras_model import KerasModel
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.model.samplers import (
     compares_hidden_states,
@@ -36,7 +38,7 @@ from keras_rgemma.state.fingerprint import fingerprint
 _SIZES = {field.name for field in dataclasses.fields(RGemmaConfig)}
 
 
-class CausalLM(TextGeneration, Scoring, Training, keras_hub.models.CausalLM):
+class CausalLM(TextGeneration, Scoring, Training, KerasModel, keras_hub.models.CausalLM):
     """KerasHub's causal language model with this package's generation, scoring and training.
 
     The class has the name of KerasHub's, which KerasHub writes into presets as the model's task.
@@ -85,7 +87,8 @@ class RGemmaCausalLM(CausalLM):
         check_vocabularies(preprocessor, backbone.vocabulary_size)
         self._scoring_programs = None
         outputs = backbone.token_embedding(backbone(backbone.input), reverse=True)
-        super().__init__(inputs=backbone.input, outputs=outputs, **kwargs)
+        with normal_tensors():
+            super().__init__(inputs=backbone.input, outputs=outputs, **kwargs)
         if not hasattr(self, "sampler"):  # with `compile=False`
             self.sampler = keras_hub.samplers.GreedySampler()
             self.generate_function = None
@@ -130,6 +133,7 @@ class RGemmaCausalLM(CausalLM):
         backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype, **sizes)
         return cls(backbone, **kwargs)
 
+    @normal_tensors()
     def compile(
         self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="greedy", **kwargs
     ):
@@ -210,7 +214,8 @@ class RGemmaCausalLM(CausalLM):
         ```
         """
         calibration.check(self.backbone, mode)
-        super().quantize(mode, config=config, **kwargs)
+        with normal_tensors():
+            super().quantize(mode, config=config, **kwargs)
 
     def get_quantization_layer_structure(self, mode):
         """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""

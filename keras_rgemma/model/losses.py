@@ -1,10 +1,36 @@
 """Defines the default loss and metric, of logits or of token losses and hits."""
 
+import itertools
+
 import keras
+
+# Methods whose bodies compute with the inputs and the logits of a step, if a user writes them.
+SEES_LOGITS = ("call", "compute_loss", "compute_metrics", "compute_loss_and_updates")
+
+
+def sees_logits(model):
+    """Returns whether a user has overridden one of the methods in `SEES_LOGITS`.
+
+    Args:
+        model: object of a class of this package, or of a user's subclass.
+    """
+    classes = type(model).__mro__
+    of_user = itertools.takewhile(lambda x: not x.__module__.startswith("keras_rgemma."), classes)
+    return any(name in vars(owner) for owner in (model, *of_user) for name in SEES_LOGITS)
+
+
+class _Default:
+    """Mixin for a loss or metric that "auto" stands for in `compile`."""
+
+    @classmethod
+    def is_meant_by(cls, value):
+        """Returns whether an argument of `compile` is "auto", or objects of this very class."""
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return all(type(x) is cls or (isinstance(x, str) and x == "auto") for x in values)
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class TokenCrossEntropy(keras.losses.SparseCategoricalCrossentropy):
+class TokenCrossEntropy(_Default, keras.losses.SparseCategoricalCrossentropy):
     """Computes sparse categorical cross-entropy from logits [B, T, V] or token losses [B, T]."""
 
     def __init__(self, from_logits=True, name="sparse_categorical_crossentropy", **kwargs):
@@ -17,7 +43,7 @@ class TokenCrossEntropy(keras.losses.SparseCategoricalCrossentropy):
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
+class TokenAccuracy(_Default, keras.metrics.SparseCategoricalAccuracy):
     """Computes sparse categorical accuracy from logits [B, T, V] or token hits [B, T]."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
