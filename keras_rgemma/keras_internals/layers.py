@@ -15,6 +15,15 @@ def layers_of(layer, include_self=True):
     return layer._flatten_layers(include_self=include_self)
 
 
+def track_layer(owner, layer):
+    """Lets a layer or model own another layer, which it then trains, quantizes and lists.
+
+    Does nothing before the constructor of the owner has called the one of Keras.
+    """
+    if hasattr(owner, "_tracker"):
+        owner._tracker.track(layer)
+
+
 def variables_created_trainable(owner):
     """Lists the own variables of a layer, or the variables of an optimizer, frozen or not.
 

@@ -5,6 +5,8 @@ import contextlib
 import keras
 from keras.src.backend.common import global_state
 
+from keras_rgemma.keras_internals.parameters import normal_tensors
+
 _WAITING = "uninitialized_variables"
 
 
@@ -35,7 +37,8 @@ def initialize(variable, initializer=None):
     """
     if initializer is not None:
         variable._initializer = initializer
-    variable._deferred_initialize()
+    with normal_tensors():
+        variable._deferred_initialize()
 
 
 def initialize_from_numpy(variable, array):
@@ -45,5 +48,6 @@ def initialize_from_numpy(variable, array):
         variable: `keras.Variable` that was created in `uninitialized_variables`.
         array: NumPy array of its shape and dtype.
     """
-    variable._initialize(array)
+    with normal_tensors():
+        variable._initialize(array)
     variable._initializer = None

@@ -4,13 +4,14 @@ import functools
 
 import keras
 
-from keras_rgemma.layers.activation import activation
+from keras_rgemma.layers.activation import activation as activation_named
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.linear import linear
+from keras_rgemma.layers.recomputed import Recomputed
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class GatedMLP(keras.layers.Layer):
+class GatedMLP(Recomputed, keras.layers.Layer):
     """Computes `down(activation(gate(x)) * up(x))` of three biased linear maps.
 
     Griffin (arXiv 2402.19427), section 2.2. Gate and up are two matrices [D, M]: XLA on
@@ -32,7 +33,8 @@ class GatedMLP(keras.layers.Layer):
     def __init__(self, intermediate_dim, activation="gelu_tanh", output_variance=1.0, **kwargs):
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
-        self.activation = activation
+        self.activation_name = activation
+        self.activation = activation_named(activation)  # Keras may recompute it
         self.output_variance = output_variance
 
     def build(self, input_shape):
@@ -56,14 +58,14 @@ class GatedMLP(keras.layers.Layer):
             ffw_gate=bind(self.ffw_gate),
             ffw_up=bind(self.ffw_up),
             ffw_down=bind(self.ffw_down),
-            nonlinearity=bind(activation(self.activation)),
+            nonlinearity=bind(self.activation),
         )
 
     def get_config(self):
         return {
             **super().get_config(),
             "intermediate_dim": self.intermediate_dim,
-            "activation": self.activation,
+            "activation": self.activation_name,
             "output_variance": self.output_variance,
         }
 

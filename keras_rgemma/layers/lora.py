@@ -16,6 +16,7 @@ from keras_rgemma.keras_internals.layers import (
     with_arrays,
     with_attributes,
 )
+from keras_rgemma.layers.recomputed import Recomputed
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
 _ALPHA = "lora_alpha"
@@ -39,7 +40,7 @@ class LinearMapParts(NamedTuple):
     lora_scale: float | None
 
 
-class LoRA(SavesZeroPoint):
+class LoRA(Recomputed, SavesZeroPoint):
     """Mixin for `Dense` and `EinsumDense` that computes LoRA as a second product.
 
     List it before the Keras class. With LoRA (arXiv 2106.09685, section 4.1),

@@ -4,16 +4,17 @@ import functools
 
 import keras
 
-from keras_rgemma.layers.activation import activation
+from keras_rgemma.layers.activation import activation as activation_named
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.linear import linear
+from keras_rgemma.layers.recomputed import Recomputed
 from keras_rgemma.layers.rg_lru import RGLRU
 from keras_rgemma.state.records import RecurrentState
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RecurrentBlock(keras.layers.Layer):
+class RecurrentBlock(Recomputed, keras.layers.Layer):
     """Computes `linear_out(activation(linear_y(x)) * rg_lru(conv_1d(linear_x(x))))`.
 
     Griffin (arXiv 2402.19427), section 2.3 and figure 2b.
@@ -49,7 +50,8 @@ class RecurrentBlock(keras.layers.Layer):
         self.lru_dim = lru_dim
         self.num_blocks = num_blocks
         self.conv_width = conv_width
-        self.activation = activation
+        self.activation_name = activation
+        self.activation = activation_named(activation)  # Keras may recompute it
         self.output_variance = output_variance
 
     def build(self, input_shape):
@@ -79,7 +81,7 @@ class RecurrentBlock(keras.layers.Layer):
             conv_1d=bind(self.conv_1d),
             rg_lru=bind(self.rg_lru),
             linear_out=bind(self.linear_out),
-            nonlinearity=bind(activation(self.activation)),
+            nonlinearity=bind(self.activation),
         )
 
     def get_config(self):
@@ -88,7 +90,7 @@ class RecurrentBlock(keras.layers.Layer):
             "lru_dim": self.lru_dim,
             "num_blocks": self.num_blocks,
             "conv_width": self.conv_width,
-            "activation": self.activation,
+            "activation": self.activation_name,
             "output_variance": self.output_variance,
         }
 

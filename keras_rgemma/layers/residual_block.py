@@ -10,6 +10,7 @@ from keras_rgemma.config import RECURRENT
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.local_attention import LocalAttention
+from keras_rgemma.layers.recomputed import Recomputed
 from keras_rgemma.layers.recurrent_block import RecurrentBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
 from keras_rgemma.ops.places import places_of
@@ -17,7 +18,7 @@ from keras_rgemma.shapes import check_same_rows
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class ResidualBlock(keras.layers.Layer):
+class ResidualBlock(Recomputed, keras.layers.Layer):
     """Computes `r = x + temporal(norm(x)); y = r + mlp(norm(r))`.
 
     Griffin (arXiv 2402.19427), section 2.1 and figure 2a. The temporal block is a
@@ -70,7 +71,10 @@ class ResidualBlock(keras.layers.Layer):
             self.attention_block = LocalAttention(**temporal, name="attention_block", dtype=dtype)
         self.channel_pre_norm = RMSNorm(layer_norm_epsilon, name="channel_pre_norm", dtype=dtype)
         self.mlp_block = GatedMLP(**mlp, name="mlp_block", dtype=dtype)
-        self.residual_dropout = keras.layers.Dropout(dropout, name="residual_dropout", dtype=dtype)
+        with keras.RematScope(mode=None):  # JAX would take `training` for a tensor there
+            self.residual_dropout = keras.layers.Dropout(
+                dropout, name="residual_dropout", dtype=dtype
+            )
 
     @property
     def temporal_block(self):
@@ -89,6 +93,7 @@ class ResidualBlock(keras.layers.Layer):
             ones = ops.ones_like(x[:, :, 0], dtype="int32")
             places = ops.cumsum(ones, axis=1) - 1
         places = places_of(places)
+        state = self._in_own_dtypes(state)
         check_same_rows(tuple(x.shape[:2]), tuple(places.positions.shape))
         block = self.bound(
             unchanged,
@@ -97,6 +102,17 @@ class ResidualBlock(keras.layers.Layer):
             recompute=_remat if self.gradient_checkpointing and training else unchanged,
         )
         return block(ops.cast(x, self.compute_dtype), places, state, return_state)
+
+    def _in_own_dtypes(self, state):
+        """Returns a state in the dtypes of this layer's; a wrapper around it may have cast it."""
+        if state is None:
+            return None
+        return type(state)(
+            **{
+                name: ops.cast(x, "float32" if name == "recurrence" else self.compute_dtype)
+                for name, x in state._asdict().items()
+            }
+        )
 
     def bound(self, bind, drop=unchanged, recompute=unchanged):
         """Returns the function of this layer with bound parts, see `binding.unchanged`.

@@ -79,7 +79,10 @@ def save(backbone, path):
     base = Base.of(backbone)
     with new_file(path) as partial, h5py.File(partial, "w") as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-        file.attrs["base"] = json.dumps(base)
+        fingerprints = (base.model, base.never_quantized)
+        # Apart from the rest, which the version before reads, too.
+        file.attrs["base"] = json.dumps([base.quantization, *(x[:2] for x in fingerprints)])
+        file.attrs["checksums"] = json.dumps([x.checksums for x in fingerprints])
         file.attrs["targets"] = json.dumps(list(adapters))
         file.attrs["hash"] = _hash(adapters)
         for path, adapter in adapters.items():
@@ -165,8 +168,9 @@ def _read(path):
                     f"{VERSION}: use the keras-rgemma that wrote it, or a newer one"
                 )
             quantization, *fingerprints = json.loads(file.attrs["base"])
-            model, never_quantized = (Fingerprint(*fields) for fields in fingerprints)
-            base = Base(quantization, model, never_quantized)
+            checksums = json.loads(file.attrs.get("checksums", '["", ""]'))
+            pairs = zip(fingerprints, checksums, strict=True)
+            base = Base(quantization, *(Fingerprint(*fields, x) for fields, x in pairs))
             targets = json.loads(file.attrs["targets"])
             adapters = {name: _read_adapter(file[f"layers/{name}"]) for name in targets}
             if file.attrs["hash"] != _hash(adapters):

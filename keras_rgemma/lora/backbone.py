@@ -5,6 +5,7 @@ import re
 
 from keras_rgemma.config import check_count
 from keras_rgemma.keras_internals.layers import layers_of
+from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.layers.lora import CALIBRATED, LoRA, lora_layers
 
 # Modes that Keras cannot train LoRA on.
@@ -46,8 +47,9 @@ def add_lora(backbone, sizes, **initializers):
     if not lora_layers(backbone):  # with LoRA it is frozen already
         backbone.trainable = True
         _set_trainable(backbone, False)
-    for path, (rank, alpha) in sizes.items():
-        layers[path].enable_lora(rank, alpha, **initializers)
+    with normal_tensors():
+        for path, (rank, alpha) in sizes.items():
+            layers[path].enable_lora(rank, alpha, **initializers)
 
 
 def disable(backbone):

@@ -12,6 +12,7 @@ from keras_rgemma.checkpoints.presets import Presets, resolve_model
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
 from keras_rgemma.keras_internals.layers import layers_of, set_own_policy
+from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.layers.document_places import DocumentPlaces
 from keras_rgemma.layers.document_positions import DocumentPositions
 from keras_rgemma.layers.lora import CALIBRATED
@@ -22,12 +23,13 @@ from keras_rgemma.lora.structure import restore, structure
 from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone_lora import BackboneLoRA
 from keras_rgemma.model.backbone_state import BackboneState
+from keras_rgemma.model.keras_model import KerasModel
 from keras_rgemma.model.quantizable import quantizable
 from keras_rgemma.shapes import check_keywords
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
+class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.Backbone):
     """Computes RecurrentGemma: gated linear recurrences and local attention.
 
     Griffin (arXiv 2402.19427) and RecurrentGemma (arXiv 2404.07839). The memory for the text before
@@ -135,19 +137,31 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         )
         self.config = config
 
-        # === Layers ===
-        self.token_embedding = keras.layers.ReversibleEmbedding(
-            input_dim=vocabulary_size,
-            output_dim=hidden_dim,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=hidden_dim**-0.5),
-            logit_soft_cap=final_logit_soft_cap,
-            dtype=dtype,
-            name="token_embedding",
-        )
-        self.transformer_layers = residual_blocks(config, dtype)
-        self.final_norm = RMSNorm(layer_norm_epsilon, dtype=dtype, name="final_norm")
+        with normal_tensors():
+            self._make_layers(config, dtype)
+            self._make_graph(dtype, **kwargs)
 
-        # === Functional Model ===
+        # === Config ===
+        _resolve_policies(layers_of(self))
+        for name, value in config.to_dict().items():
+            setattr(self, name, value)
+
+    def _make_layers(self, config, dtype):
+        with keras.RematScope(mode=None):  # JAX would take `reverse` for a tensor there
+            self.token_embedding = keras.layers.ReversibleEmbedding(
+                input_dim=config.vocabulary_size,
+                output_dim=config.hidden_dim,
+                embeddings_initializer=keras.initializers.RandomNormal(
+                    stddev=config.hidden_dim**-0.5
+                ),
+                logit_soft_cap=config.final_logit_soft_cap,
+                dtype=dtype,
+                name="token_embedding",
+            )
+        self.transformer_layers = residual_blocks(config, dtype)
+        self.final_norm = RMSNorm(config.layer_norm_epsilon, dtype=dtype, name="final_norm")
+
+    def _make_graph(self, dtype, **kwargs):
         inputs = {
             "token_ids": keras.Input(shape=(None,), dtype="int32", name="token_ids"),
             "padding_mask": keras.Input(shape=(None,), dtype="int32", name="padding_mask"),
@@ -156,17 +170,8 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
             inputs["padding_mask"]
         )
         places = DocumentPlaces(rope=self.rope, dtype=dtype, name="document_places")(positions)
-        super().__init__(
-            inputs=inputs,
-            outputs=self.call_layers(inputs["token_ids"], places),
-            dtype=dtype,
-            **kwargs,
-        )
-
-        # === Config ===
-        _resolve_policies(layers_of(self))
-        for name, value in config.to_dict().items():
-            setattr(self, name, value)
+        outputs = self.call_layers(inputs["token_ids"], places)
+        super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, *, revision=None, subfolder=None, **kwargs):
@@ -249,7 +254,8 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, keras_hub.models.Backbone):
         """Rounds the weights, as `RGemmaCausalLM.quantize` does."""
         calibration.check(self, mode)
         kwargs["filters"] = quantizable(kwargs.get("filters"))
-        super().quantize(mode, config=config, **kwargs)
+        with normal_tensors():
+            super().quantize(mode, config=config, **kwargs)
 
     def get_quantization_layer_structure(self, mode):
         """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""

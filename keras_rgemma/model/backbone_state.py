@@ -1,18 +1,62 @@
 """Defines the forward pass of a backbone from a state to a state."""
 
 import functools
+import operator
 
 from keras import ops
 
 from keras_rgemma.config import ATTENTION
 from keras_rgemma.layers.binding import unchanged
-from keras_rgemma.ops.documents import continued_positions
+from keras_rgemma.layers.residual_block import ResidualBlock
+from keras_rgemma.model.transformer_layers import TransformerLayers, as_block
+from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.ops.places import next_places, places_of
 from keras_rgemma.state import records
 
 
 class BackboneState:
     """Mixin for `RGemmaBackbone` that runs its layers, with or without a state."""
+
+    _blocks = ()
+
+    @property
+    def transformer_layers(self):
+        """Returns the residual blocks, a list in their order.
+
+        An element may be replaced by another layer, such as a wrapper around the block: training,
+        scoring and generation then run that layer, and its weights are trained with the rest. It is
+        called as a `ResidualBlock` is, and returns as much. A file of weights holds its weights. A
+        config does not name it: replace the block of a loaded model, too, then load weights.
+
+        Example:
+        ```python
+        class Doubled(keras.layers.Layer):
+            def __init__(self, block):
+                super().__init__()
+                self.block = block
+
+            def call(self, x, *args, return_state=False, **kwargs):
+                outputs = self.block(x, *args, return_state=return_state, **kwargs)
+                return (2 * outputs[0], outputs[1]) if return_state else 2 * outputs
+
+        backbone.transformer_layers[1] = Doubled(backbone.transformer_layers[1])
+        ```
+        """
+        return self._blocks
+
+    @transformer_layers.setter
+    def transformer_layers(self, layers):
+        # Keras would make a list of its own of it.
+        object.__setattr__(self, "_blocks", TransformerLayers(self, layers))
+
+    def call(self, inputs, training=None, mask=None):
+        in_graph = [layer for layer in self.layers if isinstance(layer, ResidualBlock)]
+        current = self.transformer_layers
+        if len(in_graph) == len(current) and all(map(operator.is_, in_graph, current)):
+            return super().call(inputs, training=training, mask=mask)
+        # Keras' graph knows nothing of the layers that replaced others.
+        token_ids, mask = (ops.convert_to_tensor(inputs[x]) for x in ("token_ids", "padding_mask"))
+        return self.call_layers(token_ids, document_positions(mask))
 
     def bound(self, bind):
         """Returns the forward pass with bound parts, see `layers.binding.unchanged`.
@@ -23,12 +67,21 @@ class BackboneState:
         Returns:
             The function `forward` of this backbone, of `token_ids`, `places`, `layer_states`,
             `return_state` and `layer_intercept_fn`.
+
+        Raises:
+            ValueError: there are more or fewer layers than the config says.
         """
+        if len(self.transformer_layers) != self.config.num_layers:
+            raise ValueError(
+                f"`transformer_layers` must hold {self.config.num_layers} layers. Received: "
+                f"{len(self.transformer_layers)}. Replace a layer by another one, or make a "
+                "backbone with another `num_layers`."
+            )
         return functools.partial(
             forward,
             token_embedding=bind(self.token_embedding),
             embedding_scale=self.config.embedding_scale,
-            blocks=[bind(layer) for layer in self.transformer_layers],
+            blocks=[bind(as_block(layer)) for layer in self.transformer_layers],
             final_norm=bind(self.final_norm),
         )
 

@@ -10,9 +10,11 @@ from keras_rgemma.checkpoints.presets import Presets, resolve_adapter
 from keras_rgemma.files import preset_folder
 from keras_rgemma.generation.model import BoundModel
 from keras_rgemma.generation.programs import GenerationPrograms
+from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.lora import peft
 from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone import RGemmaBackbone
+from keras_rgemma.model.keras_model import KerasModel
 from keras_rgemma.model.optimizer_state import OptimizerState
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.model.preset_loading import PresetLoading, check_vocabularies
@@ -32,7 +34,13 @@ from keras_rgemma.state.fingerprint import fingerprint
 
 
 class CausalLM(
-    PresetLoading, TextGeneration, Scoring, OptimizerState, Training, keras_hub.models.CausalLM
+    PresetLoading,
+    TextGeneration,
+    Scoring,
+    OptimizerState,
+    Training,
+    KerasModel,
+    keras_hub.models.CausalLM,
 ):
     """KerasHub's causal language model with this package's loading, generation, scoring, training.
 
@@ -82,11 +90,13 @@ class RGemmaCausalLM(CausalLM):
         check_vocabularies(preprocessor, backbone.vocabulary_size)
         self._scoring_programs = None
         outputs = backbone.token_embedding(backbone(backbone.input), reverse=True)
-        super().__init__(inputs=backbone.input, outputs=outputs, **kwargs)
+        with normal_tensors():
+            super().__init__(inputs=backbone.input, outputs=outputs, **kwargs)
         if not hasattr(self, "sampler"):  # with `compile=False`
             self.sampler = keras_hub.samplers.GreedySampler()
             self.generate_function = None
 
+    @normal_tensors()
     def compile(
         self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="greedy", **kwargs
     ):
@@ -168,7 +178,8 @@ class RGemmaCausalLM(CausalLM):
         """
         calibration.check(self.backbone, mode)
         kwargs["filters"] = quantizable(kwargs.get("filters"))
-        super().quantize(mode, config=config, **kwargs)
+        with normal_tensors():
+            super().quantize(mode, config=config, **kwargs)
 
     def get_quantization_layer_structure(self, mode):
         """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""

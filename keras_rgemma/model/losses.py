@@ -4,11 +4,37 @@ Both compute in float32 unless told otherwise: Keras converts the labels, too, a
 dtype that has no number for every token id, such as float16 or bfloat16.
 """
 
+import itertools
+
 import keras
+
+# Methods whose bodies compute with the inputs and the logits of a step, if a user writes them.
+SEES_LOGITS = ("call", "compute_loss", "compute_metrics", "compute_loss_and_updates")
+
+
+def sees_logits(model):
+    """Returns whether a user has overridden one of the methods in `SEES_LOGITS`.
+
+    Args:
+        model: object of a class of this package, or of a user's subclass.
+    """
+    classes = type(model).__mro__
+    of_user = itertools.takewhile(lambda x: not x.__module__.startswith("keras_rgemma."), classes)
+    return any(name in vars(owner) for owner in (model, *of_user) for name in SEES_LOGITS)
+
+
+class _Default:
+    """Mixin for a loss or metric that "auto" stands for in `compile`."""
+
+    @classmethod
+    def is_meant_by(cls, value):
+        """Returns whether an argument of `compile` is "auto", or objects of this very class."""
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return all(type(x) is cls or (isinstance(x, str) and x == "auto") for x in values)
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class TokenCrossEntropy(keras.losses.SparseCategoricalCrossentropy):
+class TokenCrossEntropy(_Default, keras.losses.SparseCategoricalCrossentropy):
     """Computes sparse categorical cross-entropy from logits [B, T, V] or token losses [B, T]."""
 
     def __init__(
@@ -27,7 +53,7 @@ class TokenCrossEntropy(keras.losses.SparseCategoricalCrossentropy):
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
+class TokenAccuracy(_Default, keras.metrics.SparseCategoricalAccuracy):
     """Computes sparse categorical accuracy from logits [B, T, V] or token hits [B, T]."""
 
     def __init__(self, name="sparse_categorical_accuracy", dtype="float32"):

@@ -12,6 +12,7 @@ from keras_rgemma.backend import implementation_key
 from keras_rgemma.checkpoints import backup
 from keras_rgemma.files import new_file
 from keras_rgemma.keras_internals.layers import variables_created_trainable, with_attributes
+from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.keras_internals.steps import RecoverableSteps, recovers
 from keras_rgemma.keras_internals.training import (
     backup_files,
@@ -21,7 +22,7 @@ from keras_rgemma.keras_internals.training import (
 )
 from keras_rgemma.layers.lora import lora_layers
 from keras_rgemma.lora import files
-from keras_rgemma.model.losses import TokenAccuracy, TokenCrossEntropy
+from keras_rgemma.model.losses import SEES_LOGITS, TokenAccuracy, TokenCrossEntropy, sees_logits
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.ops.cross_entropy import cross_entropy
 from keras_rgemma.text.datasets import arrays_of, is_dataset, is_of_arrays, is_sliced
@@ -34,31 +35,28 @@ class Training(RecoverableSteps):
     """Mixin for a KerasHub causal language model that trains it without all of its logits.
 
     In a step of training or evaluation, the model returns the loss and the hit of each token
-    instead of its logits; Keras' own losses and metrics take these. After a call that raises or is
-    interrupted, weights, optimizer and metrics are those after the last whole step.
+    instead of its logits; Keras' own losses and metrics take these. A subclass that overrides one
+    of the methods in `losses.SEES_LOGITS` returns all logits, as the models of KerasHub do. After
+    a call that raises or is interrupted, weights, optimizer and metrics are those after the last
+    whole step.
     """
 
     _is_chunked = False
     _backups = ()
-    _auto_arguments = ()  # arguments of `compile` with the value "auto"
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
         needs_logits = any(kwargs.get(name) for name in ("metrics", "loss_weights"))
-        is_auto = _is_auto(loss) and (_is_auto(weighted_metrics) or not weighted_metrics)
-        self._is_chunked = is_auto and not needs_logits
+        is_default = TokenCrossEntropy.is_meant_by(loss)
+        is_default &= not weighted_metrics or TokenAccuracy.is_meant_by(weighted_metrics)
+        self._is_chunked = is_default and not needs_logits
         super().compile(
             optimizer,
             TokenCrossEntropy() if _is_auto(loss) else loss,
             weighted_metrics=[TokenAccuracy()] if _is_auto(weighted_metrics) else weighted_metrics,
             **kwargs,
         )
-        arguments = {"loss": loss, "weighted_metrics": weighted_metrics}
-        self._auto_arguments = tuple(name for name, value in arguments.items() if _is_auto(value))
 
-    def get_compile_config(self):
-        config = super().get_compile_config()
-        return {**config, **dict.fromkeys(self._auto_arguments, "auto")} if config else config
-
+    @normal_tensors()
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
@@ -233,8 +231,8 @@ class Training(RecoverableSteps):
         if self.backbone.token_embedding.quantization_mode and not _has_labels(data[0]):
             raise ValueError(
                 "No gradient comes through the logits of a quantized embedding. Leave `loss` "
-                "and `weighted_metrics` of `compile` at 'auto' and pass no `metrics` or "
-                "`loss_weights`, or quantize with "
+                "and `weighted_metrics` of `compile` at 'auto', pass no `metrics` or "
+                f"`loss_weights`, override none of {SEES_LOGITS}, or quantize with "
                 "`filters=lambda layer: layer is not lm.backbone.token_embedding`."
             )
         return super().train_step(*state, data)
@@ -246,7 +244,8 @@ class Training(RecoverableSteps):
     def _labelled(self, data):
         """Adds the labels of a step to its inputs: the model then returns losses and hits."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if self._is_chunked and isinstance(x, dict) and len(getattr(y, "shape", ())) == 2:
+        is_chunked = self._is_chunked and not sees_logits(self)
+        if is_chunked and isinstance(x, dict) and len(getattr(y, "shape", ())) == 2:
             x = {**x, _LABELS: y}
         return x, y, sample_weight
 
@@ -262,7 +261,7 @@ class Training(RecoverableSteps):
     def compile_key(self):
         """Lists the objects that a compiled program depends on, a tuple to compare by identity."""
         alphas = (layer.lora_alpha for layer in lora_layers(self.backbone))
-        return (*self.weights, *alphas, implementation_key())
+        return (*self.weights, *alphas, *self.backbone.transformer_layers, implementation_key())
 
     def make_train_function(self, force=False):
         self._check_optimizer()

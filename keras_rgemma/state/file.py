@@ -19,6 +19,7 @@ from keras_rgemma.state.records import RECORDS, ModelState
 MAGIC = b"RGSTATE\n"
 VERSION = 1
 _DIGEST_BYTES = 32
+_REQUIRED = set(Fingerprint._fields) - set(Fingerprint._field_defaults)  # of the metadata
 _DTYPES = {"I32": "int32", "F32": "float32", "F16": "float16", "BF16": ml_dtypes.bfloat16}
 
 
@@ -113,7 +114,9 @@ def _state(metadata, tensors):
             fields.setdefault(int(number), {})[field] = _to_tensor(array)
     layers = [RECORDS[tuple(sorted(fields[i]))](**fields[i]) for i in range(len(fields))]
     last, consumed = (_to_tensor(tensors[name]) for name in ("last_token_ids", "num_consumed"))
-    fingerprint = Fingerprint(**{k: metadata[k] for k in Fingerprint._fields})
+    # A file of the version before has no checksums.
+    fields = {k: metadata[k] for k in Fingerprint._fields if k in {*metadata, *_REQUIRED}}
+    fingerprint = Fingerprint(**fields)
     consumed = ModelState(consumed, tuple(layers))
     if unknown := sorted(set(tensors) - set(_named(last, consumed))):
         raise ValueError(f"unknown: {unknown}")

@@ -1,5 +1,6 @@
-"""Identifies a model by its architecture and a hash of a sample of its weights."""
+"""Identifies a model by its architecture and by checksums of its weights."""
 
+import dataclasses
 import hashlib
 import json
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from keras_rgemma.backend import backend_module
+from keras_rgemma.config import RGemmaConfig
 
 # Fields of the config that change no result of a model outside of training.
 _TRAINING = ("dropout", "gradient_checkpointing")
@@ -15,23 +17,36 @@ _SAMPLES = 4  # at most, along each axis of a weight
 
 
 class Fingerprint(NamedTuple):
-    """Identifies the model that a state belongs to.
+    """Identifies the model that a state or an adapter belongs to.
 
     Attributes:
         architecture: str, the JSON of the sizes and switches of the config.
         weights: str, a hash of a sample of the weights.
+        checksums: str, a hash of a checksum of each weight, which covers every number; "" in a
+            fingerprint from a file of a version that had none.
     """
 
     architecture: str
     weights: str
+    checksums: str = ""
 
     def difference(self, other):
         """Describes the differences from another fingerprint; returns an empty str if none."""
-        mine, others = json.loads(self.architecture), json.loads(other.architecture)
+        mine, others = (_with_defaults(x.architecture) for x in (self, other))
         names = [x for x in sorted({*mine, *others}) if mine.get(x) != others.get(x)]
         if names:
             return ", ".join(f"`{x}` {mine.get(x)} and {others.get(x)}" for x in names)
-        return "" if self.weights == other.weights else "the same sizes, but other weights"
+        is_known = self.checksums and other.checksums
+        if self.weights == other.weights and (self.checksums == other.checksums or not is_known):
+            return ""
+        return "the same sizes, but other weights"
+
+
+def _with_defaults(architecture):
+    """Reads an architecture, and adds the fields that its version had not, with their defaults."""
+    fields = [x for x in dataclasses.fields(RGemmaConfig) if x.default is not dataclasses.MISSING]
+    defaults = {x.name: x.default for x in fields if x.name not in _TRAINING}
+    return {**json.loads(json.dumps(defaults)), **json.loads(architecture)}
 
 
 def fingerprint(backbone, counts=lambda name: True):
@@ -49,9 +64,12 @@ def fingerprint(backbone, counts=lambda name: True):
     sizes = {name: value for name, value in config.items() if name not in _TRAINING}
     weights = [w for w in backbone.weights if counts(w.path.rpartition("/")[2])]
     strides = [tuple(-(-size // _SAMPLES) for size in weight.shape) for weight in weights]
-    samples = backend_module("keras_rgemma.state").samples([w.value for w in weights], strides)
-    digest = hashlib.sha256()
-    for weight, sample in zip(weights, samples, strict=True):
-        digest.update(weight.path.encode())
-        digest.update(np.asarray(sample, "float32").astype(ml_dtypes.bfloat16).tobytes())
-    return Fingerprint(json.dumps(sizes, sort_keys=True), digest.hexdigest())
+    values = [weight.value for weight in weights]
+    samples, checksums = backend_module("keras_rgemma.state").samples_and_checksums(values, strides)
+    sampled, covered = hashlib.sha256(), hashlib.sha256()
+    for weight, sample, checksum in zip(weights, samples, checksums, strict=True):
+        sampled.update(weight.path.encode())
+        sampled.update(np.asarray(sample, "float32").astype(ml_dtypes.bfloat16).tobytes())
+        covered.update(weight.path.encode())
+        covered.update(np.asarray(checksum).astype("<u4").tobytes())
+    return Fingerprint(json.dumps(sizes, sort_keys=True), sampled.hexdigest(), covered.hexdigest())

@@ -66,10 +66,12 @@ class RGemmaState:
         return sum(_nbytes(array) for array in keras.tree.flatten(self.tree_flatten()[0]))
 
     def __repr__(self):
-        return (
-            f"RGemmaState(batch_size={self.batch_size}, num_tokens={self.num_tokens.tolist()}, "
-            f"nbytes={self.nbytes})"
-        )
+        readers = {
+            "batch_size": lambda: self.batch_size,
+            "num_tokens": lambda: self.num_tokens.tolist(),
+            "nbytes": lambda: self.nbytes,
+        }
+        return f"RGemmaState({', '.join(f'{x}={_shown(read)}' for x, read in readers.items())})"
 
     def __getitem__(self, rows):
         """Returns the state of some rows.
@@ -116,9 +118,12 @@ class RGemmaState:
             raise ValueError("`RGemmaState.concatenate` needs at least one state. Received: [].")
         for state in several:
             check_is_state(state)
-        for other in several[1:]:
-            if reason := several[0].fingerprint.difference(other.fingerprint):
+        # A state from a file of an older version says less of its model than others do.
+        fingerprint = max((x.fingerprint for x in several), key=lambda x: len(x.checksums))
+        for state in several:
+            if reason := fingerprint.difference(state.fingerprint):
                 raise ValueError(f"These states belong to different models: {reason}.")
+        several = [dataclasses.replace(state, fingerprint=fingerprint) for state in several]
         return keras.tree.map_structure(lambda *arrays: ops.concatenate(arrays, axis=0), *several)
 
     # === A pytree, as Keras and JAX take classes for one ===
@@ -170,6 +175,14 @@ def _register():
 
 
 _register()
+
+
+def _shown(read):
+    """Returns a value as a str; "?" if a program is being traced, where no value is known yet."""
+    try:
+        return str(read())
+    except (TypeError, ValueError, AttributeError, IndexError, NotImplementedError):
+        return "?"
 
 
 def _nbytes(array):

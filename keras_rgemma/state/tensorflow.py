@@ -1,41 +1,94 @@
-"""What states need of TensorFlow alone."""
+"""Reads samples and checksums of weights on TensorFlow."""
 
 import functools
 
 import tensorflow as tf
 
+from keras_rgemma.state.checksum import (
+    SMALL,
+    column_factors,
+    row_factors,
+    rows_and_columns,
+    sample_and_checksum,
+)
 
-def samples(values, strides):
-    """Reads every so many numbers of each variable.
+
+def samples_and_checksums(values, strides):
+    """Reads every so many numbers of each variable, and computes the checksum of all its numbers.
 
     Args:
         values: list of `tf.Variable`.
         strides: list of tuples of int, one stride an axis.
 
     Returns:
-        List of NumPy arrays [N].
+        Two lists of NumPy arrays: samples [N], and checksums, two integers each.
     """
+    pairs = list(zip(values, strides, strict=True))
+    parts = _copied_to_numpy([part for value, steps in pairs for part in _read(value, steps)])
+    found = []
+    for value, steps in pairs:
+        first = next(parts)
+        if _is_small(value):
+            found.append(sample_and_checksum(first.reshape(value.shape), steps))
+        else:
+            found.append((first, next(parts)))
+    return [sample for sample, _ in found], [checksum for _, checksum in found]
+
+
+def _is_small(value):
+    return value.shape.num_elements() <= SMALL
+
+
+def _read(value, steps):
+    """Lists tensors [N]: the whole of a small variable; of a large one, sample and checksum."""
+    value = tf.convert_to_tensor(value)
+    if _is_small(value):
+        return [tf.reshape(value, [-1])]
     # As a function the raw operation costs a tenth of Python's slicing.
-    flat = [
-        tf.reshape(tf.raw_ops.StridedSlice(input=value, **_slices(tuple(value.shape), steps)), [-1])
-        for value, steps in zip(values, strides, strict=True)
-    ]
-    found = [None] * len(flat)
-    for dtype in {x.dtype for x in flat}:  # one copy from the device each
-        places = [i for i, x in enumerate(flat) if x.dtype == dtype]
-        joined = tf.concat([flat[i] for i in places], axis=0).numpy()
+    sample = tf.raw_ops.StridedSlice(input=value, **_slices(tuple(value.shape), steps))
+    rows, columns = rows_and_columns(tuple(value.shape))
+    checksum = _checksum(value, row_factors(rows), column_factors(columns))
+    return [tf.reshape(sample, [-1]), checksum]
+
+
+def _copied_to_numpy(tensors):
+    """Converts tensors [N] to NumPy with one copy from the device for each dtype; an iterator."""
+    found = [None] * len(tensors)
+    for dtype in {x.dtype for x in tensors}:
+        places = [i for i, x in enumerate(tensors) if x.dtype == dtype]
+        joined = tf.concat([tensors[i] for i in places], axis=0).numpy()
         end = 0
         for i in places:
-            start, end = end, end + flat[i].shape[0]
+            start, end = end, end + tensors[i].shape[0]
             found[i] = joined[start:end]
-    return found
+    return iter(found)
 
 
 @functools.cache
 def _slices(shape, steps):
-    """The arguments of a strided slice over all of a shape."""
+    """Returns the arguments of a strided slice over all of a shape."""
     return {
         "begin": tf.zeros(len(shape), "int32"),
         "end": tf.constant(shape, "int32"),
         "strides": tf.constant(steps, "int32"),
     }
+
+
+@tf.function(jit_compile=True)  # XLA reads each number once, and makes no array in between
+def _checksum(value, row_factors_R2, column_factors_C):
+    """Computes the checksum of a variable, see `state.checksum`: uint32 [2]."""
+    bits_RC = tf.reshape(_bits(value), (row_factors_R2.shape[0], column_factors_C.shape[0]))
+    sums_R = tf.reduce_sum(bits_RC * column_factors_C, axis=1)
+    return tf.reduce_sum(sums_R[:, None] * row_factors_R2, axis=0)
+
+
+def _bits(value):
+    """Returns the 16 bits of each number that count, uint32."""
+    if not value.dtype.is_floating:
+        return tf.bitwise.bitwise_and(tf.cast(tf.cast(value, "int32"), "uint32"), 0xFFFF)
+    if value.dtype == tf.bfloat16:
+        return tf.cast(tf.bitcast(value, "uint16"), "uint32")
+    bits = tf.bitcast(tf.cast(value, "float32"), "uint32")
+    # To the nearest bfloat16, ties to even, in integers: a cast could take tiny numbers for zero.
+    is_odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, 16), 1)
+    return tf.bitwise.right_shift(bits + 0x7FFF + is_odd, 16)

@@ -132,7 +132,7 @@ def test_gradients_are_the_same_when_activations_are_recomputed():
     keras.utils.set_random_seed(6)
     kept = weight_gradients(lm, loss, token_ids, mask)
     keras.utils.set_random_seed(6)
-    with mock.patch.object(gated_mlp, "activation", wraps=gated_mlp.activation) as mlp_calls:
+    with mock.patch.object(gated_mlp, "gated_mlp", wraps=gated_mlp.gated_mlp) as mlp_calls:
         recomputed = weight_gradients(recomputing, loss, token_ids, mask)
     assert kept.keys() == recomputed.keys()
     for path, gradient in kept.items():

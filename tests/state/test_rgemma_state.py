@@ -490,3 +490,33 @@ def test_a_file_says_what_it_is(file):
     assert metadata["version"] == "1"
     assert json.loads(metadata["architecture"])["sliding_window_size"] == W
     assert tensors["last_token_ids"].tolist() == [TEXT[19], TEXT[39]]
+
+
+def test_a_state_can_be_shown_while_a_program_is_traced():
+    state = tiny.causal_lm().prefill("A river is")
+    shown = []
+
+    def program(state):
+        shown.append(repr(state))
+        return state
+
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.jit(program)(state)
+        jax.vmap(program)(state)
+    elif keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.function(lambda *arrays: program(keras.tree.pack_sequence_as(state, arrays)).consumed)(
+            *keras.tree.flatten(state)
+        )
+    else:
+        program(state)
+    program(keras.tree.map_structure(lambda array: None, state))
+    assert all(x.startswith("RGemmaState(batch_size=") for x in shown)
+    assert shown[-1] == "RGemmaState(batch_size=?, num_tokens=?, nbytes=?)"
+    assert ("num_tokens=?" in shown[0]) == (keras.config.backend() != "torch")
+    assert repr(state).startswith(
+        f"RGemmaState(batch_size=1, num_tokens={[int(state.num_tokens[0])]}"
+    )

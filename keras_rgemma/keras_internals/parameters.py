@@ -1,0 +1,20 @@
+"""Lets PyTorch train the variables of a model; does nothing on other backends."""
+
+import contextlib
+
+import keras
+
+if keras.config.backend() == "torch":
+    from keras_rgemma.keras_internals.torch import ParametersOfVariables, normal_tensors
+else:
+
+    class ParametersOfVariables:
+        """Mixin for a model; see `keras_internals.torch`."""
+
+    @contextlib.contextmanager
+    def normal_tensors():
+        """Does nothing; see `keras_internals.torch`."""
+        yield
+
+
+__all__ = ["ParametersOfVariables", "normal_tensors"]

@@ -1,0 +1,107 @@
+"""Shows the variables of a Keras model to PyTorch, and reaches PyTorch's count of changes."""
+
+import contextlib
+
+import keras
+import torch
+
+
+class ParametersOfVariables:
+    """Mixin for a model of KerasHub whose parameters are the values of its variables.
+
+    List it before KerasHub's class. KerasHub sets attributes around `torch.nn.Module`, which then
+    knows no parameter. Keras collects parameters once, when a model is built; these here are
+    collected anew each time that PyTorch asks, so that LoRA and quantization show.
+    """
+
+    def _post_build(self):
+        self._track_variables()
+
+    def _track_variables(self):
+        self._modules["_torch_params"] = _Parameters(self)
+
+    def _post_track_variable(self, variable):
+        pass
+
+    def _post_untrack_variable(self, variable):
+        pass
+
+    def _apply(self, fn, recurse=True):
+        for dtype in {variable.value.dtype for variable in self.variables}:
+            _check_conversion(fn, torch.zeros((), dtype=dtype))
+        return super()._apply(fn, recurse)
+
+
+class _Parameters(torch.nn.Module):
+    """Lists the values of a model's variables as parameters, each by the path of its variable."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.named_values = lambda: _named_values(model)
+
+    @property
+    def _parameters(self):
+        return self.named_values()
+
+    @_parameters.setter
+    def _parameters(self, value):
+        pass  # the empty dict of `torch.nn.Module`
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        # Values are copied, with `assign=True`, too: variables keep their tensors.
+        local_metadata.pop("assign_to_params_buffers", None)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def _named_values(model):
+    """Maps the paths of a model's variables to their tensors; the same path twice gets a number."""
+    named = {}
+    for variable in model.variables:
+        name, count = variable.path, 1
+        while name in named:
+            count += 1
+            name = f"{variable.path}_{count}"
+        named[name] = variable.value
+    return named
+
+
+def _check_conversion(fn, tensor):
+    """Raises ValueError if `fn` gives a tensor another dtype, or a device that is not Keras' own.
+
+    Args:
+        fn: function of a tensor, with which `torch.nn.Module.to` and others convert parameters.
+        tensor: tensor to try it with, on any device.
+    """
+    tensor = keras.ops.convert_to_tensor(tensor)
+    converted = fn(tensor)
+    if converted.dtype != tensor.dtype:
+        raise ValueError(
+            f"Keras keeps the dtype of each layer. Received: {converted.dtype} for "
+            f"{tensor.dtype}. Load the model in that dtype, as with "
+            "`from_preset(..., dtype='bfloat16')`, instead of converting it by `to`, `half`, "
+            "`bfloat16`, `float` or `double`."
+        )
+    if converted.device != tensor.device:
+        raise ValueError(
+            f"Keras computes on {str(tensor.device)!r}. Received: {str(converted.device)!r}. Set "
+            "the environment variable KERAS_TORCH_DEVICE before the first import of keras, or load "
+            "and use the model inside `with keras.device(...)`."
+        )
+
+
+def change_count(tensor):
+    """Returns how often a tensor was changed in place, int; None if PyTorch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+@contextlib.contextmanager
+def normal_tensors():
+    """Creates tensors in a `with` block that can take part in a gradient later.
+
+    In `torch.inference_mode` the variables of a model could never be trained. Also a decorator.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield

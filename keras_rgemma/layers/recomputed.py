@@ -1,0 +1,34 @@
+"""Lets layers that take more than tensors recompute their activations in `keras.RematScope`."""
+
+import keras
+from keras import ops
+
+from keras_rgemma.backend import keep_choices
+
+
+class Recomputed:
+    """Mixin for a `keras.layers.Layer` that may be made inside of `keras.RematScope`.
+
+    List it before the Keras class. Keras would hand all arguments of a call to the backend, which
+    takes flags for tensors (JAX) or knows no keywords (TensorFlow). Here only tensors of
+    floating-point numbers are arguments, and the call sees the others around it.
+    """
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        arguments = keras.tree.flatten((args, kwargs))
+        places = [i for i, x in enumerate(arguments) if _is_differentiable(x)]
+        if not places:
+            return layer_call
+
+        def call(*tensors):
+            replaced = dict(zip(places, tensors, strict=True))
+            flat = [replaced.get(i, x) for i, x in enumerate(arguments)]
+            args_now, kwargs_now = keras.tree.pack_sequence_as((args, kwargs), flat)
+            return layer_call(*args_now, **kwargs_now)
+
+        recomputed = super().rematerialized_call(keep_choices(call), *args, **kwargs)
+        return lambda *_, **__: recomputed(*(arguments[i] for i in places))
+
+
+def _is_differentiable(x):
+    return ops.is_tensor(x) and keras.backend.is_float_dtype(x.dtype)

@@ -1,0 +1,50 @@
+"""Defines the list of a backbone's residual blocks, which a user may replace by other layers."""
+
+import inspect
+import weakref
+
+import keras
+
+from keras_rgemma.keras_internals.layers import track_layer
+from keras_rgemma.layers.residual_block import ResidualBlock
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+class TransformerLayers(list):
+    """Lists the layers of a backbone in order; a layer that replaces one is trained with the rest.
+
+    Args:
+        backbone: `RGemmaBackbone`.
+        layers: iterable of layers.
+    """
+
+    def __init__(self, backbone, layers):
+        super().__init__(layers)
+        self._backbone = weakref.ref(backbone)
+        self._own_layers()
+
+    def __setitem__(self, index, layers):
+        super().__setitem__(index, layers)
+        self._own_layers()
+
+    def _own_layers(self):
+        backbone = self._backbone()
+        for layer in self:
+            if isinstance(layer, keras.layers.Layer):
+                if not (layer.built or isinstance(layer, ResidualBlock)):
+                    layer.build((None, None, backbone.config.hidden_dim))
+                track_layer(backbone, layer)
+
+
+def as_block(layer):
+    """Returns a layer as a function of what a `ResidualBlock` takes.
+
+    Keras refuses tensors and flags that meet in `*args` or `**kwargs` of a layer, so the `call` of
+    such a layer is called itself.
+    """
+    if isinstance(layer, keras.layers.Layer) and not isinstance(layer, ResidualBlock):
+        parameters = inspect.signature(layer.call).parameters.values()
+        if any(parameter.kind in _VARIADIC for parameter in parameters):
+            return layer.call
+    return layer
