@@ -42,6 +42,10 @@ ALLOWED = {
 ACROSS = {
     ("lora/peft.py", "checkpoints.names"): "PEFT calls a layer by its name in the checkpoint",
     ("generation/chat.py", "text.conversation"): "a turn is the same in training and in a chat",
+    ("generation/chat.py", "text.forms"): "a text has the same forms in training and in a chat",
+    ("generation/prompts.py", "text.conversation"): "as for a chat",
+    ("generation/prompts.py", "text.forms"): "as for a chat",
+    ("generation/prefill.py", "text.forms"): "as for a chat",
 }
 # Modules of others that are imported inside of functions: each is slow to import or optional.
 DEFERRED = {
@@ -201,7 +205,7 @@ def test_the_law_notices(file, source):
         ("benchmarks/measure.py", "import torch, jax, keras_hub"),
         ("model/causal_lm.py", "from keras_rgemma.generation import decode"),
         ("checkpoints/hub.py", "def f():\n    import kagglehub"),
-        ("generation/chat.py", "from keras_rgemma.text.conversation import check_history"),
+        ("generation/chat.py", "from keras_rgemma.text.conversation import read_history"),
         ("layers/rg_lru.py", "from ..ops.rope import rotate\nfrom . import linear"),
     ],
 )

@@ -4,16 +4,22 @@ import copy
 import dataclasses
 
 import numpy as np
-from keras import ops
 
 from keras_rgemma.generation.generate import check_continues, start
 from keras_rgemma.generation.outputs import decode_deltas
-from keras_rgemma.generation.prompts import Batch
+from keras_rgemma.generation.prompts import to_batch
 from keras_rgemma.generation.request import Request
 from keras_rgemma.generation.stream import TOKENS_PER_DELTA, check_streams
-from keras_rgemma.shapes import check_text
 from keras_rgemma.state.rgemma_state import consumed_by, read_state, write_state
-from keras_rgemma.text.conversation import check_history
+from keras_rgemma.text.conversation import (
+    check_ends,
+    is_conversation,
+    read_history,
+    read_messages,
+    turns_token_ids,
+    waits_for_user,
+)
+from keras_rgemma.text.forms import is_row, is_text, read_text
 
 
 class Chat:
@@ -26,40 +32,34 @@ class Chat:
 
     Args:
         task: `RGemmaCausalLM`.
-        history: sequence of dicts of `role`, "user" and "model" in turn, and `content`, str: the
-            turns before.
-        max_new_tokens: int, the most tokens of an answer; None for the `sequence_length` of the
-            preprocessor.
-        stop: str or sequence of str that also end an answer. They are no part of the history, but
-            stay in the state.
+        history: list of the messages before, as of `keras_rgemma.text.conversation.read_messages`.
+            It ends with the model's answer, or is a system message alone.
+        **options: `max_new_tokens` and `stop`, see `RGemmaCausalLM.chat`.
 
     Raises:
         ValueError: the model has no preprocessor, the vocabulary lacks the control tokens, the
             history is malformed, or the sampler (contrastive search) cannot continue from a state.
     """
 
-    def __init__(self, task, history=(), max_new_tokens=None, stop=None):
+    def __init__(self, task, history=(), **options):
         self._task = task
-        self._tokenizer = task.text_preprocessor("a conversation").tokenizer
-        _, self._end_of_turn = self._tokenizer.control_token_ids()
-        if max_new_tokens is None:
-            max_new_tokens = task.preprocessor.sequence_length
-        self._options = {"max_new_tokens": max_new_tokens, "stop": stop}
-        Request.of(task, **self._options)  # raises an error for wrong options
+        tokenizer = task.text_preprocessor("a conversation").tokenizer
+        tokenizer.control_token_ids()  # raises an error for a vocabulary without them
+        self._request = Request.of(task, **options)
         check_continues(task.make_generate_function())
         self._decoder = None
-        self._history = check_history(history)
-        ids = [self._tokenizer.start_token_id]
-        for index, message in enumerate(self._history):
-            ids += self._tokenizer.turn_token_ids(
-                message["role"], message["content"], is_first=index == 0
-            )
-            ids += [self._end_of_turn]
+        self._history = read_history(history)
+        turns = [] if waits_for_user(self._history) else self._history
+        ids = [tokenizer.start_token_id, *turns_token_ids(tokenizer, turns)]
         self._state = task.prefill(np.array(ids, "int32"))
 
     @property
     def history(self):
-        """Returns a copy of all turns so far, a list of dicts of `role` and `content`."""
+        """Returns a copy of all turns so far, a list of dicts of `role` and `content`.
+
+        A role is "user" or "model". A system message is a part of the first user's content; before
+        there is one, it is the only turn.
+        """
         return [dict(message) for message in self._history]
 
     @property
@@ -71,13 +71,16 @@ class Chat:
         """Adds a user's message to the conversation and returns the complete answer.
 
         Args:
-            message: str.
+            message: str; a dict of `role` and `content`; or a list of such messages, which goes on
+                with the conversation and ends with the user's.
 
         Returns:
             str.
 
         Raises:
-            TypeError: the message is no str.
+            TypeError: the message is none of these.
+            ValueError: a message is malformed or out of turn, or the list begins with the turns
+                that the conversation has already.
         """
         return "".join(self._answer(message))
 
@@ -88,14 +91,14 @@ class Chat:
         from that place.
 
         Args:
-            message: str.
+            message: as of `send`.
 
         Returns:
             An iterator of str.
 
         Raises:
-            TypeError: the message is no str.
-            ValueError: the sampler does not write token by token.
+            ValueError: the sampler does not write token by token, and as `send`.
+            TypeError: as `send`.
         """
         check_streams(self._task.make_generate_function())
         return self._answer(message, TOKENS_PER_DELTA)
@@ -128,27 +131,41 @@ class Chat:
             )
         consumed_by(task, state)
         chat = cls(task, **options)
-        chat._history, chat._state = check_history(extra["history"]), state
+        chat._history, chat._state = read_history(extra["history"]), state
         return chat
 
     def _answer(self, message, tokens_per_delta=None):
-        message = check_text(message, "A message")
+        turns = self._read(message)
         self._finish()
-        state, closing = self._close_last_turn()
-        ids = [
-            *closing,
-            *self._tokenizer.turn_token_ids("user", message, is_first=not self._history),
-            self._end_of_turn,
-            *self._tokenizer.turn_token_ids("model", ""),
-        ]
-        request = Request.of(self._task, state=state, **self._options)
-        batch = Batch([np.array(ids, "int32")], request.budget.of([len(ids)]), is_text=True)
-        decoder = start(self._task, batch, request, keeps_state=True)
+        request = dataclasses.replace(self._request, state=self._state)
+        batch = to_batch(self._task, [turns], request)
+        decoder = start(self._task, batch, keeps_state=True)
         reply = {"role": "model", "content": ""}
-        self._decoder = decoder
-        self._history += [{"role": "user", "content": message}, reply]
-        deltas = decode_deltas(self._task, decoder, request, tokens_per_delta)
+        before = [] if waits_for_user(self._history) else self._history
+        self._decoder, self._history = decoder, [*before, *turns, reply]
+        deltas = decode_deltas(self._task, decoder, batch.request, tokens_per_delta)
         return self._text_deltas(decoder, deltas, reply)
+
+    def _read(self, message):
+        """Reads a message, or several, as turns that go on with the conversation."""
+        if is_text(message):
+            message = {"role": "user", "content": read_text(message, "A message")}
+        messages = [message] if is_row(message) else message
+        if not is_conversation(messages):
+            raise TypeError(
+                "A message must be a str, or a list of dicts of 'role' and 'content'. Received: "
+                f"{message!r} of type {type(message).__name__}."
+            )
+        turns = read_messages(messages, "A list of messages")
+        if self._history and turns[: len(self._history)] == self._history:
+            raise ValueError(
+                "The messages begin with the turns that this conversation has already. Send those "
+                f"that follow, messages[{len(self._history)}:], or answer a list of all messages "
+                "with `RGemmaCausalLM.generate`."
+            )
+        turns = read_messages(messages, "A list of messages", self._history)
+        check_ends(turns, "user", "A list of messages to send")
+        return turns
 
     def _text_deltas(self, decoder, deltas, reply):
         # Another message, sent before the answer is complete, ends this loop.
@@ -166,15 +183,3 @@ class Chat:
         # In this order: an interruption between the two loses nothing.
         self._state = self.state
         self._decoder = None
-
-    def _close_last_turn(self):
-        """Returns the state, and the token ids that the last turn lacks to be complete."""
-        state, end = self.state, self._end_of_turn
-        last = int(ops.convert_to_numpy(state.last_token_ids)[0])
-        if not self._history or last == end:
-            return state, []
-        if last != self._tokenizer.end_token_id:
-            return state, [end]
-        # The state has not consumed its last token, so another token can replace it.
-        ends = ops.full_like(state.last_token_ids, end)
-        return dataclasses.replace(state, last_token_ids=ends), []

@@ -13,18 +13,18 @@ from keras_rgemma.generation.prompts import read_prompts
 from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_token
 
 
-def start(task, batch, request, keeps_state, programs=None):
+def start(task, batch, keeps_state, programs=None):
     """Runs the prompts of a batch through the model and returns their `RowDecoder`.
 
     Args:
         task: `GenerativeModel`.
         batch: `Batch`.
-        request: `Request`.
         keeps_state: bool, whether the `RGemmaState` of the rows is wanted.
         programs: `GenerationPrograms` of the model; None to ask the model for them.
     """
     programs = programs or task.make_generate_function()
-    rows, state = batch.rows, request.state
+    rows, request = batch.rows, batch.request
+    state = request.state
     if state is None:
         fingerprint = task.fingerprint() if keeps_state else None
         consumed = task.initial_state(len(rows))
@@ -62,12 +62,13 @@ def generate(task, inputs, request, strip_prompt, return_state):
         )
     outputs = []
     for batch in batches:
-        decoder = start(task, batch, request, keeps_state=return_state)
-        new, surplus = _decode_all(task, decoder, request)
-        prompts = [[] if strip_prompt else row for row in batch.rows for _ in range(request.copies)]
+        decoder = start(task, batch, keeps_state=return_state)
+        new, surplus = _decode_all(task, decoder, batch.request)
+        leaves_out = strip_prompt or batch.is_conversation
+        prompts = [[] if leaves_out else row for row in batch.rows for _ in range(request.copies)]
         if batch.is_text:
             rows = [
-                [*prompt, *without_end_of_turn(task, row, request)]
+                [*prompt, *without_end_of_turn(row, batch.request)]
                 for prompt, row in zip(prompts, new, strict=True)
             ]
             texts = task.preprocessor.text_of(rows)
@@ -93,6 +94,6 @@ def _decode_all(task, decoder, request):
         return new, [0 for _ in new]
     new, deltas = zip(*decode_deltas(task, decoder, request), strict=True)
     new = [np.concatenate(row) for row in zip(*new, strict=True)]
-    texts = task.preprocessor.text_of([without_end_of_turn(task, row, request) for row in new])
+    texts = task.preprocessor.text_of([without_end_of_turn(row, request) for row in new])
     cut_texts = ["".join(row) for row in zip(*deltas, strict=True)]
     return new, [len(text) - len(cut) for text, cut in zip(texts, cut_texts, strict=True)]

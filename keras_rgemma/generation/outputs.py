@@ -31,7 +31,7 @@ def decode_deltas(task, decoder, request, tokens_per_delta=None):
         new = decoder.next(tokens_per_delta)
         deltas, cut_counts = [], {}
         for row, text in enumerate(texts):
-            delta, count = text.extend(without_end_of_turn(task, new[row], request))
+            delta, count = text.extend(without_end_of_turn(new[row], request))
             deltas.append(delta)
             if text.stopped and len(new[row]):
                 cut_counts[row] = count
@@ -41,11 +41,12 @@ def decode_deltas(task, decoder, request, tokens_per_delta=None):
     yield [np.zeros(0, "int32") for _ in texts], [text.rest() for text in texts]
 
 
-def without_end_of_turn(task, row, request):
-    """Returns the row without a trailing `<end_of_turn>`, if that token ends rows."""
-    end_of_turn = getattr(task.preprocessor.tokenizer, "end_token2_id", None)
-    ends = end_of_turn in request.stop_token_ids and len(row) and row[-1] == end_of_turn
-    return row[:-1] if ends else row
+def without_end_of_turn(row, request):
+    """Returns the row without a trailing `<end_of_turn>`, if that token ends rows.
+
+    In a conversation `<start_of_turn>` is such a token, too.
+    """
+    return row[:-1] if len(row) and int(row[-1]) in request.unwritten else row
 
 
 def to_arrays(prompts, new, width):

@@ -3,7 +3,12 @@
 import numpy as np
 import tqdm.auto
 
-from keras_rgemma.generation.prompts import read_batches, token_rows
+from keras_rgemma.generation.prompts import (
+    conversation_rows,
+    is_of_conversations,
+    read_batches,
+    token_rows,
+)
 from keras_rgemma.state.rgemma_state import (
     check_lengths,
     check_rows,
@@ -11,13 +16,14 @@ from keras_rgemma.state.rgemma_state import (
     prepend_carried_token,
     state_of,
 )
+from keras_rgemma.text.forms import is_missing, is_text, read_text
 
 _BAR_DELAY = 2  # seconds
 
 
 def prefill(task, inputs, state, chunk_size):
     """See `RGemmaCausalLM.prefill`."""
-    pieces = _pieces(task, inputs, continued=state is not None)
+    pieces, state = _pieces(task, inputs, state)
     rows = next(pieces, None)
     if rows is None:
         raise ValueError("`prefill` was given an iterator without a piece. Pass some text.")
@@ -67,32 +73,50 @@ def _joined(rows):
     return [np.concatenate(arrays).astype("int32") for arrays in rows]
 
 
-def _pieces(task, inputs, continued):
-    """Yields the pieces of a caller's iterator, or the one input, as lists of B int arrays."""
+def _pieces(task, inputs, state):
+    """Reads an input of `prefill`.
+
+    Returns:
+        An iterator of the pieces of a caller's iterator, or of the one input, as lists of B int
+        arrays; and the state for them.
+    """
     if hasattr(inputs, "__next__"):
-        for piece in inputs:
-            is_text = isinstance(piece, (str, bytes))
-            if not is_text and np.size(piece) == 0:
-                continue
-            rows = _rows(task, piece if is_text else np.atleast_1d(np.asarray(piece)), continued)
-            if len(rows) != 1:
-                raise ValueError(
-                    "An iterator gives `prefill` the pieces of one text, each a str or the token "
-                    f"ids of a row. Received a piece with {len(rows)} rows."
-                )
-            yield rows
-            continued = True
-    else:
-        yield _rows(task, inputs, continued)
+        return _iterated(task, inputs, continued=state is not None), state
+    batch = _batch(inputs)
+    if not is_of_conversations(batch):
+        return iter([token_rows(task, batch, state is not None)[0]]), state
+    rows, state = conversation_rows(task, batch, state)
+    return iter([rows]), state
 
 
-def _rows(task, inputs, continued):
+def _iterated(task, pieces, continued):
+    """Yields the pieces of an iterator of one text."""
+    for index, piece in enumerate(pieces):
+        if is_text(piece) or is_missing(piece):
+            batch = [read_text(piece, f"Piece {index}")]
+        elif np.size(piece) == 0:
+            continue
+        else:
+            batch = _batch(np.atleast_1d(np.asarray(piece)))
+        rows, _ = token_rows(task, batch, continued)
+        if len(rows) != 1:
+            raise ValueError(
+                "An iterator gives `prefill` the pieces of one text, each a str or the token "
+                f"ids of a row. Received a piece with {len(rows)} rows. Pass several texts as "
+                "a list."
+            )
+        yield rows
+        continued = True
+
+
+def _batch(inputs):
+    """Reads the one batch of an input: a list of str, of conversations, or a dict of arrays."""
     if not isinstance(inputs, dict) and (ids := _as_ids(inputs)) is not None:
         inputs = {"token_ids": ids}
     batches, _ = read_batches(inputs)
     if len(batches) > 1:
         raise ValueError(f"`prefill` takes one batch. Received {len(batches)}.")
-    return token_rows(task, batches[0], continued)[0]
+    return batches[0]
 
 
 def _as_ids(inputs):

@@ -3,15 +3,23 @@
 import dataclasses
 
 import numpy as np
+from keras import ops
 
+from keras_rgemma.generation.request import Request
 from keras_rgemma.shapes import (
     as_array,
     check_one_document,
     check_padding_mask,
-    check_text,
     check_token_ids,
 )
 from keras_rgemma.state.rgemma_state import check_rows
+from keras_rgemma.text.conversation import (
+    check_ends,
+    is_conversation,
+    read_messages,
+    turns_token_ids,
+)
+from keras_rgemma.text.forms import as_list, column_names, is_row, is_text, read_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +29,17 @@ class Batch:
     Attributes:
         rows: list of B int arrays, the tokens of the prompts.
         budgets: list of B ints, how many new tokens each may get.
+        request: `Request` for these rows.
         is_text: bool, whether the caller passed text.
+        is_conversation: bool, whether the caller passed messages, which get answers.
         width: int, the columns of the array that the caller passed; 0 for text.
     """
 
     rows: list
     budgets: list
+    request: Request
     is_text: bool
+    is_conversation: bool = False
     width: int = 0
 
 
@@ -40,7 +52,7 @@ def read_prompts(task, inputs, request):
         request: `Request`.
 
     Returns:
-        A list of `Batch`, and whether the input was a single str.
+        A list of `Batch`, and whether the input was a single text or conversation.
     """
     inputs, is_scalar = read_batches(inputs)
     if request.state is not None and len(inputs) > 1:
@@ -48,20 +60,30 @@ def read_prompts(task, inputs, request):
             f"A state holds the rows of one batch. Received {len(inputs)} batches: pass one, or "
             "call again with a state for each."
         )
-    batches = [_to_batch(task, batch, request) for batch in inputs]
+    return [to_batch(task, batch, request) for batch in inputs], is_scalar
+
+
+def to_batch(task, batch, request):
+    """Makes the `Batch` of one of the batches that `read_batches` returns."""
+    has_messages, width = is_of_conversations(batch), None
+    if has_messages:
+        for turns in batch:
+            check_ends(turns, "user", "A conversation to answer")
+        rows, state = conversation_rows(task, batch, request.state)
+        request = dataclasses.replace(request.of_answers(_tokenizer(task, batch)), state=state)
+    else:
+        rows, width = token_rows(task, batch, request.state is not None)
     if request.state is not None:
-        check_rows(request.state, len(batches[0].rows))
-    return batches, is_scalar
-
-
-def _to_batch(task, batch, request):
-    rows, width = token_rows(task, batch, request.state is not None)
+        check_rows(request.state, len(rows))
     budgets = request.budget.of([len(row) for row in rows], default_length=width)
-    return Batch(rows, budgets, is_text=width is None, width=width or 0)
+    return Batch(rows, budgets, request, width is None, has_messages, width or 0)
+
+
+# === Rows of tokens ===
 
 
 def token_rows(task, batch, continued):
-    """Returns the tokens of each row of a batch.
+    """Returns the tokens of each row of a batch of texts or arrays.
 
     Args:
         task: as of `read_prompts`.
@@ -73,28 +95,79 @@ def token_rows(task, batch, continued):
     """
     if not isinstance(batch, dict):
         return task.text_preprocessor(batch[0]).prompt_token_ids(batch, continued), None
-    if "token_ids" not in batch:
-        raise ValueError(
-            "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded. "
-            f"Received the keys {sorted(batch)}."
-        )
     token_ids = check_token_ids(batch["token_ids"], task.backbone.vocabulary_size)
     mask = check_padding_mask(batch.get("padding_mask"), token_ids.shape)
     return without_pads(token_ids, mask, may_be_empty=continued), token_ids.shape[1]
+
+
+def conversation_rows(task, conversations, state=None):
+    """Returns the tokens of each of several conversations.
+
+    Where the last turn is the user's, the row ends with the heading of the model's answer.
+
+    Args:
+        task: as of `read_prompts`.
+        conversations: list of lists of turns, as of `read_messages`.
+        state: `RGemmaState` that the rows continue from. A turn that its text has begun is ended.
+
+    Returns:
+        A list of B int arrays, and the state for them.
+    """
+    tokenizer = _tokenizer(task, conversations)
+    beginnings = [[tokenizer.start_token_id] for _ in conversations]
+    is_first = [True for _ in conversations]
+    if state is not None:
+        check_rows(state, len(conversations))
+        state, beginnings, is_first = _end_turns(tokenizer, state)
+    rows = []
+    for ids, turns, first in zip(beginnings, conversations, is_first, strict=True):
+        ids = ids + turns_token_ids(tokenizer, turns, first)
+        if turns[-1]["role"] == "user":
+            ids += tokenizer.turn_token_ids("model", "")
+        rows.append(np.array(ids, "int32"))
+    return rows, state
+
+
+def _end_turns(tokenizer, state):
+    """Ends the turns in the texts of a state.
+
+    Returns:
+        The state, where another token that ended an answer has become an `<end_of_turn>`; a list of
+        the token ids that each row lacks before its next turn; and a list of bools, whether that is
+        the first turn of the text.
+    """
+    start_of_turn, end_of_turn = tokenizer.control_token_ids()
+    is_first = state.num_tokens == 1  # the start token
+    last = ops.convert_to_numpy(state.last_token_ids)
+    # The state has not consumed its last tokens, so other tokens can replace them.
+    others = ~is_first & np.isin(last, [tokenizer.end_token_id, start_of_turn])
+    if others.any():
+        last = np.where(others, end_of_turn, last).astype("int32")
+        state = dataclasses.replace(state, last_token_ids=ops.convert_to_tensor(last))
+    is_ended = is_first | (last == end_of_turn)
+    return state, [[] if ended else [end_of_turn] for ended in is_ended], is_first.tolist()
+
+
+def _tokenizer(task, conversations):
+    return task.text_preprocessor(conversations[0][0]["content"]).tokenizer
+
+
+# === What users pass ===
 
 
 def read_batches(inputs):
     """Splits an input of `generate` into batches.
 
     Args:
-        inputs: str, sequence or array of str, dict of arrays, or `tf.data.Dataset` of such.
+        inputs: texts, as of `keras_rgemma.text.forms.read_texts`; messages, as of `read_messages`,
+            or several lists of messages; a dict of arrays; or a `tf.data.Dataset` of such.
 
     Returns:
-        A list of batches, each a list of str or a dict of arrays, and whether the input was a
-        single str.
+        A list of batches, each a list of str, a list of conversations (lists of turns) or a dict of
+        arrays; and whether the input was a single text or conversation.
 
     Raises:
-        ValueError: the input is empty.
+        ValueError: the input is empty, or a message is malformed.
         TypeError: the input is none of these.
     """
     if hasattr(inputs, "as_numpy_iterator"):
@@ -111,24 +184,38 @@ def read_batches(inputs):
     return batches, is_scalar
 
 
+def is_of_conversations(batch):
+    """Returns whether a batch of `read_batches` holds conversations."""
+    return isinstance(batch, list) and isinstance(batch[0], list)
+
+
 def _read_batch(inputs):
-    if isinstance(inputs, dict):
+    if is_text(inputs):
+        return read_texts(inputs), True
+    if is_conversation(inputs):
+        return [_read_conversation(inputs)], True
+    if is_row(inputs) and "text" not in inputs:
         # A key with the value None is the same as no key.
-        return {k: as_array(v, k) for k, v in inputs.items() if v is not None}, False
-    if isinstance(inputs, (str, bytes)):
-        return [check_text(inputs)], True
-    if hasattr(inputs, "numpy"):
-        inputs = inputs.numpy()
-        if isinstance(inputs, bytes):
-            return [check_text(inputs)], True
-    if isinstance(inputs, np.ndarray):
-        inputs = inputs.tolist() if inputs.ndim else [inputs.item()]
-    if not isinstance(inputs, (list, tuple)):
-        raise TypeError(
-            "Prompts are a str, a list of str, a dict of arrays or a tf.data.Dataset. "
-            f"Received: {inputs!r} of type {type(inputs).__name__}."
-        )
-    return [check_text(text) for text in inputs], False
+        inputs = {key: value for key, value in inputs.items() if value is not None}
+        if "token_ids" not in inputs:
+            raise ValueError(
+                "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded, or "
+                f"texts under `text`. Received the keys {sorted(map(str, inputs))}."
+            )
+        return {key: as_array(value, key) for key, value in inputs.items()}, False
+    if column_names(inputs) is None:
+        inputs = as_list(inputs)
+        if inputs and is_conversation(inputs[0]):
+            names = (f"Conversation {i}" for i in range(len(inputs)))
+            return list(map(_read_conversation, inputs, names)), False
+    return read_texts(inputs), False
+
+
+def _read_conversation(messages, what="A conversation"):
+    turns = read_messages(messages, what)
+    if turns[-1]["role"] == "system":
+        check_ends(turns, "user", what)
+    return turns
 
 
 def without_pads(token_ids, padding_mask, may_be_empty=False):

@@ -43,6 +43,12 @@ class TokenBudget:
                 f"max_length={self.max_length}, max_new_tokens={self.max_new_tokens}."
             )
 
+    def of_answers(self):
+        """Returns the budget of answers, whose default counts the new tokens alone."""
+        if self.max_length is not None or self.max_new_tokens is not None:
+            return self
+        return dataclasses.replace(self, max_new_tokens=self.sequence_length)
+
     def of(self, lengths, default_length=None):
         """Returns the budgets of new tokens for prompts of these lengths, a list of ints.
 
@@ -85,6 +91,8 @@ class Request:
     Attributes:
         budget: `TokenBudget`.
         stop_token_ids: tuple of ints.
+        unwritten: set of ints, the stop tokens that are no part of the text which they end.
+        is_auto: bool, whether the caller left the choice of stop tokens to the model.
         stop: tuple of str.
         state: `RGemmaState` that the prompts continue from, or None.
         copies: int, how many continuations each prompt gets.
@@ -92,6 +100,8 @@ class Request:
 
     budget: TokenBudget
     stop_token_ids: tuple
+    unwritten: set
+    is_auto: bool
     stop: tuple
     state: RGemmaState | None
     copies: int
@@ -114,13 +124,31 @@ class Request:
             task: a `keras.Model` with `preprocessor` and `backbone`.
         """
         sequence_length = getattr(task.preprocessor, "sequence_length", None)
+        end_of_turn = getattr(getattr(task.preprocessor, "tokenizer", None), "end_token2_id", None)
+        ids = read_stop_token_ids(stop_token_ids, task.preprocessor, task.backbone.vocabulary_size)
         return cls(
             TokenBudget(max_length, max_new_tokens, sequence_length),
-            read_stop_token_ids(stop_token_ids, task.preprocessor, task.backbone.vocabulary_size),
+            ids,
+            {end_of_turn}.intersection(ids),
+            isinstance(stop_token_ids, str),
             read_stop(stop, has_text=task.preprocessor is not None),
             state,
             copies,
         )
+
+    def of_answers(self, tokenizer):
+        """Returns the request for answers in conversations.
+
+        `<start_of_turn>` ends an answer as `<end_of_turn>` does: a model that begins another turn
+        without the end of its own has nothing more to say.
+        """
+        turn_ids = tokenizer.control_token_ids()
+        ids = self.stop_token_ids
+        if self.is_auto:
+            ids = tuple(dict.fromkeys([*ids, *turn_ids]))
+        unwritten = set(turn_ids).intersection(ids)
+        budget = self.budget.of_answers()
+        return dataclasses.replace(self, budget=budget, stop_token_ids=ids, unwritten=unwritten)
 
 
 def read_stop_token_ids(stop_token_ids, preprocessor, vocabulary_size):

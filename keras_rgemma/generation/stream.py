@@ -15,7 +15,8 @@ def stream(task, inputs, request):
     (batch,) = batches
     programs = task.make_generate_function()
     check_streams(programs)
-    decoder = start(task, batch, request, keeps_state=True, programs=programs)
+    decoder = start(task, batch, keeps_state=True, programs=programs)
+    request = batch.request
     if not batch.is_text:
         deltas = _array_deltas(task, decoder, request)
     elif is_scalar:

@@ -28,35 +28,40 @@ class TextGeneration:
         beside it, on padding, or on `max_length`.
 
         Args:
-            inputs: a str; a list, tuple or array of str; a dict of `token_ids` int [B, T] and,
-                if rows are padded, `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of
-                any of these.
+            inputs: a str; several in a list, tuple, array, generator or other iterable, a column
+                of pandas, Arrow or `datasets`, or rows or columns `{"text": ...}`; messages, a list
+                of dicts of `role` and `content` as of `chat` that ends with the user's, or a list
+                of such lists; a dict of `token_ids` int [B, T] and, if rows are padded,
+                `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of any of these.
             max_length: int, the most tokens of a row, its prompt included; tokens in `state` do not
                 count. With neither limit: the width of `token_ids` for a dict, else the
                 preprocessor's `sequence_length` for the total, or for the new tokens of a longer
-                prompt.
-            stop_token_ids: "auto" for the tokenizer's `<eos>` and `<end_of_turn>`, a sequence of
-                ids, or None to always use up the limit.
-            strip_prompt: bool, whether to return the new text alone.
+                prompt and of an answer to messages.
+            stop_token_ids: "auto" for the tokenizer's `<eos>` and `<end_of_turn>` (and
+                `<start_of_turn>` in an answer to messages), a sequence of ids, or None to always
+                use up the limit.
+            strip_prompt: bool, whether to return the new text alone, as for messages always.
             max_new_tokens: int, the most new tokens of a row, instead of `max_length`.
             stop: str or sequence of str that also end a row; the text ends before them.
             num_return_sequences: int, the number of continuations of each prompt, one after the
                 other in the output. The prompt is read once.
             state: `RGemmaState` that the prompts continue from, without a start token; they may be
-                empty. The state does not change.
+                empty. Messages begin a new turn: one that the text of the state leaves open is
+                ended first. The state does not change.
             return_state: bool, whether to return an `RGemmaState` beside the text.
 
         Returns:
-            A str for a str, a list of str for several, a dict of arrays `token_ids` and
+            A str for a str, a list of str for several; for messages the answer alone, which is what
+            `chat` gives, a str for one list of them; a dict of arrays `token_ids` and
             `padding_mask` (rows begin at column 0) for a dict. With `return_state` a pair of that
             and the `RGemmaState` after it, a stop string included.
 
         Raises:
-            ValueError: there are no prompts, a prompt is empty without a start token, ids are
-                outside of the vocabulary, the mask has another shape, a limit is negative, shorter
-                than a prompt or too large, both limits are passed, or the state belongs to another
-                model or has another number of rows.
-            TypeError: the prompts are no text.
+            ValueError: there are no prompts, a prompt is empty without a start token, a message is
+                malformed or out of turn, ids are outside of the vocabulary, the mask has another
+                shape, a limit is negative, shorter than a prompt or too large, both limits are
+                passed, or the state belongs to another model or has another number of rows.
+            TypeError: the prompts are no text; None and NaN are named with their index.
 
         Example:
         ```python
@@ -64,6 +69,7 @@ class TextGeneration:
         lm.generate({"token_ids": np.array([[2, 300, 301]])}, max_new_tokens=8)
         text, state = lm.generate("In the beginning", max_new_tokens=8, return_state=True)
         lm.generate(" And", state=state, stop=".")
+        lm.generate([{"role": "user", "content": "What is a river?"}], max_new_tokens=8)
         ```
         """
         request = Request.of(
@@ -97,8 +103,8 @@ class TextGeneration:
             max_length, stop_token_ids, max_new_tokens, stop, state: as of `generate`.
 
         Returns:
-            An iterator of str for a str, of lists of B str for several prompts, of dicts of
-            arrays for a dict. Its attribute `state` is the `RGemmaState` after the deltas so far;
+            An iterator of str for a str or one list of messages, of lists of B str for several
+            prompts, of dicts of arrays for a dict. Its attribute `state` is the `RGemmaState` after the deltas so far;
             `close()` ends the text. Nothing is computed between two deltas.
 
         Raises:
@@ -125,10 +131,13 @@ class TextGeneration:
         """Reads text of any length into a state of fixed size.
 
         Args:
-            inputs: a str; a list of str, a batch; token ids as a list, an array [T] or [B, T] or a
-                dict as of `generate`; or an iterator of the pieces of one text (such as an open
-                file), each a str or the ids of a row. Each str is tokenized independently, so a
-                word should not be cut between two pieces. The start token comes before text, once.
+            inputs: texts, a batch, in any form of `generate` but an iterator; messages as of
+                `generate`, which may end with the model's answer, too; token ids as a list, an
+                array [T] or [B, T] or a dict as of `generate`; or an iterator (such as a generator
+                or an open file) of the pieces of one text, each a str or the ids of a row. Each
+                str is tokenized independently, so a word should not be cut between two pieces. The
+                start token comes before text, once. After messages that end with the user's the
+                state waits for the answer: `generate("", state=...)` writes it.
             state: `RGemmaState` to continue from, which does not change; None for the beginning.
             chunk_size: int, the tokens of a row in one chunk, which is read in one step. The memory
                 for reading grows with the chunk, and not with the text.
@@ -153,14 +162,22 @@ class TextGeneration:
         """Begins a conversation in the format that instruction-tuned models are trained with.
 
         Args:
-            history, max_new_tokens, stop: see `keras_rgemma.generation.chat.Chat`.
+            history: list of the messages before, dicts of `role` ("user" and "model" or "assistant"
+                in turn, after a first "system") and `content` (str, or a list of
+                `{"type": "text", "text": str}`). A system message goes in front of the first user's
+                content with an empty line between. Control tokens in contents are plain text. The
+                history ends with the model's answer, or is a system message alone.
+            max_new_tokens: int, the most tokens of an answer; None for the `sequence_length` of the
+                preprocessor.
+            stop: str or sequence of str that also end an answer. They are no part of the history,
+                but stay in the state.
 
         Returns:
             `keras_rgemma.generation.chat.Chat`.
 
         Raises:
-            ValueError: there is no preprocessor, or the vocabulary lacks `<start_of_turn>` or
-                `<end_of_turn>`.
+            ValueError: there is no preprocessor, the vocabulary lacks `<start_of_turn>` or
+                `<end_of_turn>`, or the history is malformed.
 
         Example:
         ```python
@@ -168,9 +185,10 @@ class TextGeneration:
         chat.send("What is a lighthouse?")
         for delta in chat.stream("And a river?"):
             print(delta, end="", flush=True)
+        chat = lm.chat([{"role": "system", "content": "Answer in one line."}])
         ```
         """
-        return Chat(self, history, max_new_tokens, stop)
+        return Chat(self, history, max_new_tokens=max_new_tokens, stop=stop)
 
     def load_chat(self, path, max_new_tokens=None, stop=None):
         """Loads a conversation that `Chat.save` wrote on any backend.
