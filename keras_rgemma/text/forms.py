@@ -54,7 +54,11 @@ def _text_column(table, column):
 
 
 def read_text(value, what):
-    """Converts a str or bytes to a str; see `keras_rgemma.shapes.check_text`.
+    """Converts a text to a str; see `keras_rgemma.shapes.check_text`.
+
+    Args:
+        value: str, bytes, or a tensor of one string.
+        what: str, the name of the value in errors.
 
     Raises:
         TypeError: the value is no text.
@@ -65,7 +69,8 @@ def read_text(value, what):
             f"{what} must be a str. Received: {value!r}, a missing value. Leave such values out, "
             "in pandas with `dropna()`, or write '' where an empty text is meant."
         )
-    return check_text(value, what)
+    is_tensor = not isinstance(value, (str, bytes)) and is_text(value)
+    return check_text(as_list(value)[0] if is_tensor else value, what)
 
 
 def is_text(value):
