@@ -231,7 +231,12 @@ def _read_entries(kind, columns, start):
     entries = [_entries(column) for column in columns]
     lengths = [len(values) for values, _ in entries]
     is_batch = entries[0][1]
-    if len({(len(values), several) for values, several in entries}) > 1:
+    if len({several for _, several in entries}) > 1:
+        raise ValueError(
+            "There is a column on one side and one value on the other, of a prompt and a response. "
+            f"Received: {columns[0]!r} and {columns[-1]!r}."
+        )
+    if len(set(lengths)) > 1:
         raise ValueError(f"There are {lengths[0]} prompts and {lengths[-1]} responses.")
     rows = zip(*(values for values, _ in entries), strict=True)
     return [_example(kind, row, start + i) for i, row in enumerate(rows)], is_batch

@@ -13,6 +13,9 @@ import tensorflow as tf
 import torch
 
 import tiny
+from backend_independent import backend_independent
+from keras_rgemma.keras_internals.data_adapters import BatchesAdapter
+from keras_rgemma.text import batches as lazy
 
 LENGTH = 64
 BATCH = 2
@@ -315,3 +318,151 @@ def test_prepared_rows_go_through(name, losses, expected):
     np.testing.assert_allclose(
         losses(PREPARED[name](TEXTS), **kwargs), expected("texts"), rtol=1e-6
     )
+
+
+# === What else a source may do ===
+
+
+@pytest.mark.parametrize("name", ["list", "generator", "tf.data", "Arrow table", "prepared"])
+def test_validation_takes_every_form(name, losses, trained):
+    lm = trained[0]
+    expected = losses(TEXTS[:3], method="evaluate", batch_size=BATCH)
+    forms = {
+        "list": lambda: TEXTS[:3],
+        "generator": lambda: iter(TEXTS[:3]),
+        "tf.data": lambda: tf.data.Dataset.from_tensor_slices(TEXTS[:3]).batch(BATCH),
+        "Arrow table": lambda: pa.table({"text": TEXTS[:3]}),
+        "prepared": lambda: tiny.preprocessor(LENGTH)(TEXTS[:3]),
+    }
+    lm.stop_training = False
+    rate = lm.optimizer.learning_rate
+    lm.optimizer.learning_rate = 0.0
+    try:
+        for x in (TEXTS, iter(TEXTS)):
+            settings = {"batch_size": BATCH, "epochs": 2, "verbose": 0}
+            history = lm.fit(x, validation_data=forms[name](), **settings).history
+            np.testing.assert_allclose(history["val_loss"], 2 * [expected], rtol=1e-5)
+    finally:
+        lm.optimizer.learning_rate = rate
+
+
+@pytest.mark.parametrize("name", ["list", "datasets", "DataLoader", "generator of batches"])
+def test_predict_and_evaluate_take_every_form(name, losses, trained):
+    lm = trained[0]
+    data = (lambda: TEXTS) if name == "list" else FORMS["texts"][name]
+    expected = losses(TEXTS, method="evaluate", batch_size=BATCH)
+    logits = lm.predict(TEXTS, batch_size=BATCH, verbose=0)
+    found = losses(data(), method="evaluate", batch_size=BATCH)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for packing in (False, True):
+        lm.preprocessor = tiny.preprocessor(LENGTH, packing=packing)
+        found = lm.predict(data(), batch_size=BATCH, verbose=0)
+        np.testing.assert_allclose(found, logits, atol=1e-5)
+
+
+def test_a_source_is_read_as_it_is_needed(losses, trained):
+    read, seen = [], []
+
+    def endless():
+        while True:
+            for text in TEXTS:
+                read.append(text)
+                yield text
+
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(len(read))
+    )
+    for packing in (False, True):
+        del read[:], seen[:]
+        kwargs = {"batch_size": 1, "steps_per_epoch": 3, "callbacks": [look]}
+        found = losses(endless(), packing, **kwargs)
+        assert len(found) == 2 and len(seen) == 6
+        if not packing:
+            # TensorFlow reads ahead on its own.
+            assert seen[0] <= 4 or keras.config.backend() == "tensorflow"
+    # The second epoch goes on where the first one stopped.
+    texts = [TEXTS[i % 5] for i in range(6)]
+    expected = losses(texts[:3], batch_size=1)[:1]
+    found = losses(endless(), batch_size=1, steps_per_epoch=3)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    whole = losses(texts, batch_size=1)[0]
+    np.testing.assert_allclose(np.mean(found), whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_an_error_of_a_source_is_its_own(method, losses):
+    class Broken(Exception):
+        pass
+
+    def source():
+        yield from TEXTS
+        raise Broken("file")
+
+    with pytest.raises(Broken, match="file"):
+        losses(source(), method=method, batch_size=1)
+    with pytest.raises(TypeError, match="example 5: None"):
+        losses(iter([*TEXTS, None]), method=method, batch_size=1)
+    with pytest.raises(ValueError, match="There is no example"):
+        losses(iter([]), method=method)
+
+
+@backend_independent
+def test_a_source_that_shuffles_itself_gives_every_batch_once():
+    class Turning(Batches):
+        def on_epoch_end(self):
+            self.values = self.values[::-1]
+
+    turning = Turning([[text] for text in TEXTS])
+    rows = lazy.Batches(tiny.preprocessor(LENGTH), turning, None, packing=False, lost="skip")
+    adapter = BatchesAdapter(rows, turning)
+    expected = tiny.preprocessor(LENGTH)(TEXTS)[1]
+    for _ in range(3):
+        next(adapter.generator())  # Keras looks at a batch before it begins
+        adapter.on_epoch_end()
+        order = 1 if turning.values[0] == [TEXTS[0]] else -1
+        found = np.concatenate([y for _, y, _ in adapter.generator()])
+        np.testing.assert_array_equal(found, expected[::order])
+        adapter.on_epoch_end()
+
+
+def test_weights_of_examples(losses, trained):
+    lm = trained[0]
+    weights = np.array([1.0, 0.0, 2.0, 0.5, 0.0])
+    each = [losses([text], method="evaluate") for text in TEXTS]
+    for form in (TEXTS, np.array(TEXTS), pd.DataFrame({"text": TEXTS})):
+        kwargs = {"method": "evaluate", "batch_size": 5}
+        found = losses(form, sample_weight=weights, **kwargs)
+        assert found == pytest.approx(np.dot(weights, each) / 5, rel=1e-5)
+    lm.preprocessor = tiny.preprocessor(LENGTH, packing=True)
+    _, _, weight = lm.preprocessor(TEXTS, sample_weight=weights)
+    assert set(np.unique(weight)) == {0, 0.5, 1, 2} and len(weight) < 5
+    found = losses(TEXTS, True, sample_weight=weights, method="evaluate", batch_size=5)
+    assert found * len(weight) == pytest.approx(np.dot(weights, each), rel=1e-4)
+    assert losses(TEXTS, sample_weight=pd.Series(weights), batch_size=5)[1] != 0
+    for wrong in (weights[:4], weights[:, None], ["a"] * 5):
+        with pytest.raises(ValueError, match="a number for each of the 5 examples"):
+            losses(TEXTS, sample_weight=wrong)
+    with pytest.raises(ValueError, match="read lazily"):
+        losses(iter(TEXTS), sample_weight=weights)
+
+
+def test_arguments_that_examples_do_not_take(losses):
+    with pytest.raises(ValueError, match=r"`class_weight`.*`sample_weight`"):
+        losses(TEXTS, class_weight={0: 1.0})
+    with pytest.raises(ValueError, match=r"`validation_split`.*`validation_data`"):
+        losses(iter(TEXTS), validation_split=0.2)
+    assert len(losses(TEXTS, validation_split=0.4, batch_size=BATCH)) == 2
+    with pytest.raises(ValueError, match="batch dimension"):
+        losses("a river")
+    with pytest.raises(ValueError, match="batch dimension"):
+        losses(IDS[0])
+
+
+def test_rows_without_labels_learn_the_next_tokens(losses, trained):
+    x, _, weight = tiny.preprocessor(LENGTH)(TEXTS)
+    data = [x, (x,), iter([x]), Items([{k: v[i] for k, v in x.items()} for i in range(5)])]
+    found = [losses(part, method="evaluate", batch_size=5) for part in data]
+    assert weight[:, -1].sum() == 0  # all labels are in the rows
+    np.testing.assert_allclose(found, losses(TEXTS, method="evaluate", batch_size=5), rtol=1e-6)
+    predicted = trained[0].predict(iter([x]), verbose=0)
+    np.testing.assert_allclose(predicted, trained[0].predict(x, verbose=0), atol=1e-6)
