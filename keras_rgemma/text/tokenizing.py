@@ -37,15 +37,20 @@ class Counts:
             length: int, the `sequence_length`.
             lost: str, "keep" or "skip", the treatment of examples that are lost.
         """
-        if self.cut:
-            skipped = ", and they were skipped" if lost == "skip" else ""
-            warnings.warn(
-                f"{self.cut} of {self.total} examples have more than sequence_length={length} "
-                f"tokens, and what follows was cut; of {self.lost} of these nothing is left that "
-                f"the loss falls on, such as a response{skipped}. Raise `sequence_length`, or "
-                "shorten the prompts.",
-                stacklevel=2,
+        if not self.cut:
+            return
+        left = ""
+        if self.lost:
+            left = (
+                f"; of {self.lost} of these nothing is left that the loss falls on, such as a "
+                f"response{', and they were skipped' if lost == 'skip' else ''}"
             )
+        warnings.warn(
+            f"{self.cut} of {self.total} examples have more than sequence_length={length} tokens, "
+            f"and what follows was cut{left}. Raise `sequence_length`, or shorten "
+            f"{'the prompts' if self.lost else 'the examples'}.",
+            stacklevel=2,
+        )
 
     def check_lost(self, length):
         """Raises ValueError if an example is lost."""
