@@ -12,12 +12,15 @@ Public names that those packages could offer instead:
   zero point in the file of a layer that GPTQ or AWQ rounded to four bits, which Keras cannot load
   without it (`layers`).
 - Keras: an argument of GPTQ and AWQ for the layers of a block to round (`calibration`).
+- Keras: an adapter of data for batches that Python makes, which begins each epoch anew
+  (`data_adapters`).
 - Keras: a `BackupAndRestore` that writes weights and progress as one file, and a `fit` that
   drops the epoch of a backup when it ends (`training`).
 - KerasHub: reading the config of a preset (`presets`).
 - KerasHub: a hook for the processors of `SentencePieceTokenizer`, and `add_special_token`
   (`tokenizers`).
-- KerasHub: a `generate_preprocess` that respects `add_start_token` (`preprocessors`).
+- KerasHub: a `generate_preprocess` that respects `add_start_token`. Keras: whether a pipeline of
+  grain is calling (`preprocessors`).
 - JAX: the number of compiled programs of a jitted function (`jax`).
 - huggingface_hub: the folder of a repository in the cache. kagglehub: parsing a handle (`hubs`).
 """

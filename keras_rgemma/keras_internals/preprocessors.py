@@ -1,4 +1,6 @@
-"""Adapts the two ways in which KerasHub's preprocessing layers run."""
+"""Adapts the ways in which KerasHub's preprocessing layers run."""
+
+from keras.src.utils.backend_utils import in_grain_data_pipeline
 
 
 def runs_in_graph(layer):
@@ -8,6 +10,11 @@ def runs_in_graph(layer):
         layer: `keras_hub.layers.PreprocessingLayer`.
     """
     return layer._use_tf_workflow()
+
+
+def runs_in_grain():
+    """Returns whether a pipeline of grain is calling."""
+    return in_grain_data_pipeline()
 
 
 class GenerationInputs:

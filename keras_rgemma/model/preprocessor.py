@@ -5,16 +5,31 @@ import threading
 import keras
 import keras_hub
 import numpy as np
+from keras.utils import pack_x_y_sample_weight
 
 from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
 from keras_rgemma.checkpoints.hub import TOKENIZER
 from keras_rgemma.checkpoints.presets import Presets, resolve
 from keras_rgemma.config import check_count
-from keras_rgemma.keras_internals.preprocessors import GenerationInputs, runs_in_graph
+from keras_rgemma.keras_internals.preprocessors import (
+    GenerationInputs,
+    runs_in_grain,
+    runs_in_graph,
+)
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
-from keras_rgemma.text.datasets import is_sliced
-from keras_rgemma.text.examples import check_no_labels, rows
+from keras_rgemma.text.batches import complete, read_source
+from keras_rgemma.text.examples import (
+    check_columns,
+    check_no_labels,
+    find_columns,
+    read_examples,
+)
+from keras_rgemma.text.forms import is_row, is_text
+from keras_rgemma.text.rows import make_rows
+from keras_rgemma.text.sources import is_prepared, is_source
+
+LOST = ("auto", "error", "skip", "keep")
 
 # Threads of grain build one layer at a time. No attribute of the layer, which is pickled.
 _BUILDING = threading.Lock()
@@ -31,17 +46,28 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         add_end_token: bool, in training.
         packing: bool, whether several examples share a row in training. `padding_mask` then counts
             the examples, and no example sees another; a text longer than a row is cut into several.
+        columns: dict of names among `prompts`, `responses`, `text` and `messages` to the names
+            that the data have, such as `{"prompts": "instruction", "responses": "output"}`.
+        lost_responses: str, what becomes of an example whose response does not fit into a row at
+            all, since its prompt fills it. "error" refuses the data, "skip" leaves the example
+            out, "keep" gives it a row that teaches nothing. "auto" is "error" in `fit` and
+            `evaluate` with data in memory, "skip" there with data that are read lazily, and "keep"
+            where each example has its row: in calls of the preprocessor, and in `predict`. A
+            warning counts examples that are skipped or kept. (A call or `predict` skips none.)
         **kwargs: of `keras_hub.models.CausalLMPreprocessor`.
 
     Call arguments:
-        x: examples to learn from: a str or a batch of str; a dict of `prompts` and `responses`,
-            where only responses count; or a list of conversations, each a list of dicts of `role`
-            ("user" and "model" in turn) and `content`, where only the model's turns count.
+        x: examples to learn from, in every form of docs/data.md: texts, and rows of token ids;
+            prompts with responses, where only responses count; conversations, each a list of dicts
+            of `role` ("user" and "model" in turn) and `content`, where only the model's turns
+            count. Rows that were made before come back as they are.
+        sample_weight: weights of the examples, one each.
 
     Returns:
         `(x, y, sample_weight)`: a dict of `token_ids` and `padding_mask` [B, sequence_length],
-        the ids shifted by one, and 1 where a label counts. With `packing` there are fewer rows than
-        examples. A longer text is cut; a warning says so for examples with a prompt.
+        the ids shifted by one, and the weight of each label, 1 or 0 without `sample_weight`. With
+        `packing` there are fewer rows than examples. A longer text is cut; a warning says so for
+        examples with a prompt.
 
     Example:
     ```python
@@ -64,6 +90,8 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         add_start_token=True,
         add_end_token=True,
         packing=False,
+        columns=None,
+        lost_responses="auto",
         **kwargs,
     ):
         super().__init__(
@@ -74,9 +102,27 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             **kwargs,
         )
         self.packing = bool(packing)
+        self.columns = check_columns(columns)
+        self.lost_responses = lost_responses
 
     def get_config(self):
-        return {**super().get_config(), "packing": self.packing}
+        return {
+            **super().get_config(),
+            "packing": self.packing,
+            "columns": dict(self.columns),
+            "lost_responses": self.lost_responses,
+        }
+
+    @property
+    def lost_responses(self):
+        """What becomes of examples whose response does not fit into a row: a str of `LOST`."""
+        return self._lost_responses
+
+    @lost_responses.setter
+    def lost_responses(self, value):
+        if value not in LOST:
+            raise ValueError(f"`lost_responses` is one of {LOST}. Received: {value!r}.")
+        self._lost_responses = value
 
     def build(self, input_shape):
         with _BUILDING:
@@ -102,20 +148,40 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             return cls(cls.tokenizer_cls.from_preset(folder), **kwargs)
         return super().from_preset(folder, **kwargs)
 
-    def call(self, x, y=None, sample_weight=None, sequence_length=None):
-        check_no_labels(y, sample_weight)
-        if not (self.packing or isinstance(x, dict)) and is_sliced(x):
-            return super().call(x, sequence_length=sequence_length)
-        length = sequence_length or self.sequence_length
-        if not runs_in_graph(self):
-            outputs = rows(self, x, length)
-            is_one = isinstance(x, dict) and isinstance(x.get("prompts"), (str, bytes))
-            if is_one and not self.packing:
-                return keras.tree.map_structure(lambda array: array[0], outputs)
-            return outputs
-        from keras_rgemma.text.tensorflow import python_rows
+    def __call__(self, x, *args, **kwargs):
+        # KerasHub takes a tuple of two or three for x, y and weights.
+        if isinstance(x, tuple) and not args and all(map(is_text, x)) and not runs_in_grain():
+            x = list(x)
+        return super().__call__(x, *args, **kwargs)
 
-        return python_rows(lambda x: rows(self, x, length), x, length)
+    def call(self, x, y=None, sample_weight=None, sequence_length=None):
+        length = sequence_length or self.sequence_length
+        if is_prepared(x):
+            is_bare = y is None and sample_weight is None and not runs_in_graph(self)
+            return complete((x,)) if is_bare else pack_x_y_sample_weight(x, y, sample_weight)
+        check_no_labels(y)
+        if not runs_in_graph(self):
+            return self._rows(x, sample_weight, length)
+        check_no_labels(sample_weight)
+        from keras_rgemma.text.tensorflow import is_one_example, python_rows
+
+        names = find_columns(x, self.columns)[1] if is_row(x) else None
+        is_one = is_one_example(x, names) and not self.packing
+        shape = (length,) if is_one else (None, length)
+        return python_rows(lambda x: self._rows(x, None, length), x, shape)
+
+    def _rows(self, x, sample_weight, length):
+        """Makes rows of examples in memory; one example alone gets a row without a batch axis."""
+        if is_source(x):
+            examples, is_batch = read_source(x, self.columns), True
+        else:
+            examples, is_batch = read_examples(x, self.columns)
+        lost = "error" if self.lost_responses == "error" else "keep"
+        settings = {"packing": self.packing, "lost": lost, "weights": sample_weight}
+        outputs = make_rows(self, examples, length, warns=False, **settings)
+        if is_batch or self.packing:
+            return outputs
+        return keras.tree.map_structure(lambda array: array[0], outputs)
 
     def generation_inputs(self, x, sequence_length=None):
         """Returns `token_ids` and `padding_mask` of prompts, a dict; see `generate_preprocess`."""

@@ -11,7 +11,7 @@ from keras import ops
 from keras_rgemma.backend import implementation_key
 from keras_rgemma.checkpoints import backup
 from keras_rgemma.files import new_file
-from keras_rgemma.keras_internals.layers import variables_created_trainable, with_attributes
+from keras_rgemma.keras_internals.layers import variables_created_trainable
 from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.keras_internals.steps import RecoverableSteps, recovers
 from keras_rgemma.keras_internals.training import (
@@ -22,11 +22,10 @@ from keras_rgemma.keras_internals.training import (
 )
 from keras_rgemma.layers.lora import lora_layers
 from keras_rgemma.lora import files
+from keras_rgemma.model import examples
 from keras_rgemma.model.losses import SEES_LOGITS, TokenAccuracy, TokenCrossEntropy, sees_logits
-from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.ops.cross_entropy import cross_entropy
-from keras_rgemma.text.datasets import arrays_of, is_dataset, is_of_arrays, is_sliced
-from keras_rgemma.text.examples import check_no_labels
+from keras_rgemma.text.sources import is_prepared
 
 _LABELS = "keras_rgemma/labels"  # the key of the labels among the inputs of a step
 
@@ -76,44 +75,38 @@ class Training(RecoverableSteps):
         """Trains the model, as `keras.Model.fit` does.
 
         Args:
-            x: inputs of the preprocessor: texts, a dict of `prompts` and `responses`, a list of
-                conversations (see `RGemmaCausalLMPreprocessor`); an iterable of single examples; a
-                `tf.data` or grain dataset of batches of texts or of such dicts; or, preprocessed, a
-                dict of `token_ids` and `padding_mask`, with `y` and `sample_weight`. Everything but
-                datasets without packing is tokenized before training, and shuffled unless
-                `shuffle` is False. Datasets keep their order.
-            y, sample_weight: labels and weights of preprocessed inputs; examples bring their own.
-            batch_size, validation_data, **kwargs: of `keras.Model.fit`.
+            x: texts, prompts with responses, conversations, rows of token ids, or what the
+                preprocessor returns, in every form of docs/data.md. Data in memory (lists, arrays,
+                columns, tables) are tokenized before training, and shuffled unless `shuffle` is
+                False. Datasets, loaders and generators are read lazily and keep their order.
+            y: labels of preprocessed inputs; examples bring their own.
+            batch_size: int, 32 by default; a source of batches keeps its own.
+            sample_weight: weights of examples in memory, one each, or of preprocessed inputs.
+            validation_data: data in any of these forms, alone or as `(x, y, sample_weight)`.
+            **kwargs: of `keras.Model.fit`, without `class_weight`.
 
         Raises:
-            ValueError: examples are malformed, or come with `y` or `sample_weight`.
+            TypeError: an element is no example, such as None.
+            ValueError: examples are malformed, come with `y`, or have a response that does not fit
+                into a row (see `lost_responses` of `RGemmaCausalLMPreprocessor`).
         """
-        data, batch_size = self._prepared((x, y, sample_weight), batch_size)
-        if validation_data is not None:
-            is_tuple = isinstance(validation_data, tuple)
-            validation_data = validation_data if is_tuple else (validation_data,)
-            validation_data, _ = self._prepared(validation_data, None)
-            if is_dataset(validation_data[0]):
-                (validation_data,) = validation_data
-        x, y, sample_weight = data
+        arguments = {
+            "x": x,
+            "y": y,
+            "batch_size": batch_size,
+            "sample_weight": sample_weight,
+            "validation_data": validation_data,
+            **kwargs,
+        }
+        arguments, is_read = examples.fit_arguments(self.preprocessor, arguments)
         self._backups = backup.backups(callbacks_of(kwargs.get("callbacks")))
         for callback in self._backups:
             backup.mend(callback)
         # KerasHub makes a dataset of everything, which Keras does not shuffle.
-        fit = functools.partial(keras.Model.fit, self)
-        if not (_is_of_tensors(data) and _is_of_tensors(validation_data)):
-            fit = super().fit
-            if not _is_of_tensors(data):  # Keras would warn that a dataset has an order
-                kwargs.setdefault("shuffle", False)
+        fit = functools.partial(keras.Model.fit, self) if is_read else super().fit
         try:
-            return fit(
-                x=x,
-                y=y,
-                batch_size=batch_size,
-                sample_weight=sample_weight,
-                validation_data=validation_data,
-                **kwargs,
-            )
+            with examples.reading(arguments):
+                return fit(**arguments)
         finally:
             self._backups = ()
             forget_initial_epoch(self)  # Keras would keep it for the next `fit`
@@ -121,11 +114,27 @@ class Training(RecoverableSteps):
     @recovers
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Computes the loss and metrics on data in any form that `fit` takes."""
-        if not nested_evaluation(kwargs):
-            (x, y, sample_weight), batch_size = self._prepared((x, y, sample_weight), batch_size)
-        return super().evaluate(
-            x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **kwargs
-        )
+        arguments = {"x": x, "y": y, "batch_size": batch_size, "sample_weight": sample_weight}
+        if nested_evaluation(kwargs):  # `fit` has read these data
+            return super().evaluate(**arguments, **kwargs)
+        arguments, is_read = examples.evaluate_arguments(self.preprocessor, arguments | kwargs)
+        evaluate = functools.partial(keras.Model.evaluate, self) if is_read else super().evaluate
+        with examples.reading(arguments):
+            return evaluate(**arguments)
+
+    @recovers
+    def predict(self, x=None, batch_size=None, **kwargs):
+        """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does."""
+        arguments = {"x": x, "batch_size": batch_size, **kwargs}
+        arguments, is_read = examples.predict_arguments(self.preprocessor, arguments)
+        predict = functools.partial(keras.Model.predict, self) if is_read else super().predict
+        with examples.reading(arguments):
+            return predict(**arguments)
+
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        if is_prepared(x):
+            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        return super().preprocess_samples(x, y, sample_weight)
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
         """Writes the weights, A and B of LoRA included, as `keras.Model.save_weights` does.
@@ -152,40 +161,6 @@ class Training(RecoverableSteps):
         """
         with files.keeping_lora(self.backbone, filepath, skip_mismatch):
             super().load_weights(filepath, skip_mismatch, **kwargs)
-
-    @recovers
-    def predict(self, x=None, batch_size=None, **kwargs):
-        """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does."""
-        preprocessor = self.preprocessor
-        if getattr(preprocessor, "packing", False) and not (_is_prepared(x) or _is_one_text(x)):
-            preprocessor.build(None)
-            unpacked = with_attributes(preprocessor, packing=False)
-            if is_dataset(x):
-                x = _mapped(x, unpacked)
-            else:
-                x = unpacked(x)[0] if is_sliced(x) else arrays_of(unpacked, x)[0][0]
-        return super().predict(x, batch_size, **kwargs)
-
-    def preprocess_samples(self, x, y=None, sample_weight=None):
-        if _is_prepared(x):
-            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-        return super().preprocess_samples(x, y, sample_weight)
-
-    def _prepared(self, data, batch_size):
-        """Tokenizes examples that are no dataset; returns the data and a batch size."""
-        x, *labels = data
-        preprocessor = self.preprocessor
-        if not isinstance(preprocessor, RGemmaCausalLMPreprocessor) or _is_prepared(x):
-            return data, batch_size
-        check_no_labels(*labels)  # Keras would drop some of them
-        if is_dataset(x):
-            is_left_to_keras = is_of_arrays if preprocessor.packing else is_sliced
-        else:
-            is_left_to_keras = _is_one_text  # Keras refuses a single text
-        if is_left_to_keras(x):
-            return data, batch_size
-        data, size = arrays_of(preprocessor, x)
-        return data, batch_size or size
 
     # === Steps ===
 
@@ -310,32 +285,8 @@ def callbacks_of(callbacks):
     return keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or [])
 
 
-def _is_prepared(x):
-    return isinstance(x, dict) and "token_ids" in x
-
-
 def _has_labels(inputs):
     return isinstance(inputs, dict) and _LABELS in inputs
-
-
-def _mapped(dataset, preprocessor):
-    """Maps a preprocessor over the batches of a dataset, and drops labels."""
-    if is_of_arrays(dataset):
-        return dataset
-    if hasattr(dataset, "element_spec"):  # `tf.data` passes the elements of a tuple one by one
-        return dataset.map(lambda *data: preprocessor(*data)[0])
-    return dataset.map(lambda x: preprocessor(x)[0])
-
-
-def _is_of_tensors(data):
-    """Returns whether data are None, or a tuple of arrays that Keras can slice and shuffle."""
-    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
-    is_prepared = data is None or (isinstance(data, tuple | list) and _is_prepared(data[0]))
-    return is_prepared and all(getattr(leaf, "shape", ()) for leaf in leaves)
-
-
-def _is_one_text(x):
-    return isinstance(x, (str, bytes)) or getattr(x, "shape", None) == ()
 
 
 def _is_auto(value):

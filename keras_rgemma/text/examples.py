@@ -1,172 +1,301 @@
-"""Turns examples (texts, prompts with responses, conversations) into rows of tokens."""
+"""Reads examples to learn from in every form: texts, prompts with responses, conversations, ids."""
 
-import itertools
-import warnings
+from typing import NamedTuple
 
 import numpy as np
 
-from keras_rgemma.shapes import check_text
-from keras_rgemma.text.conversation import conversation
-from keras_rgemma.text.documents import Document, arrays, pieces
-from keras_rgemma.text.packing import pack
+from keras_rgemma.text.forms import (
+    as_list,
+    column_names,
+    describe_names,
+    is_missing,
+    is_row,
+    is_text,
+    read_text,
+)
+from keras_rgemma.text.turns import conversations, holds_turns, is_turn, read_turns
 
-PAIR = ("prompts", "responses")
-_AT_A_TIME = 256  # examples that are tokenized together
+# The names of a prompt and its response: KerasHub's, and those of other libraries.
+PAIRS = (("prompts", "responses"), ("prompt", "response"), ("prompt", "completion"))
+# The kinds of examples with the names of their columns.
+KINDS = [("messages", ("messages",)), ("text", ("text",)), *(("pair", names) for names in PAIRS)]
+# The names that `columns` of a preprocessor may map to others.
+RENAMED = ("prompts", "responses", "text", "messages")
+
+# An example is a str; a `Pair`; a `Conversation`; or `Tokens`.
 
 
-def rows(preprocessor, examples, sequence_length=None):
-    """Makes training data of examples.
+class Pair(NamedTuple):
+    """Holds a prompt and its response, both str."""
+
+    prompt: str
+    response: str
+
+
+class Conversation(NamedTuple):
+    """Holds the turns of a conversation, and how many of the first ones are not learned."""
+
+    turns: list
+    num_prompt_turns: int = 0
+
+
+class Tokens(NamedTuple):
+    """Holds the token ids of a text, a list of ints."""
+
+    ids: list
+
+
+def check_columns(columns):
+    """Checks the argument `columns` of a preprocessor, and returns it as a dict.
+
+    Raises:
+        ValueError: it is no dict of names in `RENAMED` to str.
+    """
+    columns = {} if columns is None else columns
+    if not is_row(columns) or set(columns) - set(RENAMED):
+        raise ValueError(
+            f"`columns` is a dict of names among {', '.join(RENAMED)} to the names that the data "
+            "have, such as {'prompts': 'instruction', 'responses': 'output'}. Received: "
+            f"{columns!r}."
+        )
+    return dict(columns)
+
+
+def read_examples(data, columns):
+    """Reads examples that are in memory.
 
     Args:
-        preprocessor: `RGemmaCausalLMPreprocessor`.
-        examples: what `RGemmaCausalLMPreprocessor` takes, and iterables of single examples.
-        sequence_length: int, T; None for the preprocessor's.
+        data: an example, a column or table of examples, or an iterable of single examples.
+        columns: dict, see `check_columns`.
 
     Returns:
-        `(x, y, sample_weight)` as of the preprocessor, with a row for each example or, with
-        `packing`, as few rows as the examples fit into.
+        A list of examples, and whether the data hold several (False for one without a list).
 
     Raises:
         TypeError: an element is no example.
-        ValueError: an example is malformed, or there is none.
+        ValueError: an example is malformed, or the columns of a table are not known.
     """
-    length = sequence_length or preprocessor.sequence_length
-    tokenized = list(documents(preprocessor, examples, length))
-    if not tokenized:
-        raise ValueError("There is no example to learn from. Pass some text.")
-    packed = pack(tokenized, length) if preprocessor.packing else ([x] for x in tokenized)
-    numbered = [dict(enumerate(row, start=1)) for row in packed]
-    return arrays(numbered, length, preprocessor.tokenizer.pad_token_id)
+    if is_text(data):
+        return [read_text(data, "An example")], False
+    if is_row(data) and holds_turns(data):
+        return _read_entries("messages", [data], 0)
+    if column_names(data) is not None:
+        return read_table(data, columns)
+    values = as_list(data)
+    if _is_ids(values):
+        return [Tokens(values)], False
+    return [read_example(value, columns, index) for index, value in enumerate(values)], True
 
 
-def documents(preprocessor, examples, length):
-    """Makes a `Document` of each example, cut to the length of a row; warns of examples cut.
+def read_element(element, columns, start=0):
+    """Reads one element of a source: an example, or a batch of examples.
 
-    With packing, a text is cut into several documents and loses nothing.
-    """
-    total = cut = lost = 0
-    for batch in _batches(singles(examples), _AT_A_TIME):
-        for document in _tokenized(preprocessor, batch):
-            total += 1
-            if len(document.ids) <= length + 1:
-                yield document
-            elif preprocessor.packing and document.is_text:
-                yield from pieces(document, length)
-            else:
-                document = _cut(preprocessor, document, length)
-                cut += 1
-                lost += not any(document.loss_mask[1:])
-                yield document
-    if cut:
-        warnings.warn(
-            f"{cut} of {total} examples have more than sequence_length={length} tokens, and what "
-            f"follows was cut; of {lost} of these nothing is left that the loss falls on, such as "
-            "a response. Raise `sequence_length`, or shorten the prompts.",
-            stacklevel=2,
-        )
+    Args:
+        element: an example; a list or array of examples; a table or dict of columns; or a tuple of
+            two texts, or of two columns of texts, which are prompts and responses.
+        columns: dict, see `check_columns`.
+        start: int, the number of the first example, for errors.
 
-
-def _cut(preprocessor, document, length):
-    """Cuts a document to the length of a row; a text keeps its end token."""
-    ids, loss_mask = document.ids[: length + 1], document.loss_mask[: length + 1]
-    if document.is_text and preprocessor.add_end_token:
-        ids = [*ids[:-1], preprocessor.tokenizer.end_token_id]
-    return Document(ids, loss_mask, document.is_text)
-
-
-def singles(examples):
-    """Iterates over single examples: str, pairs of prompt and response, or lists of turns.
+    Returns:
+        A list of examples, and whether the element is a batch.
 
     Raises:
-        TypeError: an element is no example.
-        ValueError: there are more prompts than responses, or fewer.
+        TypeError, ValueError: as of `read_examples`; or labels stand beside examples.
     """
-    if isinstance(examples, (str, bytes)):
-        examples = [examples]
-    if isinstance(examples, dict):
-        _check_keys(examples)
-        prompts, responses = (_column(examples[key]) for key in PAIR)
-        if len(prompts) != len(responses):
-            raise ValueError(f"There are {len(prompts)} prompts and {len(responses)} responses.")
-        yield from zip(map(_text, prompts), map(_text, responses), strict=True)
-        return
-    for example in _column(examples) if hasattr(examples, "__array__") else examples:
-        if isinstance(example, tuple) and len(example) == 2:
-            yield tuple(map(_text, example))
-        elif isinstance(example, dict):
-            _check_keys(example)
-            yield tuple(_text(example[key]) for key in PAIR)
-        elif isinstance(example, (list, tuple)):
-            if not example or not all(isinstance(turn, dict) for turn in example):
-                raise TypeError(
-                    "A list among the examples is a conversation, of dicts with 'role' and "
-                    f"'content'. Received: {example!r}. Pass texts one by one, and a prompt with "
-                    "its response as a dict or a pair."
-                )
-            yield list(example)
-        else:
-            yield _text(example)
+    while isinstance(element, tuple) and len(element) in (2, 3) and element[-1] is None:
+        element = element[:-1]  # labels and weights that are not there
+    if isinstance(element, tuple) and len(element) == 1:
+        return read_element(element[0], columns, start)
+    if _is_column_pair(element):
+        return _read_entries("pair", element, start)
+    if isinstance(element, tuple) and not _is_one(element):
+        check_no_labels(*element[1:3])
+    if is_text(element):
+        return [read_example(element, columns, start)], False
+    if holds_turns(element):
+        return _read_entries("messages", [element], start)
+    if column_names(element) is not None:
+        return read_table(element, columns, start)
+    if is_missing(element) or not _is_iterable(element):
+        raise no_example(element, start)
+    values = element if isinstance(element, tuple) else as_list(element)
+    if isinstance(element, tuple) or _is_ids(values) or holds_turns(values):
+        return [read_example(values, columns, start)], False
+    return [read_example(value, columns, start + i) for i, value in enumerate(values)], True
 
 
-def _column(texts):
-    """Returns a text, or several in a list, an array or a tensor, as a list."""
-    if isinstance(texts, (str, bytes)):
-        return [texts]
-    return np.asarray(texts).tolist() if hasattr(texts, "__array__") else list(texts)
+def read_example(value, columns, index):
+    """Reads a single example.
 
-
-def _check_keys(example):
-    if set(example) != set(PAIR):
-        raise ValueError(
-            "An example that is a dict has 'prompts' and 'responses'; a conversation is a list of "
-            f"dicts with 'role' and 'content'. Received a dict with {sorted(map(str, example))}."
-        )
-
-
-def _text(value):
-    if not isinstance(value, (str, bytes)):
+    Args:
+        value: a str or bytes; a tuple of prompt and response; a dict with the names of a kind; a
+            list of turns; or a list or array of token ids.
+        columns: dict, see `check_columns`.
+        index: int, the number of the example, for errors.
+    """
+    if is_text(value):
+        return read_text(value, f"Example {index}")
+    if isinstance(value, tuple) and len(value) == 2 and all(map(is_text, value)):
+        return _example("pair", value, index)
+    if not holds_turns(value) and column_names(value) is not None:
+        examples, is_batch = read_table(value, columns, index)
+        if is_batch:
+            raise no_example(value, index, "Pass a table or a dict of columns by itself. ")
+        return examples[0]
+    if is_missing(value) or not _is_iterable(value):
+        raise no_example(value, index)
+    values = value if is_row(value) or isinstance(value, tuple) else as_list(value)
+    if holds_turns(values):
+        return _example("messages", [values], index)
+    if not _is_ids(values):
         raise TypeError(
-            "An example is a text, a dict of 'prompts' and 'responses', or a list of turns. "
-            f"Received: {value!r}."
+            "A list among the examples is a conversation, of dicts with 'role' and 'content', or a "
+            f"row of token ids. Received as example {index}: {value!r}. Pass texts one by one, and "
+            "a prompt with its response as a dict or a pair."
         )
-    return check_text(value, "An example")
+    return Tokens(list(values))
 
 
-def _batches(iterator, size):
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+def read_table(table, columns, start=0):
+    """Reads the examples in a table or in a dict of columns, or the one example in a dict.
+
+    Returns:
+        A list of examples, and whether there is a column of them.
+    """
+    kind, names = find_columns(table, columns)
+    return _read_entries(kind, [table[name] for name in names], start)
 
 
-def _tokenized(preprocessor, examples):
-    """Makes documents of examples; tokenizes texts, prompts and responses in one call."""
-    texts = []
-    for example in examples:
-        texts += [example] if isinstance(example, str) else example if _is_pair(example) else []
-    tokenizer = preprocessor.tokenizer
-    ids = iter(tokenizer.token_id_rows(texts) if texts else [])
-    start = [tokenizer.start_token_id] if preprocessor.add_start_token else []
-    end = [tokenizer.end_token_id] if preprocessor.add_end_token else []
-    for example in examples:
-        if isinstance(example, str):
-            row = [*start, *next(ids), *end]
-            yield Document(row, [True] * len(row), is_text=True)
-        elif _is_pair(example):
-            prompt, response = [*start, *next(ids)], [*next(ids), *end]
-            loss_mask = [False] * len(prompt) + [True] * len(response)
-            yield Document(prompt + response, loss_mask, is_text=False)
-        else:
-            yield conversation(tokenizer, example)
+def find_columns(table, columns):
+    """Finds the columns with examples in a table or dict.
 
+    Args:
+        table: the table or dict.
+        columns: dict, see `check_columns`. Names that it gives go before the usual names.
 
-def _is_pair(example):
-    return isinstance(example, tuple)
+    Returns:
+        A pair of the kind of examples and the names of their columns, as in `KINDS`.
+
+    Raises:
+        ValueError: there are no such columns, or those of several kinds.
+    """
+    names = set(column_names(table))
+    renamed = [(kind, (columns[kind],)) for kind in ("messages", "text") if kind in columns]
+    if "prompts" in columns or "responses" in columns:
+        renamed += [
+            ("pair", (columns.get("prompts", prompt), columns.get("responses", response)))
+            for prompt, response in PAIRS
+        ]
+    for kinds in (renamed, KINDS):
+        found = {(kind, wanted) for kind, wanted in kinds if names.issuperset(wanted)}
+        if len(found) > 1:
+            choices = sorted(" with ".join(map(repr, wanted)) for _, wanted in found)
+            raise ValueError(
+                f"There are several kinds of examples here: {', or '.join(choices)}. Say which to "
+                "learn from, as in `RGemmaCausalLMPreprocessor(..., columns={'text': 'text'})`, or "
+                "leave columns out."
+            )
+        if found:
+            return found.pop()
+    hint = ""
+    if is_turn(table):
+        hint = " A conversation is one example: pass it in a list, `[messages]`."
+    raise ValueError(
+        "An example that is a dict or a row of a table has 'text'; 'prompts' and 'responses', "
+        "'prompt' and 'response', or 'prompt' and 'completion'; or 'messages'. Received one with "
+        f"{describe_names(table)}.{hint} Give other names with `RGemmaCausalLMPreprocessor(..., "
+        "columns={'prompts': 'instruction', 'responses': 'output'})`."
+    )
 
 
 def check_no_labels(*labels):
     """Raises ValueError if labels or weights (not None) were passed beside examples."""
     if any(label is not None for label in labels):
         raise ValueError(
-            "Labels and weights come from the examples. Pass `x` alone; a prompt with its response "
-            "as a dict of 'prompts' and 'responses'; or, to weigh examples, `token_ids`, labels "
-            "and weights, as the preprocessor returns them."
+            "Labels come from the examples. Pass `x` alone; a prompt with its response "
+            "as a dict of 'prompts' and 'responses'; or, for labels and weights of your own, "
+            "`token_ids`, labels and weights, as the preprocessor returns them."
         )
+
+
+def no_example(value, index, hint=""):
+    """Returns the error of a value that is no example."""
+    return TypeError(
+        "An example is a text, a prompt with its response, a conversation or a row of token ids. "
+        f"{hint}Received as example {index}: {value!r}."
+    )
+
+
+def _read_entries(kind, columns, start):
+    """Reads examples of a kind from one or two columns, or from one or two values."""
+    entries = [_entries(column) for column in columns]
+    lengths = [len(values) for values, _ in entries]
+    is_batch = entries[0][1]
+    if len({several for _, several in entries}) > 1:
+        raise ValueError(
+            "There is a column on one side and one value on the other, of a prompt and a response. "
+            f"Received: {columns[0]!r} and {columns[-1]!r}."
+        )
+    if len(set(lengths)) > 1:
+        raise ValueError(f"There are {lengths[0]} prompts and {lengths[-1]} responses.")
+    rows = zip(*(values for values, _ in entries), strict=True)
+    return [_example(kind, row, start + i) for i, row in enumerate(rows)], is_batch
+
+
+def _entries(value):
+    """Lists the values of a column, or a single value; also returns whether it is a column."""
+    if is_text(value) or is_missing(value) or not _is_iterable(value):
+        return [value], False
+    if is_row(value) and not holds_turns(value):
+        return [value], False
+    values = value if is_row(value) else as_list(value)
+    return conversations(values) if holds_turns(values) else (values, True)
+
+
+def _example(kind, values, index):
+    values = [_turns(value) for value in values]
+    are_turns = [isinstance(value, list) for value in values]
+    if kind == "messages" and are_turns == [True]:
+        return Conversation(*values)
+    if kind == "pair" and are_turns == [True, True]:
+        prompt, response = values
+        return Conversation(prompt + response, len(prompt))
+    for value in values:
+        if kind == "messages" or not is_text(value):
+            raise no_example(value, index)
+    texts = [read_text(value, f"Example {index}") for value in values]
+    return Pair(*texts) if kind == "pair" else texts[0]
+
+
+def _turns(value):
+    """Lists the turns of a value that is a conversation; returns other values as they are."""
+    values = as_list(value) if hasattr(value, "tolist") else value
+    return read_turns(values) if holds_turns(values) else value
+
+
+def _is_one(element):
+    """Returns whether a tuple is one example: a pair of texts, turns, or token ids."""
+    is_pair = len(element) == 2 and all(map(is_text, element))
+    return is_pair or holds_turns(element) or _is_ids(element)
+
+
+def _is_column_pair(element):
+    """Returns whether an element is a tuple of prompts and responses."""
+    return (
+        isinstance(element, tuple)
+        and len(element) == 2
+        and not any(is_text(column) or is_row(column) for column in element)
+        and all(_is_iterable(column) and is_text((as_list(column) or [0])[0]) for column in element)
+    )
+
+
+def _is_ids(values):
+    """Returns whether a list or tuple holds token ids."""
+    is_list = isinstance(values, (list, tuple)) and bool(values)
+    return is_list and all(
+        isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in values
+    )
+
+
+def _is_iterable(value):
+    return any(hasattr(value, name) for name in ("__iter__", "__array__", "to_pylist"))

@@ -32,18 +32,18 @@ class _Tokenizer(Wrapper):
         return tokens.merge_dims(1, 2)[:, len(ids) :]
 
 
-def python_rows(function, inputs, length):
-    """Calls a Python function of strings inside a graph, and returns its arrays as tensors.
+def python_rows(function, inputs, shape):
+    """Calls a Python function of examples inside a graph, and returns its arrays as tensors.
 
     Args:
-        function: function of `inputs` with NumPy arrays of bytes in place of the tensors. Returns
-            `(x, y, sample_weight)` of int32 arrays [N, length], x a dict of `token_ids` and
+        function: function of `inputs` with NumPy arrays in place of the tensors, strings as bytes.
+            Returns `(x, y, sample_weight)` of int32 arrays, x a dict of `token_ids` and
             `padding_mask`.
-        inputs: structure of string tensors.
-        length: int.
+        inputs: structure of tensors.
+        shape: tuple of ints and None, the shape of each array.
 
     Returns:
-        `(x, y, sample_weight)` of int32 tensors [None, length].
+        `(x, y, sample_weight)` of int32 tensors.
     """
 
     def run(*arrays):
@@ -52,6 +52,19 @@ def python_rows(function, inputs, length):
 
     tensors = tf.numpy_function(run, keras.tree.flatten(inputs), [tf.int32] * 4)
     for tensor in tensors:
-        tensor.set_shape((None, length))
+        tensor.set_shape(shape)
     token_ids, padding_mask, y, sample_weight = tensors
     return {"token_ids": token_ids, "padding_mask": padding_mask}, y, sample_weight
+
+
+def is_one_example(inputs, names):
+    """Returns whether tensors are an example alone, and not a batch of examples.
+
+    Args:
+        inputs: a tensor, or a dict of them.
+        names: the keys of the dict that hold examples, or None.
+    """
+    column = inputs[names[0]] if names else inputs
+    tensor = keras.tree.flatten(column)[0]
+    # Token ids have an axis of their own, and so have the turns of a conversation.
+    return tensor.shape.rank == int(tensor.dtype.is_integer or isinstance(column, dict))

@@ -11,7 +11,8 @@ from keras_rgemma.keras_internals.training import nested_evaluation
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.model.training import callbacks_of
 from keras_rgemma.text.documents import arrays, pieces
-from keras_rgemma.text.examples import documents
+from keras_rgemma.text.examples import read_examples
+from keras_rgemma.text.tokenizing import documents
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -90,7 +91,8 @@ class LongTexts(RGemmaCausalLM):
         preprocessor = self._tokens_of
         length = check_count("length", length)
         columns = [[] for _ in range(self.batch_size)]
-        whole = documents(preprocessor, texts, length=sys.maxsize - 1)  # none is cut
+        examples, _ = read_examples(texts, preprocessor.columns)
+        whole = documents(preprocessor, examples, length=sys.maxsize - 1)  # none is cut
         for number, document in enumerate(whole, start=1):
             shortest = min(columns, key=len)
             shortest += [{number: piece} for piece in pieces(document, length)]

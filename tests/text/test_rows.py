@@ -78,12 +78,12 @@ def test_the_loss_falls_on_the_answers_of_a_conversation():
 @backend_independent
 def test_conversations_that_are_malformed():
     preprocessor = tiny.preprocessor(64)
-    with pytest.raises(ValueError, match="The last message is the user's"):
+    with pytest.raises(ValueError, match="ends with the model's answer"):
         preprocessor([CHAT[:1]])
     with pytest.raises(ValueError, match="in turn"):
         preprocessor([CHAT[1:]])
-    with pytest.raises(ValueError, match=r"'prompts' and 'responses'.*with \['text'\]"):
-        preprocessor([{"text": "a"}])
+    with pytest.raises(ValueError, match=r"'prompts' and 'responses'.*with the keys \['body'\]"):
+        preprocessor([{"body": "a"}])
     with pytest.raises(ValueError, match="There are 3 prompts and 2 responses"):
         preprocessor({"prompts": PROMPTS, "responses": RESPONSES[:2]})
     with pytest.raises(TypeError, match="An example is a text"):
@@ -273,13 +273,14 @@ def test_predict_gives_each_example_a_row_and_lets_others_pack(lm, monkeypatch):
     expected = lm.predict(texts, verbose=0)
     assert expected.shape == (3, 32, 400)
     lm.preprocessor = tiny.preprocessor(32, packing=True)
-    seen, original = [], type(lm.preprocessor).call
+    tokenizer = type(lm.preprocessor.tokenizer)
+    seen, original = [], tokenizer.token_id_rows
 
-    def call(self, *args, **kwargs):
+    def token_id_rows(self, *args):
         seen.append(lm.preprocessor.packing)  # as another thread finds it
-        return original(self, *args, **kwargs)
+        return original(self, *args)
 
-    monkeypatch.setattr(type(lm.preprocessor), "call", call)
+    monkeypatch.setattr(tokenizer, "token_id_rows", token_id_rows)
     for data in (
         texts,
         np.array(texts),
@@ -288,7 +289,7 @@ def test_predict_gives_each_example_a_row_and_lets_others_pack(lm, monkeypatch):
         tiny.preprocessor(32)(texts)[0],
     ):
         np.testing.assert_allclose(lm.predict(data, verbose=0), expected, atol=1e-5)
-    assert seen and all(seen)
+    assert len(seen) > 4 and all(seen)
 
 
 def test_validation_takes_texts_as_fit_does(lm):
@@ -316,13 +317,13 @@ def test_examples_of_several_kinds_stand_in_any_order(lm):
 def test_labels_beside_examples_are_refused(lm):
     grain = pytest.importorskip("grain")
     lm.preprocessor = tiny.preprocessor(32)
-    columns = tf.data.Dataset.from_tensor_slices((PROMPTS, RESPONSES)).batch(4)
-    pairs = grain.MapDataset.source(list(zip(PROMPTS, RESPONSES, strict=True))).batch(4)
+    classes = tf.data.Dataset.from_tensor_slices((PROMPTS, [0, 1, 2])).batch(4)
+    pairs = grain.MapDataset.source([(PAIRS, [0, 1, 2])])
     for data in (
-        {"x": PAIRS, "sample_weight": np.ones(3)},
-        {"x": [CHAT], "sample_weight": np.zeros(1)},
+        {"x": PAIRS, "y": np.ones(3)},
+        {"x": [CHAT], "y": np.zeros(1), "sample_weight": np.zeros(1)},
         {"x": PROMPTS, "y": RESPONSES},
-        {"x": columns},
+        {"x": classes},
         {"x": pairs},
     ):
         for method in (lm.fit, lm.evaluate):
@@ -331,24 +332,66 @@ def test_labels_beside_examples_are_refused(lm):
 
 
 @backend_independent
-def test_packing_needs_an_end(lm):
+def test_data_without_an_end_need_steps(lm):
     grain = pytest.importorskip("grain")
-    lm.preprocessor = tiny.preprocessor(32, packing=True)
     texts = list(tiny.SENTENCES)
-    for data in (
-        tf.data.Dataset.from_tensor_slices(texts).batch(4).repeat(),
-        grain.MapDataset.source(texts).batch(4).repeat(),
-    ):
-        with pytest.raises(ValueError, match="Leave `repeat` out"):
-            lm.fit(data, steps_per_epoch=2, verbose=0)
+    for packing in (False, True):
+        lm.preprocessor = tiny.preprocessor(32, packing=packing)
+        for data in (
+            tf.data.Dataset.from_tensor_slices(texts).batch(4).repeat(),
+            grain.MapDataset.source(texts).batch(4).repeat(),
+        ):
+            for read in (lm.preprocessor, lm.evaluate, lm.fit):
+                with pytest.raises(ValueError, match="Leave `repeat` out"):
+                    read(data)
+            history = lm.fit(data, steps_per_epoch=2, epochs=2, shuffle=False, verbose=0).history
+            assert np.isfinite(history["loss"]).all()
 
 
 @backend_independent
-def test_fit_reports_all_that_is_cut(lm):
-    lm.preprocessor = tiny.preprocessor(8)
+def test_fit_refuses_responses_that_are_cut_away(lm):
     pairs = {"prompts": 3 * PROMPTS, "responses": 3 * RESPONSES}
+    kept = {"prompts": [*PROMPTS[::2]], "responses": [*RESPONSES[::2]]}
+    lm.preprocessor = tiny.preprocessor(8)
+    for method in (lm.fit, lm.evaluate):
+        with pytest.raises(ValueError, match=r"whole response of 3 of 9 examples; .* example 1"):
+            method(pairs, batch_size=2, verbose=0)
+    with pytest.warns(UserWarning, match="2 of 3 examples .*; of 1 of these"):
+        assert lm.predict(PAIRS, verbose=0).shape == (3, 8, 400)  # it has no loss
+    lm.preprocessor.lost_responses = "skip"
+    with pytest.warns(UserWarning, match="6 of 9 examples .*of 3 of these .* they were skipped"):
+        found = lm.evaluate(pairs, batch_size=6, verbose=0)
+    with pytest.warns(UserWarning, match="1 of 2 examples .*was cut. Raise"):
+        assert found == pytest.approx(lm.evaluate(kept, verbose=0), rel=1e-5)
+    lm.preprocessor.lost_responses = "keep"
     with pytest.warns(UserWarning, match="6 of 9 examples .*of 3 of these nothing is left"):
-        lm.fit(pairs, batch_size=2, verbose=0)
+        kept = lm.evaluate(pairs, batch_size=9, verbose=0)
+    assert kept == pytest.approx(found * 6 / 9, rel=1e-5)  # over all positions
+
+
+@backend_independent
+def test_sources_skip_responses_that_are_cut_away(lm):
+    rows = 3 * [{"prompts": p, "responses": r} for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    lm.preprocessor = tiny.preprocessor(8, lost_responses="skip")
+    with pytest.warns(UserWarning, match="6 of 9"):
+        expected = lm.evaluate(rows, batch_size=6, verbose=0)
+    lm.preprocessor.lost_responses = "auto"
+    with pytest.warns(UserWarning, match="6 of 9 examples .*of 3 of these .* skipped") as caught:
+        history = lm.fit(iter(rows), batch_size=6, epochs=3, verbose=0).history["loss"]
+    assert sum("skipped" in str(warning.message) for warning in caught) == 1
+    np.testing.assert_allclose(history, 3 * [expected], rtol=1e-5)
+    batches = [rows[:2], [rows[1], rows[4]], rows[3:]]  # the second one is lost as a whole
+    with pytest.warns(UserWarning, match="of 5 of these"):
+        assert np.isfinite(lm.fit(iter(batches), verbose=0).history["loss"]).all()
+    with pytest.raises(ValueError, match="whole response of 2 of 2 examples"):
+        lm.fit(iter([batches[1]]), verbose=0)
+    lm.preprocessor.lost_responses = "error"
+    with pytest.raises(ValueError, match="whole response of 1 of 2 examples; the first is"):
+        lm.fit(iter(rows), verbose=0)
+    with pytest.raises(ValueError, match="whole response of 1 of 3"):
+        lm.preprocessor(PAIRS)
+    with pytest.raises(ValueError, match="`lost_responses` is one of"):
+        tiny.preprocessor(lost_responses="drop")
 
 
 @backend_independent

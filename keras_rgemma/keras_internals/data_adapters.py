@@ -1,0 +1,66 @@
+"""Feeds batches that Python makes to Keras' loops of training, evaluation and prediction."""
+
+import warnings
+
+from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+
+
+class BatchesAdapter(GeneratorDataAdapter):
+    """Adapter that stands for `x` in `keras.Model.fit`, `evaluate` and `predict`.
+
+    Keras' own for generators gives its batches once. This one begins anew with each epoch.
+
+    Args:
+        batches: iterable that begins a pass with each `iter`, over tuples `(x, y, sample_weight)`
+            of arrays; with the attributes `first`, a list of its first batches, and `num_batches`,
+            an int or None, and the method `forget`, after which the next pass does not use `first`.
+        source: an object that may have methods `on_epoch_begin` and `on_epoch_end`.
+        warns_of_end: bool, whether Keras warns when a pass ends, as it should where the user said
+            how many steps an epoch has.
+
+    Attributes:
+        error: the exception that was raised while a batch was made, or None. TensorFlow raises one
+            of its own instead.
+    """
+
+    def __init__(self, batches, source=None, warns_of_end=True):
+        self.batches = batches
+        self.error = None
+        self.generator = self._pass
+        self._first_batches = batches.first
+        self._output_signature = None
+        self._source = source
+        self._warns_of_end = warns_of_end
+        self._quiet = None
+
+    @property
+    def num_batches(self):
+        return self.batches.num_batches
+
+    def on_epoch_begin(self):
+        getattr(self._source, "on_epoch_begin", lambda: None)()
+
+    def on_epoch_end(self):
+        self.close()
+        if hasattr(self._source, "on_epoch_end"):
+            self._source.on_epoch_end()
+            self.batches.forget()
+
+    def close(self):
+        """Lets warnings pass again."""
+        if self._quiet is not None:
+            quiet, self._quiet = self._quiet, None
+            quiet.__exit__(None, None, None)
+
+    def _pass(self):
+        try:
+            yield from self.batches
+        except Exception as error:
+            self.error = error
+            raise
+        if not self._warns_of_end and self._quiet is None:
+            # Keras finds out by the end that there is no other batch, warns that data ran out, and
+            # calls `on_epoch_end`.
+            self._quiet = warnings.catch_warnings()
+            self._quiet.__enter__()
+            warnings.filterwarnings("ignore", "Your input ran out of data")
