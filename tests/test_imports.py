@@ -16,7 +16,16 @@ KERAS_HUB = ("model", "keras_internals", "evaluation", "benchmarks")
 KERAS_HUB_FILES = ("generation/search.py",)
 
 # What each part may import, itself aside; "" is `keras_rgemma/__init__.py`.
-BASE = {"startup", "choices", "config", "shapes", "files", "backend", "keras_internals"}
+BASE = {
+    "startup",
+    "choices",
+    "config",
+    "shapes",
+    "files",
+    "interrupts",
+    "backend",
+    "keras_internals",
+}
 LAYERS = {*BASE, "state", "ops", "layers"}
 ROOMS = {"lora", "text", "checkpoints", "generation"}
 MODEL = {*LAYERS, *ROOMS, "model"}
@@ -26,8 +35,9 @@ ALLOWED = {
     "config": set(),
     "shapes": {"config"},
     "files": set(),
+    "interrupts": set(),
     "backend": {"choices"},
-    "keras_internals": {"startup"},
+    "keras_internals": {"startup", "interrupts"},
     "state": BASE,
     "ops": {*BASE, "state"},
     "layers": {*BASE, "state", "ops"},

@@ -2,6 +2,7 @@
 
 import functools
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -18,6 +19,7 @@ MESSAGES = ("What is a lighthouse?", "And a river?", " What is water made of? ")
 
 @pytest.fixture(scope="module")
 def lm():
+    keras.utils.set_random_seed(0)  # before the fixture that seeds each test
     return tiny.wordy(tiny.causal_lm(sequence_length=64))
 
 
