@@ -10,6 +10,14 @@ with 1 if an id differs, and prints the smallest text that shows it.
 
 One rule is ours alone: a U+2581 in a text stays that character and is spelled with its bytes, so it
 is compared with Hugging Face's ids of the text around it.
+
+Its result with transformers 5.23.0, tokenizers 0.23.3 and sentencepiece 0.2.3:
+
+    the embedded preset's: 10,000 texts, ids equal
+    the embedded preset's, with added tokens: 10,000 texts, ids equal
+    a tiny one: 10,000 texts, ids equal
+    a tiny one with added tokens: 10,000 texts, ids equal
+    a tiny one of Gemma's form: 10,000 texts, ids equal
 """
 
 import argparse
