@@ -7,11 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rgemma.checkpoints.loading import CHUNK
 from keras_rgemma.keras_internals.layers import layers_of, set_own_policy
 from keras_rgemma.layers.lora import LoRA
 
 MODES = ("int8", "int4")
+_ELEMENTS = 1 << 21  # of the embedding, rounded in one go: Keras makes six arrays of float32
 _EMBEDDING = "token_embedding"
 _BY_ROW = ("embeddings", "embeddings_scale", "embeddings_zero")
 
@@ -90,7 +90,7 @@ class Rounding:
         Returns:
             dict of the path of a variable to a NumPy array.
         """
-        size = max(1, CHUNK // array.shape[1])
+        size = max(1, _ELEMENTS // array.shape[1])
         values = {}
         for start in range(0, len(array), size):
             part = array[start : start + size]

@@ -61,7 +61,7 @@ def check_same_layers(found, expected):
 @pytest.mark.parametrize("mode", rounding.MODES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_weights_are_those_of_quantize(mode, dtype, folders, monkeypatch):
-    monkeypatch.setattr(rounding, "CHUNK", 272 * 150)  # several blocks of the embedding
+    monkeypatch.setattr(rounding, "_ELEMENTS", 272 * 150)  # several blocks of the embedding
     folder = folders / "transformers"
     expected = RGemmaCausalLM.from_preset(folder, dtype=dtype)
     expected.quantize(mode)
