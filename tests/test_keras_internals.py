@@ -456,6 +456,23 @@ def test_handles_of_kaggle_are_read():
             hubs.parse_kaggle_handle(name)
 
 
+@pytest.mark.parametrize("block_size", [2, -1])
+def test_the_arrays_of_an_embedding_in_int4(block_size):
+    embedding = keras.layers.ReversibleEmbedding(6, 4)
+    embedding.build()
+    config = keras.quantizers.Int4QuantizationConfig(block_size=block_size)
+    embedding.quantize("int4", config=config)
+    arrays = layers.embedding_arrays(embedding)
+    by_row = {f"embeddings{x}": y for x, y in (("", (6, 2)), ("_scale", (6, 2)), ("_zero", (6, 2)))}
+    expected = by_row if block_size == 2 else {"embeddings": (6, 2), "embeddings_scale": (6,)}
+    assert {name: tuple(array.shape) for name, array in arrays.items()} == expected
+    rows = layers.with_arrays(embedding, {name: array[2:5] for name, array in arrays.items()})
+    expected = tiny.numpy(embedding(np.array([2, 3, 4])))
+    found = rows.quantized_call(keras.ops.convert_to_tensor([0, 1, 2]))
+    np.testing.assert_array_equal(tiny.numpy(found), expected)
+    assert np.abs(expected).max() > 0
+
+
 # === Attributes that are public but in no documentation ===
 
 

@@ -2,6 +2,7 @@
 
     python -m keras_rgemma.benchmarks.load --preset rgemma_2b_en --folder big/2b
     python -m keras_rgemma.benchmarks.load --preset rgemma_9b_en --folder big/9b --cold
+    python -m keras_rgemma.benchmarks.load --preset rgemma_9b_en --folder big/9b --quantize int4
 
 Random bfloat16 weights are written into the folder in the published layout of Hugging Face, unless
 the folder exists. Each backend then loads them in a process of its own, and generates a token. The
@@ -78,7 +79,7 @@ def floor_seconds(folder, config):
     return time.perf_counter() - start
 
 
-def measure(folder, cold):
+def measure(folder, cold, quantize):
     """Measures the time and memory of loading on this backend, as a dict."""
     __import__(keras.config.backend())
     before = resident_bytes("VmRSS")
@@ -91,13 +92,15 @@ def measure(folder, cold):
     prepare(folder)
     reset_peak()
     start = time.perf_counter()
-    lm = keras_rgemma.RGemmaCausalLM.from_preset(folder, dtype="bfloat16")
+    lm = keras_rgemma.RGemmaCausalLM.from_preset(folder, dtype="bfloat16", quantize=quantize)
     seconds = time.perf_counter() - start
     peak = resident_bytes("VmHWM") - before
     result = {
         "seconds": seconds,
         "floor_seconds": floor,
-        "model_bytes": 2 * config.parameter_count,
+        "model_bytes": sum(
+            math.prod(weight.shape) * np.dtype(weight.dtype).itemsize for weight in lm.weights
+        ),
         "peak_bytes": peak,
     }
     start = time.perf_counter()
@@ -143,10 +146,13 @@ def main():
         action="store_true",
         help="take the files out of the page cache before each reading, as if they did not fit",
     )
+    parser.add_argument(
+        "--quantize", choices=("int8", "int4"), help="round the weights while they are loaded"
+    )
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(args.folder, args.cold)))
+        print(json.dumps(measure(args.folder, args.cold, args.quantize)))
         return
     if not pathlib.Path(args.folder).exists():
         write_random(args.folder, architecture(args.preset))
@@ -158,6 +164,7 @@ def main():
         )
     )
     arguments = ["--measure", "--folder", args.folder, *(["--cold"] if args.cold else [])]
+    arguments += ["--quantize", args.quantize] if args.quantize else []
     results = []
     for backend in args.backends:
         result = {"backend": backend, **in_child(backend, __spec__.name, *arguments)}

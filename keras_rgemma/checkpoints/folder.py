@@ -20,6 +20,7 @@ from keras_rgemma.checkpoints import (
 )
 from keras_rgemma.checkpoints.adapter import is_adapter
 from keras_rgemma.checkpoints.loading import load
+from keras_rgemma.checkpoints.rounding import Rounding
 from keras_rgemma.checkpoints.unwrapped import Unwrapped
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import read_json
@@ -48,12 +49,13 @@ class Checkpoint:
         """Returns the name of the dtype that holds all weights."""
         return np.result_type(*self.open_weights().dtypes.values()).name
 
-    def backbone(self, cls, load_weights=True, **kwargs):
+    def backbone(self, cls, load_weights=True, quantize=None, **kwargs):
         """Makes the backbone of this checkpoint, with its weights.
 
         Args:
             cls: `RGemmaBackbone` or a subclass of it.
             load_weights: bool; False for random weights.
+            quantize: None, "int8" or "int4", to which each weight is rounded as soon as it is read.
             **kwargs: arguments of the constructor, which replace the values of the checkpoint.
 
         Raises:
@@ -63,10 +65,18 @@ class Checkpoint:
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
         config = RGemmaConfig(**{**fields, **changes})
 
-        def make():
-            return cls(**config.to_dict(), **kwargs)
+        def make(**others):
+            return cls(**config.to_dict(), **{**kwargs, **others})
 
-        return load(config, self.open_weights(), make) if load_weights else make()
+        if not load_weights:
+            backbone = make()
+            if quantize:
+                backbone.quantize(quantize)
+            return backbone
+        if not quantize:
+            return load(config, self.open_weights(), make)
+        rounding = Rounding(quantize, kwargs.get("dtype"))
+        return load(config, self.open_weights(), lambda: rounding.make(make), rounding)
 
 
 def open_checkpoint(path):

@@ -16,7 +16,7 @@ _LISTED = 8  # names in one error
 _WORTH_A_BAR = 1 << 27  # bytes
 
 
-def load(config, source, make):
+def load(config, source, make, rounding=None):
     """Makes a model and gives each variable its value from a checkpoint, one tensor at a time.
 
     The variables have no values before: neither random numbers nor zeros are made, and the memory
@@ -26,6 +26,7 @@ def load(config, source, make):
         config: `RGemmaConfig`, compared with the weights before the model is made.
         source: `TensorSource` of the checkpoint.
         make: function that returns an `RGemmaBackbone` of that architecture.
+        rounding: `rounding.Rounding` that made it, or None.
 
     Returns:
         The `RGemmaBackbone`.
@@ -52,10 +53,17 @@ def load(config, source, make):
         for weight in weights:
             place = weight.place(source.format)
             part = array if place.part is None else array[place.part]
-            variable = variables[weight.path]
-            if variable.dtype == "float16" != array.dtype.name:
+            dtype = rounding.variable_dtype if rounding else variables[weight.path].dtype
+            if dtype == "float16" != array.dtype.name:
                 check_finite(name, in_half_precision(part))
-            _give(variable, place.transform.from_file(part))
+            values = {weight.path: place.transform.from_file(part)}
+            if rounding and rounding.is_embedding(weight.path):
+                values = rounding.rounded_embedding(*values.values())
+            for path, value in values.items():
+                # No reference is left to a variable that is rounded.
+                _give(variables.pop(path), value)
+            if rounding:
+                rounding.finish(weight.path)
     for variable in model.variables:
         if not internals.has_value(variable):  # such as the seeds of dropout
             internals.initialize(variable)

@@ -56,6 +56,17 @@ def kernel_variable(layer):
     return layer._kernel
 
 
+def embedding_arrays(layer):
+    """Returns the arrays of a quantized embedding that have a row for each token, a dict.
+
+    The property `embeddings` of the layer unpacks int4; these arrays are as they are stored.
+    """
+    arrays = {"embeddings": layer._embeddings, "embeddings_scale": layer.embeddings_scale}
+    if getattr(layer, "embeddings_zero", None) is not None:
+        arrays["embeddings_zero"] = layer.embeddings_zero
+    return {name: ops.convert_to_tensor(array) for name, array in arrays.items()}
+
+
 def set_own_policy(layer, policy):
     """Sets the dtype policy of one layer and quantizes nothing.
 
@@ -104,13 +115,14 @@ def with_attributes(layer, **attributes):
 
 
 def with_arrays(layer, arrays):
-    """Copies a `Dense` or `EinsumDense` layer that computes from arrays instead of its variables.
+    """Copies a linear layer or an embedding that computes from arrays instead of its variables.
 
     Args:
-        layer: the layer.
-        arrays: dict of attributes to tensors; "kernel" stands for the `kernel_variable`.
+        layer: a `Dense`, `EinsumDense` or `ReversibleEmbedding`.
+        arrays: dict of attributes to tensors; "kernel" stands for the `kernel_variable`,
+            "embeddings" for the variable of that name.
     """
-    names = {"kernel": "_kernel"}
+    names = {"kernel": "_kernel", "embeddings": "_embeddings"}
     return with_attributes(layer, **{names.get(name, name): x for name, x in arrays.items()})
 
 

@@ -9,12 +9,14 @@ from keras_rgemma.checkpoints.export import export
 from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import Presets, resolve_model
+from keras_rgemma.checkpoints.rounding import check_mode
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
 from keras_rgemma.keras_internals.layers import layers_of, set_own_policy
 from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.layers.document_places import DocumentPlaces
 from keras_rgemma.layers.document_positions import DocumentPositions
+from keras_rgemma.layers.embedding import ReversibleEmbedding
 from keras_rgemma.layers.lora import CALIBRATED
 from keras_rgemma.layers.residual_block import residual_blocks
 from keras_rgemma.layers.rms_norm import RMSNorm
@@ -148,7 +150,7 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
 
     def _make_layers(self, config, dtype):
         with keras.RematScope(mode=None):  # JAX would take `reverse` for a tensor there
-            self.token_embedding = keras.layers.ReversibleEmbedding(
+            self.token_embedding = ReversibleEmbedding(
                 input_dim=config.vocabulary_size,
                 output_dim=config.hidden_dim,
                 embeddings_initializer=keras.initializers.RandomNormal(
@@ -174,7 +176,16 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, *, revision=None, subfolder=None, **kwargs):
+    def from_preset(
+        cls,
+        preset,
+        load_weights=True,
+        *,
+        revision=None,
+        subfolder=None,
+        quantize=None,
+        **kwargs,
+    ):
         """Creates the backbone from a preset.
 
         Args:
@@ -189,6 +200,9 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
             revision: str, the branch, tag, commit or (on Kaggle) number of the version to take
                 from a hub; None for the newest.
             subfolder: str, the folder of the model inside of the preset, such as "checkpoint-500".
+            quantize: None, "int8" or "int4", to which the weights are rounded as by the method
+                `quantize`: each as soon as it is read, so that the model needs no more memory than
+                after it (the weights of a Keras preset all together at the end).
             **kwargs: `dtype`, and arguments of the constructor.
 
         Raises:
@@ -204,18 +218,22 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
         """
         part = WEIGHTS if load_weights else CONFIG
         folder, adapter = resolve_model(preset, part, revision, subfolder)
-        backbone = cls.from_folder(folder, load_weights, **kwargs)
+        backbone = cls.from_folder(folder, load_weights, quantize, **kwargs)
         if adapter and load_weights:
             peft.load(backbone, adapter)
         return backbone
 
     @classmethod
-    def from_folder(cls, folder, load_weights, **kwargs):
-        """Creates the backbone from a result of `resolve_model`."""
+    def from_folder(cls, folder, load_weights=True, quantize=None, **kwargs):
+        """Creates the backbone from a folder or handle of `resolve_model`; see `from_preset`."""
+        check_mode(quantize)
         checkpoint = open_checkpoint(folder)
         if checkpoint:
-            return checkpoint.backbone(cls, load_weights, **kwargs)
-        return keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
+            return checkpoint.backbone(cls, load_weights, quantize, **kwargs)
+        backbone = keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
+        if quantize:
+            backbone.quantize(quantize)
+        return backbone
 
     @classmethod
     def from_config(cls, config):

@@ -7,6 +7,7 @@ from keras_rgemma.checkpoints import keras_preset
 from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
 from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import has_tokenizer, resolve_model
+from keras_rgemma.checkpoints.rounding import check_mode
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.lora import peft
 
@@ -17,11 +18,21 @@ class PresetLoading:
     """Mixin for `RGemmaCausalLM` that loads presets. List it before KerasHub's class."""
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, *, revision=None, subfolder=None, **kwargs):
+    def from_preset(
+        cls,
+        preset,
+        load_weights=True,
+        *,
+        revision=None,
+        subfolder=None,
+        quantize=None,
+        **kwargs,
+    ):
         """Creates the model from a preset, with a preprocessor if the preset has a tokenizer.
 
         Args:
-            preset, load_weights, revision, subfolder: see `RGemmaBackbone.from_preset`.
+            preset, load_weights, revision, subfolder, quantize: see
+                `RGemmaBackbone.from_preset`.
             **kwargs: `dtype`, `preprocessor`, arguments of `keras.Model`, and arguments of the
                 backbone that replace those in the preset.
 
@@ -33,35 +44,43 @@ class PresetLoading:
         lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en", dtype="bfloat16")
         ```
         """
+        check_mode(quantize)
         part = WEIGHTS if load_weights else CONFIG
         folder, adapter = resolve_model(preset, part, revision, subfolder)
-        lm = cls._from_folder(folder, load_weights, **kwargs)
+        lm = cls._from_folder(folder, load_weights, quantize, **kwargs)
         if adapter and load_weights:
             peft.load(lm.backbone, adapter)
         return lm
 
     @classmethod
-    def _from_folder(cls, folder, load_weights, **kwargs):
+    def _from_folder(cls, folder, load_weights, quantize, **kwargs):
         checkpoint = open_checkpoint(folder)
         if checkpoint:
-            return cls._from_checkpoint(checkpoint, load_weights, **kwargs)
+            return cls._from_checkpoint(checkpoint, load_weights, quantize, **kwargs)
         if pathlib.Path(folder).is_dir() and not has_tokenizer(folder):
             kwargs.setdefault("preprocessor", None)
         if sizes := _pop(kwargs, _SIZES):  # KerasHub would pass these to the model
             if "preprocessor" not in kwargs:
                 kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(folder)
             sizes |= _pop(kwargs, {"dtype"})
-            return cls(cls.backbone_cls.from_folder(folder, load_weights, **sizes), **kwargs)
-        return keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
+            return cls(
+                cls.backbone_cls.from_folder(folder, load_weights, quantize, **sizes), **kwargs
+            )
+        lm = keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
+        if quantize:
+            lm.quantize(quantize)
+        return lm
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint, load_weights, dtype=None, **kwargs):
+    def _from_checkpoint(cls, checkpoint, load_weights, quantize, dtype=None, **kwargs):
         if "preprocessor" not in kwargs and tokenizer_file(checkpoint.path):
             kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.path)
         # Checked before gigabytes are read.
         check_vocabularies(kwargs.get("preprocessor"), checkpoint.config.vocabulary_size)
         sizes = _pop(kwargs, _SIZES)
-        backbone = checkpoint.backbone(cls.backbone_cls, load_weights, dtype=dtype, **sizes)
+        backbone = checkpoint.backbone(
+            cls.backbone_cls, load_weights, quantize, dtype=dtype, **sizes
+        )
         return cls(backbone, **kwargs)
 
 

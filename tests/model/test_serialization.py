@@ -408,7 +408,7 @@ def test_the_parameter_count_is_known_without_a_model(lm):
 
 def test_hooks_of_keras_hub(lm):
     backbone = lm.backbone
-    assert type(backbone.token_embedding) is keras.layers.ReversibleEmbedding
+    assert isinstance(backbone.token_embedding, keras.layers.ReversibleEmbedding)
     assert [type(layer) for layer in backbone.transformer_layers] == [ResidualBlock] * 2
     block_types = [layer.block_type for layer in backbone.transformer_layers]
     assert block_types == ["recurrent", "attention"]

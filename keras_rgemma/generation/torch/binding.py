@@ -13,6 +13,7 @@ from torch.nn import functional
 from keras_rgemma.layers import activation, block_diagonal, local_attention
 from keras_rgemma.layers.block_diagonal import BlockDiagonal
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
+from keras_rgemma.layers.embedding import ReversibleEmbedding
 from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.linear import Linear
 from keras_rgemma.layers.local_attention import LocalAttention
@@ -167,6 +168,6 @@ OPERATIONS = {
 MAPS = {
     Linear: _linear,
     BlockDiagonal: _block_diagonal,
-    keras.layers.ReversibleEmbedding: _embedding,
+    ReversibleEmbedding: _embedding,
 }
 WIRED = {CausalConv1D, GatedMLP, LocalAttention, RGLRU, RMSNorm, RecurrentBlock, ResidualBlock}

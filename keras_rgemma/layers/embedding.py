@@ -1,0 +1,63 @@
+"""Defines the embedding, whose int4 matrix is unpacked some rows at a time."""
+
+import keras
+from keras import ops
+
+from keras_rgemma.keras_internals.layers import embedding_arrays, with_arrays
+
+_ELEMENTS = 1 << 24  # unpacked in one go, for the logits
+
+
+@keras.saving.register_keras_serializable(package="keras_rgemma")
+class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
+    """Looks up embeddings and computes logits, as the layer of Keras that it extends.
+
+    In int4 Keras unpacks the whole matrix in each call, which takes several times the memory of the
+    matrix in bfloat16. Here a lookup unpacks the rows of its tokens, and logits are computed for
+    some rows of the vocabulary at a time.
+
+    The class has the name of Keras', after which the layer is called in files of weights.
+    """
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        # With the type check Keras quantizes no subclass of its layers.
+        super().quantize(mode, type_check=False, config=config)
+
+    def quantized_call(self, inputs, reverse=False, **kwargs):
+        is_plain = self.tie_weights and not self.lora_enabled
+        if self.quantization_mode != "int4" or not is_plain or 0 in inputs.shape:
+            return super().quantized_call(inputs, reverse=reverse, **kwargs)
+        return self._logits(inputs) if reverse else self._lookup(inputs)
+
+    def _lookup(self, token_ids):
+        """Returns embeddings [..., D] of token ids [...]."""
+        flat = ops.cast(ops.reshape(token_ids, (-1,)), "int32")
+        taken = {name: ops.take(x, flat, axis=0) for name, x in embedding_arrays(self).items()}
+        rows_ND = self._of_rows(taken).quantized_call(ops.arange(ops.shape(flat)[0], dtype="int32"))
+        return ops.reshape(rows_ND, (*ops.shape(token_ids), self.output_dim))
+
+    def _logits(self, x):
+        """Returns logits [..., V] of hidden states [..., D]."""
+        arrays = embedding_arrays(self)
+        size = max(1, _ELEMENTS // self.output_dim)
+        blocks = self.input_dim // size
+        if blocks < 2:
+            return self._of_rows(arrays).quantized_call(x, reverse=True)
+
+        def of_block(block):
+            return self._of_rows(block).quantized_call(x, reverse=True)
+
+        whole = {
+            name: ops.reshape(array[: blocks * size], (blocks, size, *array.shape[1:]))
+            for name, array in arrays.items()
+        }
+        logits = ops.moveaxis(ops.map(of_block, whole), 0, -2)
+        logits = ops.reshape(logits, (*ops.shape(x)[:-1], blocks * size))
+        if blocks * size == self.input_dim:
+            return logits
+        rest = of_block({name: array[blocks * size :] for name, array in arrays.items()})
+        return ops.concatenate([logits, rest], axis=-1)
+
+    def _of_rows(self, arrays):
+        """Returns Keras' layer with these rows for its matrix."""
+        return super(ReversibleEmbedding, with_arrays(self, arrays))

@@ -1,0 +1,170 @@
+"""`from_preset(quantize=)` gives the weights of `quantize` after loading, one after the other."""
+
+import keras
+import numpy as np
+import pytest
+
+import tiny
+from backend_independent import backend_independent
+from compiled import compiled
+from keras_rgemma import RGemmaBackbone, RGemmaCausalLM
+from keras_rgemma.checkpoints import export, rounding, safetensors
+from keras_rgemma.keras_internals.variables import has_value
+from keras_rgemma.layers import embedding as embedding_layer
+from keras_rgemma.layers.embedding import ReversibleEmbedding
+from keras_rgemma.lora.backbone import lora_layers_by_path
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning"),
+    pytest.mark.usefixtures("quick_collections"),
+]
+# One layer of each kind; several groups of 128 a row in int4, the last one cut.
+SIZES = {"hidden_dim": 272, "intermediate_dim": 36, "lru_dim": 24, "head_dim": 8}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model in each form."""
+    root = tmp_path_factory.mktemp("forms")
+    lm = tiny.randomize(tiny.causal_lm(**SIZES))
+    for form in export.TARGETS:
+        if form == "transformers":  # which has no `head_dim`
+            other = tiny.randomize(tiny.causal_lm(**{**SIZES, "head_dim": None, "lru_dim": None}))
+            other.export_to_transformers(root / form)
+        else:
+            export.export(lm.backbone, lm.preprocessor.tokenizer, root / form, form)
+    lm.save_to_preset(root / "keras")
+    return root
+
+
+def check_same(found, expected):
+    """The same weights and config."""
+    assert len(found.weights) == len(expected.weights)
+    others = {weight.path: weight for weight in expected.weights}
+    for weight in found.weights:
+        other = others[weight.path]
+        assert (weight.dtype, weight.trainable) == (other.dtype, other.trainable), weight.path
+        np.testing.assert_array_equal(tiny.numpy(weight), tiny.numpy(other), err_msg=weight.path)
+    assert found.get_config() == {**expected.get_config(), "name": found.name}
+
+
+def check_same_layers(found, expected):
+    """The same weights, config, classes and policies."""
+    check_same(found, expected)
+    policies = [
+        [(type(x), x.dtype_policy.name, x.quantization_mode) for x in model._flatten_layers()]
+        for model in (found, expected)
+    ]
+    assert policies[0] == policies[1]
+
+
+@pytest.mark.parametrize("mode", rounding.MODES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weights_are_those_of_quantize(mode, dtype, folders, monkeypatch):
+    monkeypatch.setattr(rounding, "_ELEMENTS", 272 * 150)  # several blocks of the embedding
+    folder = folders / "transformers"
+    expected = RGemmaCausalLM.from_preset(folder, dtype=dtype)
+    expected.quantize(mode)
+    found = RGemmaCausalLM.from_preset(folder, dtype=dtype, quantize=mode)
+    check_same_layers(found.backbone, expected.backbone)
+    ids = tiny.arrays()["token_ids"]
+    np.testing.assert_array_equal(tiny.numpy(found.score(ids)), tiny.numpy(expected.score(ids)))
+
+
+@pytest.mark.parametrize("mode", rounding.MODES)
+def test_it_is_saved_trained_and_loaded_as_any_other(mode, folders, tmp_path):
+    lm = RGemmaCausalLM.from_preset(folders / "transformers", quantize=mode)
+    lm.save_to_preset(tmp_path / "preset")
+    check_same(RGemmaBackbone.from_preset(tmp_path / "preset"), lm.backbone)
+    with pytest.raises(ValueError, match="already quantized"):
+        RGemmaCausalLM.from_preset(tmp_path / "preset", quantize=mode)
+    lm.backbone.enable_lora(2)
+    lm.fit(["The quick brown fox."], batch_size=1, verbose=0)
+    lm.export_to_peft(tmp_path / "adapter", base_model=str(folders / "transformers"))
+    found = RGemmaCausalLM.from_preset(tmp_path / "adapter", quantize=mode)  # QLoRA goes on
+    assert len(lora_layers_by_path(found.backbone)) == len(tiny.LINEAR)
+    check_same(found.backbone, lm.backbone)
+
+
+@backend_independent
+@pytest.mark.parametrize("mode", rounding.MODES)
+@pytest.mark.parametrize("form", ["flax", "torch", "keras"])
+def test_other_formats(mode, form, folders):
+    expected = RGemmaBackbone.from_preset(folders / form)
+    expected.quantize(mode)
+    check_same_layers(RGemmaBackbone.from_preset(folders / form, quantize=mode), expected)
+
+
+@backend_independent
+def test_no_matrix_stays_when_the_next_is_read(folders, monkeypatch):
+    made, read, waiting = [], safetensors.SafetensorsFolder.read, []
+
+    def make(self, *args, make=rounding.Rounding.make):
+        made.append(make(self, *args))
+        return made[0]
+
+    def listed(self, name, **rows):
+        for layer in made[0]._flatten_layers():
+            for x in layer.variables if layer.path in (*tiny.LINEAR, "token_embedding") else ():
+                is_matrix = len(x.shape) == 2 or x.path.endswith("kernel")
+                if is_matrix and has_value(x) and x.dtype == "float32":
+                    waiting.append((name, x.path))
+        return read(self, name, **rows)
+
+    monkeypatch.setattr(rounding.Rounding, "make", make)
+    monkeypatch.setattr(safetensors.SafetensorsFolder, "read", listed)
+    RGemmaBackbone.from_preset(folders / "transformers", quantize="int8")
+    assert made and not waiting
+
+
+@backend_independent
+@pytest.mark.parametrize("cls", [RGemmaCausalLM, RGemmaBackbone])
+def test_what_it_may_be(cls, folders):
+    for mode in ("float8", "gptq", True, 8):
+        with pytest.raises(ValueError, match=r"`quantize` must be one of.*its method `quantize`"):
+            cls.from_preset(folders / "transformers", quantize=mode)
+    with pytest.raises(ValueError, match=r"With `quantize` the dtype must be a plain one"):
+        cls.from_preset(folders / "transformers", quantize="int8", dtype="int8_from_float32")
+    model = cls.from_preset(folders / "transformers", False, quantize="int8")
+    backbone = getattr(model, "backbone", model)
+    assert backbone.token_embedding.quantization_mode == "int8"
+
+
+# === The embedding in int4, some rows at a time ===
+
+
+def embeddings(dtype, rows, dim, block_size):
+    """Keras' layer and ours with the same int4 weights."""
+    config = keras.quantizers.Int4QuantizationConfig(block_size=block_size)
+    layers = [
+        cls(rows, dim, logit_soft_cap=3.0, dtype=dtype, embeddings_initializer="normal")
+        for cls in (keras.layers.ReversibleEmbedding, ReversibleEmbedding)
+    ]
+    for layer in layers:
+        layer.build()
+        layer.embeddings.assign(np.random.RandomState(0).normal(size=(rows, dim)))
+        layer.quantize("int4", config=config)
+    return layers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_bfloat16"])
+@pytest.mark.parametrize("rows", [1, 7, 10, 25])
+@pytest.mark.parametrize("block_size", [4, -1])
+def test_an_embedding_in_blocks_is_that_of_keras(dtype, rows, block_size, monkeypatch):
+    monkeypatch.setattr(embedding_layer, "_ELEMENTS", 59)  # 5 rows of 11
+    theirs, ours = embeddings(dtype, rows, 11, block_size)
+    random = np.random.RandomState(1)
+    for shape in ((3,), (2, 3), (1, 0)):
+        ids = random.randint(0, rows, shape)
+        expected = tiny.numpy(theirs(ids))
+        for call in (ours, compiled(lambda ids: ours(ids))):
+            np.testing.assert_array_equal(tiny.numpy(call(ids)), expected)
+    for shape in ((4, 11), (2, 3, 11)):
+        x = random.normal(size=shape).astype("float32")
+        expected = tiny.numpy(theirs(x, reverse=True))
+        # A product of fewer columns adds up in another order; in half precision by one rounding.
+        tolerance = 1e-5 if dtype == "float32" else 2**-6
+        for call in (lambda x: ours(x, reverse=True), compiled(lambda x: ours(x, reverse=True))):
+            found = tiny.numpy(call(x))
+            assert found.shape == (*shape[:-1], rows)
+            np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
