@@ -53,8 +53,8 @@ def test_a_clone_of_the_task_is_a_model_of_logits_that_learns(lm):
     # Keras makes each layer anew, the embedding for the logits, too.
     *weights, head = clone.weights
     for weight, like in zip(weights, lm.weights, strict=True):
-        weight.assign(like.value)
-    head.assign(lm.backbone.token_embedding.embeddings.value)
+        weight.assign(tiny.numpy(like))
+    head.assign(tiny.numpy(lm.backbone.token_embedding.embeddings))
     np.testing.assert_allclose(tiny.numpy(clone(INPUTS)), tiny.numpy(lm(INPUTS)), **CLOSE)
     assert loss_of(clone) == pytest.approx(loss_of(lm), rel=1e-5)
     assert clone.optimizer is not lm.optimizer
