@@ -34,7 +34,7 @@ def fit_arguments(preprocessor, arguments):
             "examples with `sample_weight`, a number for each."
         )
     validation = _split(arguments["validation_data"])
-    if not isinstance(preprocessor, RGemmaCausalLMPreprocessor):
+    if not _reads_examples(preprocessor):
         is_of_tensors = _is_of_tensors(tuple(arguments[x] for x in ("x", "y", "sample_weight")))
         if not is_of_tensors:  # else Keras warns that it does not shuffle datasets
             arguments = {"shuffle": False, **arguments}
@@ -60,7 +60,7 @@ def fit_arguments(preprocessor, arguments):
 
 def evaluate_arguments(preprocessor, arguments):
     """Reads the examples among the arguments of `evaluate`, as `fit_arguments` does."""
-    if not isinstance(preprocessor, RGemmaCausalLMPreprocessor):
+    if not _reads_examples(preprocessor):
         return arguments, False
     steps = arguments.get("steps")
     return _read(preprocessor, arguments, arguments["batch_size"], steps=steps), True
@@ -68,13 +68,18 @@ def evaluate_arguments(preprocessor, arguments):
 
 def predict_arguments(preprocessor, arguments):
     """Reads the examples among the arguments of `predict`, each a row, as `fit_arguments` does."""
-    if not isinstance(preprocessor, RGemmaCausalLMPreprocessor):
+    if not _reads_examples(preprocessor):
         return arguments, False
     batch_size, steps = arguments["batch_size"], arguments.get("steps")
     arguments = {**arguments, "y": None, "sample_weight": None}
     read = _read(preprocessor, arguments, batch_size, steps=steps, has_row_each=True)
     del read["y"], read["sample_weight"]
     return read, True
+
+
+def _reads_examples(preprocessor):
+    """Returns whether a preprocessor is ours, and no subclass with a `call` of its own."""
+    return getattr(type(preprocessor), "call", None) is RGemmaCausalLMPreprocessor.call
 
 
 @contextlib.contextmanager

@@ -18,16 +18,11 @@ from keras_rgemma.keras_internals.preprocessors import (
 )
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
-from keras_rgemma.text.batches import complete, read_source
-from keras_rgemma.text.examples import (
-    check_columns,
-    check_no_labels,
-    find_columns,
-    read_examples,
-)
+from keras_rgemma.text.batches import complete, read_all
+from keras_rgemma.text.examples import check_columns, check_no_labels, find_columns
 from keras_rgemma.text.forms import is_row, is_text
 from keras_rgemma.text.rows import make_rows
-from keras_rgemma.text.sources import is_prepared, is_source
+from keras_rgemma.text.sources import is_prepared
 
 LOST = ("auto", "error", "skip", "keep")
 
@@ -102,20 +97,29 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             **kwargs,
         )
         self.packing = bool(packing)
-        self.columns = check_columns(columns)
+        self.columns = columns
         self.lost_responses = lost_responses
 
     def get_config(self):
         return {
             **super().get_config(),
             "packing": self.packing,
-            "columns": dict(self.columns),
+            "columns": self.columns,
             "lost_responses": self.lost_responses,
         }
 
     @property
+    def columns(self):
+        """The names of columns, a dict; see the arguments."""
+        return dict(self._columns)
+
+    @columns.setter
+    def columns(self, value):
+        self._columns = check_columns(value)
+
+    @property
     def lost_responses(self):
-        """What becomes of examples whose response does not fit into a row: a str of `LOST`."""
+        """The treatment of responses that do not fit into a row, a str; see the arguments."""
         return self._lost_responses
 
     @lost_responses.setter
@@ -172,10 +176,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
 
     def _rows(self, x, sample_weight, length):
         """Makes rows of examples in memory; one example alone gets a row without a batch axis."""
-        if is_source(x):
-            examples, is_batch = read_source(x, self.columns), True
-        else:
-            examples, is_batch = read_examples(x, self.columns)
+        examples, is_batch = read_all(x, self.columns)
         lost = "error" if self.lost_responses == "error" else "keep"
         settings = {"packing": self.packing, "lost": lost, "weights": sample_weight}
         outputs = make_rows(self, examples, length, warns=False, **settings)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from keras_rgemma.text import sources
-from keras_rgemma.text.examples import no_example, read_element
+from keras_rgemma.text.examples import no_example, read_element, read_examples
 from keras_rgemma.text.forms import is_row
 from keras_rgemma.text.rows import NONE_TO_LEARN, in_rows, to_arrays
 from keras_rgemma.text.tokenizing import Counts, documents
@@ -144,22 +144,24 @@ class Batches:
             yield complete(_stacked(batch))
 
 
-def read_source(data, columns):
-    """Reads all examples of a source.
+def read_all(data, columns):
+    """Reads all examples of data, in memory or from a source.
 
     Args:
-        data: the source, see `keras_rgemma.text.sources`.
+        data: data as of `keras_rgemma.text.examples.read_examples`, or a source.
         columns: dict, see `keras_rgemma.text.examples.check_columns`.
 
     Returns:
-        list of examples.
+        A list of examples, and whether the data hold several (False for one without a list).
 
     Raises:
         ValueError: the source is known to have no end.
     """
-    check_ends(data, "A call of the preprocessor reads all of it")
+    if not sources.is_source(data):
+        return read_examples(data, columns)
+    check_ends(data, "All of them are read here")
     read = _read_elements(sources.elements(data), columns)
-    return [example for examples, _ in read for example in examples]
+    return [example for examples, _ in read for example in examples], True
 
 
 def check_ends(data, reason):

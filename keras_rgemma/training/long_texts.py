@@ -10,8 +10,8 @@ from keras_rgemma.config import check_count
 from keras_rgemma.keras_internals.training import nested_evaluation
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.model.training import callbacks_of
+from keras_rgemma.text.batches import read_all
 from keras_rgemma.text.documents import arrays, pieces
-from keras_rgemma.text.examples import read_examples
 from keras_rgemma.text.tokenizing import documents
 
 
@@ -91,7 +91,7 @@ class LongTexts(RGemmaCausalLM):
         preprocessor = self._tokens_of
         length = check_count("length", length)
         columns = [[] for _ in range(self.batch_size)]
-        examples, _ = read_examples(texts, preprocessor.columns)
+        examples, _ = read_all(texts, preprocessor.columns)
         whole = documents(preprocessor, examples, length=sys.maxsize - 1)  # none is cut
         for number, document in enumerate(whole, start=1):
             shortest = min(columns, key=len)

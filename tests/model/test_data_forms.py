@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 import torch
 
+import keras_rgemma
 import tiny
 from backend_independent import backend_independent
 from keras_rgemma.keras_internals.data_adapters import BatchesAdapter
@@ -466,3 +467,17 @@ def test_rows_without_labels_learn_the_next_tokens(losses, trained):
     np.testing.assert_allclose(found, losses(TEXTS, method="evaluate", batch_size=5), rtol=1e-6)
     predicted = trained[0].predict(iter([x]), verbose=0)
     np.testing.assert_allclose(predicted, trained[0].predict(x, verbose=0), atol=1e-6)
+
+
+@backend_independent
+def test_a_preprocessor_with_a_call_of_its_own_is_called(losses, trained):
+    class Own(keras_rgemma.RGemmaCausalLMPreprocessor):
+        def call(self, x, y=None, sample_weight=None, sequence_length=None):
+            seen.append(x)
+            return super().call(x, y, sample_weight, sequence_length)
+
+    seen, lm = [], trained[0]
+    loss = losses(TEXTS, method="evaluate", batch_size=BATCH)
+    lm.preprocessor = Own(tiny.tokenizer(), sequence_length=LENGTH)
+    assert lm.evaluate(TEXTS, batch_size=BATCH, verbose=0) == pytest.approx(loss, rel=1e-6)
+    assert seen
