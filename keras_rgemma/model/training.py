@@ -112,6 +112,7 @@ class Training(RecoverableSteps):
             forget_initial_epoch(self)  # Keras would keep it for the next `fit`
 
     @recovers
+    @normal_tensors()  # the variables of metrics are made here
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Computes the loss and metrics on data in any form that `fit` takes."""
         arguments = {"x": x, "y": y, "batch_size": batch_size, "sample_weight": sample_weight}
