@@ -6,13 +6,13 @@ import keras
 from keras import ops
 
 from keras_rgemma.layers.binding import unchanged
-from keras_rgemma.layers.recomputed import Recomputed
+from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.ops.places import places_of
 from keras_rgemma.ops.tokens_at import tokens_at
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class CausalConv1D(Recomputed, keras.layers.Layer):
+class CausalConv1D(RecomputedInShape, keras.layers.Layer):
     """Mixes each feature with its last values: the temporal convolution of Griffin.
 
     `y_t = bias + sum_s kernel[width - 1 - s] * x_{t-s}` over s = 0 .. width - 1, as far back as

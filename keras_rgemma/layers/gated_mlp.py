@@ -7,11 +7,11 @@ import keras
 from keras_rgemma.layers.activation import activation as activation_named
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.linear import linear
-from keras_rgemma.layers.recomputed import Recomputed
+from keras_rgemma.layers.recomputed import RecomputedInShape
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class GatedMLP(Recomputed, keras.layers.Layer):
+class GatedMLP(RecomputedInShape, keras.layers.Layer):
     """Computes `down(activation(gate(x)) * up(x))` of three biased linear maps.
 
     Griffin (arXiv 2402.19427), section 2.2. Gate and up are two matrices [D, M]: XLA on

@@ -7,14 +7,14 @@ from keras import ops
 
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.linear import linear
-from keras_rgemma.layers.recomputed import Recomputed
+from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.ops.places import places_of
 from keras_rgemma.ops.rope import apply_rotation
 from keras_rgemma.ops.window_attention import updated_ring, window_attention
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class LocalAttention(Recomputed, keras.layers.Layer):
+class LocalAttention(RecomputedInShape, keras.layers.Layer):
     """Attends from each token to itself and the W tokens before it in its document.
 
     Griffin (arXiv 2402.19427), section 2.3. Query, key and value have no bias, the output has one.

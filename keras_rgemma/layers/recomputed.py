@@ -30,5 +30,18 @@ class Recomputed:
         return lambda *_, **__: recomputed(*(arguments[i] for i in places))
 
 
+class RecomputedInShape(Recomputed):
+    """Mixin as `Recomputed`, for a layer whose output has the shape of its first input.
+
+    `keras.RematScope(mode="larger_than")` asks for the shape while a program is traced, where Keras
+    cannot trace a layer to find it.
+    """
+
+    def compute_output_spec(self, x, places=None, state=None, return_state=False):
+        if return_state:
+            return super().compute_output_spec(x, places, state, return_state)
+        return keras.KerasTensor(tuple(x.shape), self.compute_dtype)
+
+
 def _is_differentiable(x):
     return ops.is_tensor(x) and keras.backend.is_float_dtype(x.dtype)

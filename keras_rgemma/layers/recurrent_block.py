@@ -8,13 +8,13 @@ from keras_rgemma.layers.activation import activation as activation_named
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.linear import linear
-from keras_rgemma.layers.recomputed import Recomputed
+from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.layers.rg_lru import RGLRU
 from keras_rgemma.state.records import RecurrentState
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RecurrentBlock(Recomputed, keras.layers.Layer):
+class RecurrentBlock(RecomputedInShape, keras.layers.Layer):
     """Computes `linear_out(activation(linear_y(x)) * rg_lru(conv_1d(linear_x(x))))`.
 
     Griffin (arXiv 2402.19427), section 2.3 and figure 2b.

@@ -10,7 +10,6 @@ from keras_rgemma.config import RECURRENT
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.local_attention import LocalAttention
-from keras_rgemma.layers.recomputed import Recomputed
 from keras_rgemma.layers.recurrent_block import RecurrentBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
 from keras_rgemma.ops.places import places_of
@@ -18,7 +17,7 @@ from keras_rgemma.shapes import check_same_rows
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class ResidualBlock(Recomputed, keras.layers.Layer):
+class ResidualBlock(keras.layers.Layer):
     """Computes `r = x + temporal(norm(x)); y = r + mlp(norm(r))`.
 
     Griffin (arXiv 2402.19427), section 2.1 and figure 2a. The temporal block is a
@@ -88,7 +87,15 @@ class ResidualBlock(Recomputed, keras.layers.Layer):
         self.mlp_block.build(input_shape)
         self.built = True
 
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        is_chosen = super().rematerialized_call(layer_call, *args, **kwargs) is not layer_call
+        return functools.partial(self._call, _remat) if is_chosen else layer_call
+
     def call(self, x, places=None, state=None, return_state=False, training=None):
+        recompute = _remat if self.gradient_checkpointing and training else unchanged
+        return self._call(recompute, x, places, state, return_state, training)
+
+    def _call(self, recompute, x, places=None, state=None, return_state=False, training=None):
         if places is None:
             ones = ops.ones_like(x[:, :, 0], dtype="int32")
             places = ops.cumsum(ones, axis=1) - 1
@@ -99,7 +106,7 @@ class ResidualBlock(Recomputed, keras.layers.Layer):
             unchanged,
             # Dropout is not recomputed, so that its seed moves on once.
             drop=lambda x: self.residual_dropout(x, training=training),
-            recompute=_remat if self.gradient_checkpointing and training else unchanged,
+            recompute=recompute,
         )
         return block(ops.cast(x, self.compute_dtype), places, state, return_state)
 

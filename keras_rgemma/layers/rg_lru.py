@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.block_diagonal import block_diagonal_dense, from_blocks, to_blocks
-from keras_rgemma.layers.recomputed import Recomputed
+from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
 from keras_rgemma.ops.places import places_of
@@ -36,7 +36,7 @@ class RecurrenceInitializer(keras.initializers.Initializer):
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGLRU(Recomputed, keras.layers.Layer):
+class RGLRU(RecomputedInShape, keras.layers.Layer):
     """Computes the recurrence of Griffin: gated input, gated decay, one product a step.
 
     ```

@@ -6,10 +6,11 @@ import keras
 from keras import ops
 
 from keras_rgemma.layers.binding import unchanged
+from keras_rgemma.layers.recomputed import RecomputedInShape
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RMSNorm(keras.layers.Layer):
+class RMSNorm(RecomputedInShape, keras.layers.Layer):
     """Divides x by the root of its mean square and multiplies by `1 + scale`.
 
     `x * rsqrt(mean(x^2) + epsilon) * (1 + scale)`, in float32 whatever the compute dtype; `scale`

@@ -215,7 +215,9 @@ def test_a_wrapper_counts_everywhere_and_is_trained(tmp_path):
     for name in ("logits", "score", "loss", "score of more"):
         assert np.abs(np.array(after[name]) - before[name]).max() > 1e-3, name
     # The same scale in one pass, as `fit` computes it, and token by token.
-    np.testing.assert_allclose(after["logits"], after["score"], **CLOSE)
+    # Two programs of float32 that add up in other orders, next to the largest logit.
+    largest = np.abs(after["score"]).max()
+    np.testing.assert_allclose(after["logits"], after["score"], 0, 1e-5 * largest)
     lm.compile(sgd())
     lm.fit([TEXT], verbose=0)
     assert float(tiny.numpy(wrapper.scale)) != 1.5
