@@ -161,7 +161,10 @@ class Scoring:
         return ops.reshape(losses, ops.shape(token_ids))
 
     def _quantized_losses(self, hidden, labels):
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+        # Keras converts labels, too, to the loss' dtype: floatx may have no number for a token id.
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction="none", dtype="float32"
+        )
         chunks = in_chunks(hidden, labels, self.backbone.vocabulary_size)
         losses = ops.map(lambda chunk: loss(chunk[1], self.compute_logits(chunk[0])), chunks)
         return ops.reshape(losses, (-1,))[: ops.shape(labels)[0]]

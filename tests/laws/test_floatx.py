@@ -1,5 +1,8 @@
 """What a model computes follows from its dtype policy, whatever `keras.config.floatx` is."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import tiny
 
 IDS = np.array([[2, 260, 301, 302, 33, 300, 7], [2, 299, 12, 310, 0, 0, 0]])
 MASK = (IDS > 0).astype("int32")
+RATE = 0.125  # Keras' optimizers keep theirs in floatx, which has no 0.1
 # Each floatx and each policy at least once, and each floatx beside a policy of another width.
 PAIRS = [
     ("bfloat16", "float32"),
@@ -31,7 +35,7 @@ def model(policy, **sizes):
     lm = keras_rgemma.RGemmaCausalLM(
         tiny.randomize(tiny.backbone(dtype=policy, **sizes)), tiny.preprocessor(16)
     )
-    lm.compile(keras.optimizers.SGD(0.1))
+    lm.compile(keras.optimizers.SGD(RATE))
     return lm
 
 
@@ -45,7 +49,7 @@ def results(policy):
         " fox", state=state, max_new_tokens=4, stop_token_ids=None, return_state=True
     )
     assert later[[0, 0]].batch_size == 2
-    lm.compile(keras.optimizers.SGD(0.1), sampler="beam")
+    lm.compile(keras.optimizers.SGD(RATE), sampler="beam")
     beams = lm.generate("The quick", max_new_tokens=4, stop_token_ids=None)
     found = {
         "logits": lm.score(**inputs),
@@ -59,7 +63,7 @@ def results(policy):
         [(tiny.numpy(w) - b).ravel() for w, b in zip(lm.weights, before, strict=True)]
     )
     lm.backbone.enable_lora(2)
-    lm.compile(keras.optimizers.SGD(0.1))
+    lm.compile(keras.optimizers.SGD(RATE))
     lm.fit({"prompts": ["What is"], "responses": [" a river?"]}, verbose=0)
     found["B"] = np.concatenate(
         [tiny.numpy(weight).ravel() for weight in lm.trainable_weights if "lora" in weight.path]
@@ -80,11 +84,26 @@ def test_floatx_changes_nothing(floatx, policy):
         np.testing.assert_allclose(found[name], values, 1e-5, 1e-6, err_msg=name)
 
 
-def test_the_default_policy_is_that_of_floatx():
-    keras.config.set_floatx("bfloat16")
-    lm = model(None)
-    assert lm.dtype_policy.name == "bfloat16"
-    assert {keras.backend.standardize_dtype(weight.dtype) for weight in lm.weights} == {"bfloat16"}
+QUICKSTART = """
+import keras
+
+keras.config.set_floatx("bfloat16")
+import keras_rgemma
+
+lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en")
+assert lm.dtype_policy.name == "bfloat16"
+assert {keras.backend.standardize_dtype(weight.dtype) for weight in lm.weights} == {"bfloat16"}
+lm.generate("In the beginning", max_new_tokens=2)
+lm.preprocessor.sequence_length = 8
+lm.backbone.enable_lora(2)
+lm.fit(["a b"], verbose=0)
+"""
+
+
+def test_the_first_lines_of_googles_quickstart():
+    """Before anything else, as the default policy follows floatx only then."""
+    done = subprocess.run([sys.executable, "-c", QUICKSTART], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("floatx", ["float32", "float16", "bfloat16"])
@@ -97,7 +116,7 @@ def test_the_loss_of_a_quantized_head_with_many_tokens(floatx):
     ids = random.randint(33_000, 40_000, (2, 5)).astype("int32")
     inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
     labels = np.roll(ids, -1, axis=1)
-    lm.compile(keras.optimizers.SGD(0.1))
+    lm.compile(keras.optimizers.SGD(RATE))
     found = lm.evaluate(inputs, labels, verbose=0)[0]
     losses = lm.score(**inputs, scoring_mode="loss", target_ids=labels)
     logits = np.asarray(tiny.numpy(lm.score(**inputs)), "float64")
