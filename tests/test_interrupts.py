@@ -13,6 +13,14 @@ from keras_rgemma.interrupts import held_interrupts
 pytestmark = backend_independent
 
 
+@pytest.fixture(autouse=True)
+def default_handler():
+    """Python's own handler, which a process in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_it_comes_at_the_end_of_the_block():
     done = []
     with pytest.raises(KeyboardInterrupt), held_interrupts():

@@ -1,6 +1,7 @@
 """Turns the arguments of `fit`, `evaluate` and `predict` with examples into those of Keras."""
 
 import contextlib
+import warnings
 
 import keras
 import numpy as np
@@ -150,8 +151,14 @@ def _read(
     if steps is None:
         check_ends(x, "An epoch would not end, either")
     read = {**arguments, "y": None}
-    if "shuffle" in arguments or "validation_data" in arguments:
-        read["shuffle"] = False  # else Keras warns that it does not shuffle datasets
+    if "validation_data" in arguments:  # of `fit`
+        if arguments.get("shuffle"):
+            warnings.warn(
+                "`shuffle=True` was passed, but what is read lazily keeps its order: shuffle "
+                "the source itself.",
+                stacklevel=2,
+            )
+        read["shuffle"] = False  # else Keras warns, whatever was passed
     if is_spec_of_rows(x) and batch_size is None:
         return read
     settings = {"packing": packing, "lost": lost, "is_kept": is_kept, "default": default}

@@ -4,6 +4,7 @@ import contextvars
 
 from keras import ops
 
+from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.keras_internals.saving import open_weights, saved_optimizer_size
 
 # Whether weights alone are being loaded, and no model with its optimizer.
@@ -43,7 +44,8 @@ class OptimizerState:
             size = saved_optimizer_size(store)
             is_new = not int(ops.convert_to_numpy(optimizer.iterations.value))
             if is_new and size == _size_before_build(optimizer) < len(optimizer.variables):
-                self.optimizer = _unbuilt(optimizer)
+                with normal_tensors():
+                    self.optimizer = _unbuilt(optimizer)
         super().load_own_variables(store)
 
 

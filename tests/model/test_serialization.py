@@ -18,6 +18,7 @@ from keras_rgemma.layers.block_diagonal import BlockDiagonal
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.document_places import DocumentPlaces
 from keras_rgemma.layers.document_positions import DocumentPositions
+from keras_rgemma.layers.embedding import ReversibleEmbedding
 from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.linear import Linear
 from keras_rgemma.layers.local_attention import LocalAttention
@@ -191,6 +192,7 @@ LAYERS = {
     "DocumentPlaces": [(DocumentPlaces, {"rope": [100.0, 4]})],
     "DocumentPositions": [(DocumentPositions, {})],
     "GatedMLP": [(GatedMLP, MLP)],
+    "ReversibleEmbedding": [(ReversibleEmbedding, {"input_dim": 9, "output_dim": 24})],
     "Linear": [(Linear, {"units": 24, "use_bias": False})],
     "LocalAttention": [(LocalAttention, ATTENTION)],
     "RGLRU": [(RGLRU, {"num_blocks": 2})],

@@ -75,6 +75,14 @@ class Model:
         return self.lm
 
 
+@pytest.fixture(autouse=True)
+def default_handler():
+    """Python's own handler, which a process in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def model():
     return Model()
