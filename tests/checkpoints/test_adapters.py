@@ -72,7 +72,7 @@ def text_there(model, lm):
     ids = [tokenizer.start_token_id, *tokenizer.token_id_rows([PROMPT])[0]]
     forget(model)
     out = model.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False)
-    return lm.preprocessor.text_of(out.tolist())[0]
+    return lm.preprocessor.text_of(out.tolist())[0].removesuffix("<end_of_turn>")
 
 
 @pytest.fixture(scope="module", params=FORMS)
