@@ -60,7 +60,9 @@ def search(
         hidden, state = model.step(token[:, None], active[:, None], state)
         logits = model.compute_logits(hidden[:, 0])
         # Only the filler is possible for a row that has ended.
-        forced = ops.where(ops.arange(logits.shape[-1], dtype="int32") == filler, 0.0, -float("inf"))
+        forced = ops.where(
+            ops.arange(logits.shape[-1], dtype="int32") == filler, 0.0, -float("inf")
+        )
         logits = ops.where(ended[:, None], ops.cast(forced, logits.dtype), logits)
         return logits, hidden[:, 0], (state, budget - 1, ended)
 

@@ -16,7 +16,6 @@ RATE = 0.125  # Keras' optimizers keep theirs in floatx, which has no 0.1
 # Each floatx and each policy at least once, and each floatx beside a policy of another width.
 PAIRS = [
     ("bfloat16", "float32"),
-    ("bfloat16", "bfloat16"),
     ("float16", "bfloat16"),
     ("float16", "float16"),
     ("bfloat16", "mixed_float16"),
@@ -68,7 +67,9 @@ def results(policy):
     found["B"] = np.concatenate(
         [tiny.numpy(weight).ravel() for weight in lm.trainable_weights if "lora" in weight.path]
     )
-    assert np.abs(found["step"]).max() > 0 and np.isfinite(lm.evaluate(["a"], verbose=0)).all()
+    assert np.abs(found["step"]).max() > 0
+    # In 16 bits Keras on TensorFlow returns tensors here, of which NumPy makes no array.
+    assert np.isfinite([float(x) for x in lm.evaluate(["a"], verbose=0)]).all()
     arrays = {name: np.asarray(tiny.numpy(x), "float32") for name, x in found.items()}
     return arrays, [texts, rest, beams]
 
