@@ -26,7 +26,6 @@ from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone_lora import BackboneLoRA
 from keras_rgemma.model.backbone_state import BackboneState
 from keras_rgemma.model.keras_model import KerasModel
-from keras_rgemma.model.quantizable import quantizable
 from keras_rgemma.shapes import check_keywords
 
 
@@ -267,13 +266,6 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
     def export_to_transformers(self, path, dtype=None, overwrite=False):
         """Writes weights and config, as `RGemmaCausalLM.export_to_transformers` does."""
         export(self, None, path, "transformers", dtype, overwrite)
-
-    def quantize(self, mode=None, config=None, **kwargs):
-        """Rounds the weights, as `RGemmaCausalLM.quantize` does."""
-        calibration.check(self, mode)
-        kwargs["filters"] = quantizable(kwargs.get("filters"))
-        with normal_tensors():
-            super().quantize(mode, config=config, **kwargs)
 
     def get_quantization_layer_structure(self, mode):
         """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""

@@ -12,13 +12,11 @@ from keras_rgemma.generation.model import BoundModel
 from keras_rgemma.generation.programs import GenerationPrograms
 from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.lora import peft
-from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.keras_model import KerasModel
 from keras_rgemma.model.optimizer_state import OptimizerState
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.model.preset_loading import PresetLoading, check_vocabularies
-from keras_rgemma.model.quantizable import quantizable
 from keras_rgemma.model.samplers import (
     compares_hidden_states,
     is_stepwise,
@@ -153,33 +151,6 @@ class RGemmaCausalLM(CausalLM):
         """
         tokenizer = getattr(self.preprocessor, "tokenizer", None)
         export(self.backbone, tokenizer, path, "transformers", dtype, overwrite)
-
-    def quantize(self, mode=None, config=None, **kwargs):
-        """Rounds the weights, as `keras.Model.quantize` does.
-
-        GPTQ and AWQ leave embeddings and RG-LRU gates as they are.
-
-        Args:
-            mode: str: "int8", "int4", "float8", "gptq" or "awq".
-            config: the `keras.quantizers` configuration of the mode; GPTQ and AWQ need theirs.
-            **kwargs: `filters`, the choice of layers.
-
-        Raises:
-            ValueError: a layer is quantized already, or LoRA is enabled for GPTQ or AWQ.
-
-        Example:
-        ```python
-        from keras.quantizers import GPTQConfig
-
-        texts = ["The quick brown fox.", "A lighthouse stands by the sea."]
-        config = GPTQConfig(texts, lm.preprocessor.tokenizer, num_samples=8, sequence_length=32)
-        lm.quantize("gptq", config=config)
-        ```
-        """
-        calibration.check(self.backbone, mode)
-        kwargs["filters"] = quantizable(kwargs.get("filters"))
-        with normal_tensors():
-            super().quantize(mode, config=config, **kwargs)
 
     def get_quantization_layer_structure(self, mode):
         """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""

@@ -1,6 +1,8 @@
-"""Fits the models of KerasHub to PyTorch's parameters and to `keras.RematScope`."""
+"""Fits the models of KerasHub to PyTorch's parameters, `keras.RematScope` and quantization."""
 
-from keras_rgemma.keras_internals.parameters import ParametersOfVariables
+from keras_rgemma.keras_internals.parameters import ParametersOfVariables, normal_tensors
+from keras_rgemma.model import calibration
+from keras_rgemma.model.quantizable import quantizable
 
 
 class KerasModel(ParametersOfVariables):
@@ -12,3 +14,30 @@ class KerasModel(ParametersOfVariables):
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
         return layer_call
+
+    def quantize(self, mode=None, config=None, **kwargs):
+        """Rounds the weights, as `keras.Model.quantize` does.
+
+        GPTQ and AWQ leave embeddings and RG-LRU gates as they are.
+
+        Args:
+            mode: str: "int8", "int4", "float8", "gptq" or "awq".
+            config: the `keras.quantizers` configuration of the mode; GPTQ and AWQ need theirs.
+            **kwargs: `filters`, the choice of layers.
+
+        Raises:
+            ValueError: a layer is quantized already, or LoRA is enabled for GPTQ or AWQ.
+
+        Example:
+        ```python
+        from keras.quantizers import GPTQConfig
+
+        texts = ["The quick brown fox.", "A lighthouse stands by the sea."]
+        config = GPTQConfig(texts, lm.preprocessor.tokenizer, num_samples=8, sequence_length=32)
+        lm.quantize("gptq", config=config)
+        ```
+        """
+        calibration.check(self, mode)
+        kwargs["filters"] = quantizable(kwargs.get("filters"))
+        with normal_tensors():
+            super().quantize(mode, config=config, **kwargs)

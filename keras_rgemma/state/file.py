@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 from keras import ops
 
+from keras_rgemma.backend import tensor_of
 from keras_rgemma.files import new_file
 from keras_rgemma.state.fingerprint import Fingerprint
 from keras_rgemma.state.records import RECORDS, ModelState
@@ -111,9 +112,9 @@ def _state(metadata, tensors):
     for name, array in tensors.items():
         if name.startswith("layers."):
             _, number, field = name.split(".")
-            fields.setdefault(int(number), {})[field] = _to_tensor(array)
+            fields.setdefault(int(number), {})[field] = tensor_of(array)
     layers = [RECORDS[tuple(sorted(fields[i]))](**fields[i]) for i in range(len(fields))]
-    last, consumed = (_to_tensor(tensors[name]) for name in ("last_token_ids", "num_consumed"))
+    last, consumed = (tensor_of(tensors[name]) for name in ("last_token_ids", "num_consumed"))
     # A file of the version before has no checksums.
     fields = {k: metadata[k] for k in Fingerprint._fields if k in {*metadata, *_REQUIRED}}
     fingerprint = Fingerprint(**fields)
@@ -132,10 +133,6 @@ def numpy_dtype(array):
 def _to_numpy(array):
     """Converts a tensor to NumPy in its own dtype; Keras gives bfloat16 as float32 at times."""
     return ops.convert_to_numpy(array).astype(numpy_dtype(array))
-
-
-def _to_tensor(array):
-    return ops.convert_to_tensor(array, dtype=array.dtype.name)
 
 
 def _refused(path, reason):
