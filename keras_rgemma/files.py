@@ -9,6 +9,7 @@ import uuid
 
 _PARTIAL = ".partial"  # the ending of a folder's name until the folder is complete
 _DELETIONS = 100  # attempts on a folder that is still written to, a twentieth of a second apart
+_TIMES_GONE = 10  # in a row, after which nobody is taken to write to a folder any more
 # The files and folders that this package writes: a folder of these alone may be replaced.
 _REPLACEABLE_FILES = (
     "*.json",
@@ -156,7 +157,7 @@ def _delete(folder):
     for _ in range(_DELETIONS):
         shutil.rmtree(folder, ignore_errors=True)
         times_gone = 0 if folder.exists() else times_gone + 1
-        if times_gone == 3:
+        if times_gone == _TIMES_GONE:
             return
         time.sleep(0.05)
 

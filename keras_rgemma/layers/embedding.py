@@ -1,9 +1,11 @@
 """Defines the embedding, whose int4 matrix is unpacked some rows at a time."""
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_rgemma.keras_internals.layers import embedding_arrays, with_arrays
+from keras_rgemma.backend import tensor_of
+from keras_rgemma.keras_internals.layers import embedding_arrays, with_arrays, with_attributes
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
 
@@ -23,7 +25,28 @@ class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
         # With the type check Keras quantizes no subclass of its layers.
         super().quantize(mode, type_check=False, config=config)
 
+    def call(self, inputs, reverse=False):
+        if not reverse or self.logit_soft_cap is None:
+            return super().call(inputs, reverse=reverse)
+        without = with_attributes(self, logit_soft_cap=None)
+        # Not `without.call`, which may be a user's own function that calls this one.
+        return self._bounded(super(ReversibleEmbedding, without).call(inputs, reverse=True))
+
     def quantized_call(self, inputs, reverse=False, **kwargs):
+        if reverse and self.logit_soft_cap is not None:
+            without = with_attributes(self, logit_soft_cap=None)
+            return self._bounded(without._quantized_call(inputs, True, **kwargs))
+        return self._quantized_call(inputs, reverse, **kwargs)
+
+    def _bounded(self, logits):
+        """Applies `logit_soft_cap` to logits in their own dtype.
+
+        Keras makes a tensor of floatx of it, whose dtype JAX may promote beyond that of the logits.
+        """
+        cap = ops.cast(tensor_of(np.float32(self.logit_soft_cap)), logits.dtype)
+        return ops.tanh(logits / cap) * cap
+
+    def _quantized_call(self, inputs, reverse, **kwargs):
         is_plain = self.tie_weights and not self.lora_enabled
         if self.quantization_mode != "int4" or not is_plain or 0 in inputs.shape:
             return super().quantized_call(inputs, reverse=reverse, **kwargs)

@@ -59,4 +59,5 @@ def test_what_is_written_is_read_as_the_same(name, tmp_path):
         RGemmaBackbone.from_preset(tmp_path / "preset"),
         RGemmaBackbone.from_config(backbone.get_config()),
     ):
-        assert loaded.activation == loaded.transformer_layers[0].mlp_block.activation == name
+        assert loaded.activation == name
+        assert loaded.transformer_layers[0].mlp_block.get_config()["activation"] == name
