@@ -36,7 +36,8 @@ class RowDecoder:
         stop_token_ids: tuple of ints that end a row; may be empty.
         state: `ModelState` of the tokens before the rows.
         copies: int, how many rows in succession each row becomes.
-        fingerprint: `Fingerprint` of the model, if an `RGemmaState` of the rows is wanted.
+        fingerprint: function that returns the `Fingerprint` of the model as it is now, if an
+            `RGemmaState` of the rows is wanted.
     """
 
     def __init__(self, programs, rows, budgets, stop_token_ids, state, copies=1, fingerprint=None):
@@ -77,7 +78,7 @@ class RowDecoder:
 
     def rgemma_state(self):
         """Returns the `RGemmaState` of the rows."""
-        return state_of(self._fingerprint, self.last_tokens, self.state)
+        return state_of(self._fingerprint(), self.last_tokens, self.state)
 
     def next(self, size=None):
         """Writes new tokens.

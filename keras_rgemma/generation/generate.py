@@ -26,12 +26,15 @@ def start(task, batch, keeps_state, programs=None):
     rows, request = batch.rows, batch.request
     state = request.state
     if state is None:
-        fingerprint = task.fingerprint() if keeps_state else None
+        fingerprint = task.fingerprint_later() if keeps_state else None
         consumed = task.initial_state(len(rows))
     else:
         check_continues(programs)
         rows, consumed = prepend_carried_token(state, rows), consumed_by(task, state)
-        fingerprint = state.fingerprint  # `consumed_by` found it to be the model's
+
+        def fingerprint():
+            return state.fingerprint  # `consumed_by` found it to be the model's
+
     return RowDecoder(
         programs,
         rows,

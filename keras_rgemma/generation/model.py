@@ -43,6 +43,9 @@ class GenerativeModel(Model, Protocol):
     def fingerprint(self):
         """Returns the `Fingerprint` of the architecture and the weights."""
 
+    def fingerprint_later(self):
+        """Returns a function that returns the fingerprint of the weights as they are now."""
+
     def compile_key(self):
         """Returns a tuple of the objects that a compiled program depends on."""
 

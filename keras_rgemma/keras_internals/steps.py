@@ -92,8 +92,8 @@ def _whole_steps(model, function):
     """Wraps a train, test or predict function of Keras, unless it is wrapped already."""
     if isinstance(function, _WholeSteps):
         return function
-    is_jax = keras.config.backend() == "jax"
-    return (_WholeJaxSteps if is_jax else _WholeSteps)(model, function)
+    kinds = {"jax": _WholeJaxSteps, "tensorflow": _WholeTensorFlowSteps, "torch": _WholeSteps}
+    return kinds[keras.config.backend()](model, function)
 
 
 class _WholeSteps:
@@ -122,6 +122,22 @@ class _WholeSteps:
         optimizer = getattr(model, "optimizer", None)
         counters = [x for x in getattr(optimizer, "variables", ()) if len(x.shape) == 0]
         return [*model.metrics_variables, *counters]
+
+
+class _WholeTensorFlowSteps(_WholeSteps):
+    """Runs the steps of an execution after all its data are read.
+
+    TensorFlow reads the next batch beside a step, and an error there stops the step in its middle.
+    """
+
+    def __call__(self, iterator):
+        count = self.model.steps_per_execution
+        if count == 1 or isinstance(iterator, list):  # a list comes from `predict`
+            return super().__call__(iterator)
+        batches = list(itertools.islice(iterator, count))
+        if not batches:
+            raise StopIteration
+        return super().__call__(iter(batches))
 
 
 class _WholeJaxSteps(_WholeSteps):

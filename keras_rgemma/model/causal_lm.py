@@ -28,7 +28,7 @@ from keras_rgemma.model.text_generation import TextGeneration
 from keras_rgemma.model.training import Training
 from keras_rgemma.shapes import check_keywords
 from keras_rgemma.state import records
-from keras_rgemma.state.fingerprint import fingerprint
+from keras_rgemma.state.fingerprint import fingerprint, fingerprint_later
 
 
 class CausalLM(
@@ -219,6 +219,10 @@ class RGemmaCausalLM(CausalLM):
     def fingerprint(self):
         """Returns the `state.fingerprint.Fingerprint` of the architecture and the weights."""
         return fingerprint(self.backbone)
+
+    def fingerprint_later(self):
+        """Returns a function that returns the fingerprint of the weights as they are now."""
+        return fingerprint_later(self.backbone)
 
     def step(self, token_ids, padding_mask, state, has_begun=False):
         """Consumes more tokens of each row: see `RGemmaBackbone.step`."""

@@ -1,6 +1,7 @@
 """Identifies a model by its architecture and by checksums of its weights."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import NamedTuple
@@ -60,11 +61,27 @@ def fingerprint(backbone, counts=lambda name: True):
         backbone: `RGemmaBackbone`.
         counts: function of the last part of a weight's path; False leaves that weight out.
     """
-    config = backbone.config.to_dict()
-    sizes = {name: value for name, value in config.items() if name not in _TRAINING}
     weights = [w for w in backbone.weights if counts(w.path.rpartition("/")[2])]
+    return _fingerprint(backbone.config, weights, [weight.value for weight in weights])
+
+
+def fingerprint_later(backbone):
+    """Returns a function that returns the `Fingerprint` of the weights as they are now.
+
+    Where it is computed anew each time, as on TensorFlow, it is computed only when it is asked for.
+    """
+    weights = backbone.weights
+    values = backend_module("keras_rgemma.state").unchanging([weight.value for weight in weights])
+    if values is None:
+        now = fingerprint(backbone)
+        return lambda: now
+    return functools.cache(functools.partial(_fingerprint, backbone.config, weights, values))
+
+
+def _fingerprint(config, weights, values):
+    """Computes the `Fingerprint` of weights that have these values."""
+    sizes = {name: value for name, value in config.to_dict().items() if name not in _TRAINING}
     strides = [tuple(-(-size // _SAMPLES) for size in weight.shape) for weight in weights]
-    values = [weight.value for weight in weights]
     samples, checksums = backend_module("keras_rgemma.state").samples_and_checksums(values, strides)
     sampled, covered = hashlib.sha256(), hashlib.sha256()
     for weight, sample, checksum in zip(weights, samples, checksums, strict=True):

@@ -13,11 +13,23 @@ from keras_rgemma.state.checksum import (
 )
 
 
+def unchanging(values):
+    """Reads variables: later assignments leave what was read as it is, without a copy before.
+
+    Args:
+        values: list of `tf.Variable`.
+
+    Returns:
+        A list of tensors.
+    """
+    return [tf.convert_to_tensor(value) for value in values]
+
+
 def samples_and_checksums(values, strides):
     """Reads every so many numbers of each variable, and computes the checksum of all its numbers.
 
     Args:
-        values: list of `tf.Variable`.
+        values: list of `tf.Variable` or tensors.
         strides: list of tuples of int, one stride an axis.
 
     Returns:

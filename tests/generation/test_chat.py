@@ -190,6 +190,26 @@ def test_a_state_belongs_to_the_model_that_read_it():
         chat.send("And?")
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_state_that_is_asked_for_after_training_belongs_to_the_model_before(jit_compile):
+    lm = tiny.randomize(tiny.causal_lm(sequence_length=16))
+    jit_compile = jit_compile and keras.config.backend() != "torch"  # where it takes minutes
+    lm.compile(keras.optimizers.SGD(0.1), jit_compile=jit_compile)
+    before = lm.fingerprint()
+    stream = lm.stream("Hi", max_new_tokens=4, stop_token_ids=None)
+    next(stream)
+    lm.fit([tiny.SENTENCES[0]], verbose=0)
+    assert stream.state.fingerprint == before != lm.fingerprint()
+    stream = lm.stream("Hi", max_new_tokens=4, stop_token_ids=None)
+    next(stream)
+    before = lm.fingerprint()
+    embeddings = lm.backbone.token_embedding.embeddings
+    value = tiny.numpy(embeddings)
+    value[7, 3] += 1  # what no sample holds
+    embeddings.assign(value)
+    assert stream.state.fingerprint == before != lm.fingerprint()
+
+
 def test_forks_and_files_go_on_each_for_itself(lm, tmp_path):
     chat = lm.chat(max_new_tokens=6)
     chat.send(MESSAGES[0])
