@@ -129,6 +129,8 @@ def _read(
         default: int or None, the batch size of single examples if `batch_size` is None.
         has_row_each: bool, whether each example has its row, be there a loss or none.
     """
+    if not preprocessor.built:
+        preprocessor.build(None)  # Keras traces a model with a layer that is not, in each call
     x, y, sample_weight = (arguments[name] for name in ("x", "y", "sample_weight"))
     if isinstance(x, tuple) and is_prepared(x) and y is None and sample_weight is None:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(x)

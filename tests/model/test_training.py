@@ -147,6 +147,18 @@ def test_predict_takes_texts_and_arrays_in_every_form(lm):
         np.testing.assert_allclose(received, expected, atol=1e-5)
 
 
+def test_a_model_is_not_traced_in_each_call():
+    lm = tiny.causal_lm(sequence_length=8)
+    calls = tiny.calls_of([lm])
+    lm.predict(tiny.SENTENCES[:1], verbose=0)
+    assert len(calls) == 1
+    for run in (lm.evaluate, lm.fit, lm.predict):
+        run(tiny.SENTENCES[:1], verbose=0)
+        calls.clear()
+        run(tiny.SENTENCES[:1], verbose=0)
+        assert len(calls) == (keras.config.backend() == "torch"), run
+
+
 def test_labels_at_pads_count_for_nothing(lm):
     lm.preprocessor = None
     x, y, weight = arrays()
