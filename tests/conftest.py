@@ -27,10 +27,8 @@ def seeded():
         keras.utils.set_random_seed(0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def quick_collections():
     """Keras collects garbage for every weight it quantizes: let it look at new objects alone."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

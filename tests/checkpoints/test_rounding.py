@@ -16,7 +16,6 @@ from keras_rgemma.lora.backbone import lora_layers_by_path
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning"),
-    pytest.mark.usefixtures("quick_collections"),
 ]
 # One layer of each kind; several groups of 128 a row in int4, the last one cut.
 SIZES = {"hidden_dim": 272, "intermediate_dim": 36, "lru_dim": 24, "head_dim": 8}

@@ -16,10 +16,6 @@ PROMPTS = ("The quick", "In the beginning")
 LIMIT = 4
 INT8 = ["ffw_up", "a_gate"]
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_collections"),
-]
-
 
 def new():
     """A model with LoRA on every layer, of which some are in int8; the same one in every call."""

@@ -15,7 +15,6 @@ pytestmark = [
     pytest.mark.skipif(
         keras.config.backend() != "torch", reason="other backends compile the layers themselves"
     ),
-    pytest.mark.usefixtures("quick_collections"),
 ]
 # Orders of summation differ; in half precision and in integers a rounding step may, too.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.06, "mixed_bfloat16": 0.06}

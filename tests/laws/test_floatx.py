@@ -53,7 +53,6 @@ def results(policy):
     found = {
         "logits": lm.score(**inputs),
         "losses": lm.score(**inputs, scoring_mode="loss", target_ids=np.roll(IDS, -1, axis=1)),
-        "prediction": lm.predict(["The quick"], verbose=0),
         "state": keras.tree.flatten(later)[-1],
     }
     before = [tiny.numpy(weight) for weight in lm.weights]

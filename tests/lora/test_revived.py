@@ -18,10 +18,6 @@ TARGETS = ["ffw_up", "a_gate", "query"]
 EPOCHS = 2
 TEXTS = [f"text number {i} of many" for i in range(4)]
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_collections"),
-]
-
 
 def new(mode=None, **overrides):
     """A model with LoRA, on layers in int8 if that is the mode; the same one in every call."""

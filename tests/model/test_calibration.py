@@ -25,7 +25,6 @@ METHODS = {
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.usefixtures("quick_collections"),
 ]
 
 

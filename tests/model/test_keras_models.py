@@ -178,35 +178,43 @@ def outputs(lm):
     }
 
 
-@pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("whole_list", [False, True])
-def test_a_wrapper_that_passes_everything_on_changes_nothing(index, whole_list, tmp_path):
+@pytest.fixture(scope="module")
+def plain():
+    """A model without wrappers, and what it says."""
     lm = tiny.wordy(tiny.causal_lm())
-    expected = outputs(lm)
-    if whole_list:
-        lm.backbone.transformer_layers = [Passing(x) for x in lm.backbone.transformer_layers]
+    return lm, outputs(lm)
+
+
+@pytest.mark.parametrize("where", [0, 1, "the whole list"])
+def test_a_wrapper_that_passes_everything_on_changes_nothing(plain, where, tmp_path):
+    lm = tiny.causal_lm()
+    lm.set_weights(plain[0].get_weights())
+    expected = plain[1]
+    if where in (0, 1):
+        wrapped(lm, Passing, where)
     else:
-        wrapped(lm, Passing, index)
+        lm.backbone.transformer_layers = [Passing(x) for x in lm.backbone.transformer_layers]
     found = outputs(lm)
     for name, value in expected.items():
         if isinstance(value, str):
             assert found[name] == value, name
         else:
             np.testing.assert_allclose(found[name], value, err_msg=name, **CLOSE)
-    plain = tiny.causal_lm()
-    plain.set_weights(lm.get_weights())
-    for model in (plain, lm):
+    like = tiny.causal_lm()
+    like.set_weights(lm.get_weights())
+    for model in (like, lm):
         model.compile(sgd())
         model.fit([TEXT], verbose=0)
-    same_weights(lm, plain)
+    same_weights(lm, like)
     lm.save_to_preset(tmp_path / "preset")
     loaded = keras_rgemma.RGemmaCausalLM.from_preset(tmp_path / "preset")
     same_weights(loaded, lm)
 
 
-def test_a_wrapper_counts_everywhere_and_is_trained(tmp_path):
-    lm = tiny.wordy(tiny.causal_lm())
-    before = outputs(lm)
+def test_a_wrapper_counts_everywhere_and_is_trained(plain, tmp_path):
+    lm = tiny.causal_lm()
+    lm.set_weights(plain[0].get_weights())
+    before = plain[1]
     wrapper = wrapped(lm, Scaled, 0)  # the last norm would undo it behind the last block
     lm.evaluate([TEXT], verbose=0)
     assert any(weight is wrapper.scale for weight in lm.trainable_weights)

@@ -12,10 +12,6 @@ from keras_rgemma import RGemmaBackbone, RGemmaCausalLM
 LINEAR = tiny.LINEAR
 PROMPT = np.array([[2, 300, 301], [2, 302, 303]], "int32")
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_collections"),
-]
-
 
 def logits(model, token_ids=None):
     inputs = tiny.arrays()
