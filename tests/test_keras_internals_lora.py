@@ -1,6 +1,9 @@
 """Keras still does what LoRA, quantized layers and training need of its private names."""
 
+import contextlib
+import gc
 import json
+import weakref
 
 import keras
 import numpy as np
@@ -39,6 +42,35 @@ def test_variables_that_were_created_trainable_are_known_when_they_are_frozen(de
     optimizer = keras.optimizers.SGD()
     optimizer.build([dense.bias])
     assert layers.variables_created_trainable(optimizer) == [dense.bias]
+
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_garbage_is_collected_among_new_objects_alone(error):
+    old = Cycle()
+    reference = weakref.ref(old)
+    gc.unfreeze()
+    with contextlib.suppress(RuntimeError), layers.small_collections():
+        del old
+        new = weakref.ref(Cycle())
+        gc.collect()
+        assert reference() is not None and new() is None
+        if error:
+            raise error
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert reference() is None
+
+
+def test_what_others_have_frozen_stays_frozen():
+    gc.freeze()
+    with layers.small_collections():
+        pass
+    assert gc.get_freeze_count()
 
 
 def test_variables_are_removed(dense):

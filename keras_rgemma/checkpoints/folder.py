@@ -24,6 +24,7 @@ from keras_rgemma.checkpoints.rounding import Rounding
 from keras_rgemma.checkpoints.unwrapped import Unwrapped
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import read_json
+from keras_rgemma.keras_internals.layers import small_collections
 
 # Files of weights in a folder with a config.
 _WEIGHTS = ("*.safetensors", "*.weights.h5", "*.bin")
@@ -76,7 +77,8 @@ class Checkpoint:
         if not quantize:
             return load(config, self.open_weights(), make)
         rounding = Rounding(quantize, kwargs.get("dtype"))
-        return load(config, self.open_weights(), lambda: rounding.make(make), rounding)
+        with small_collections():
+            return load(config, self.open_weights(), lambda: rounding.make(make), rounding)
 
 
 def open_checkpoint(path):

@@ -1,5 +1,8 @@
 """Reaches layers inside of layers, and the private parts of linear layers."""
 
+import contextlib
+import gc
+
 import keras
 from keras import ops
 from keras.src.backend.common.variables import AutocastScope
@@ -46,6 +49,23 @@ def remove_variables(layer, names):
         layer._untrack_variable(getattr(layer, name))
         setattr(layer, name, None)
     layer._tracker.lock()
+
+
+@contextlib.contextmanager
+def small_collections():
+    """Lets Python collect garbage only among the objects that are made inside of the block.
+
+    Keras 3.15 collects garbage whenever a layer loses a weight, for half a second each time in a
+    process with as many objects as JAX, TensorFlow and PyTorch bring.
+    """
+    if gc.get_freeze_count():  # somebody else's, and theirs to end
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def kernel_variable(layer):

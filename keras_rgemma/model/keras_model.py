@@ -1,5 +1,6 @@
 """Fits the models of KerasHub to PyTorch's parameters, `keras.RematScope` and quantization."""
 
+from keras_rgemma.keras_internals.layers import small_collections
 from keras_rgemma.keras_internals.parameters import ParametersOfVariables, normal_tensors
 from keras_rgemma.model import calibration
 from keras_rgemma.model.quantizable import quantizable
@@ -39,5 +40,5 @@ class KerasModel(ParametersOfVariables):
         """
         calibration.check(self, mode)
         kwargs["filters"] = quantizable(kwargs.get("filters"))
-        with normal_tensors():
+        with normal_tensors(), small_collections():
             super().quantize(mode, config=config, **kwargs)

@@ -1,6 +1,8 @@
 """Quantization, as KerasHub does it: what it reaches, and what is left of the model."""
 
+import gc
 import json
+import weakref
 
 import keras
 import numpy as np
@@ -53,6 +55,19 @@ def test_a_model_can_be_quantized_before_its_first_use():
 
 
 # === Quantization ===
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_the_memory_of_a_weight_is_free_when_it_is_rounded(mode, monkeypatch):
+    """Without a collection of garbage, which looks at new objects alone then."""
+    lm = tiny.causal_lm(None)
+    weights = [weight for weight in lm.weights if weight.path.rpartition("/")[0] in tiny.LINEAR]
+    values = [weakref.ref(w.value) for w in weights if w.path.endswith("kernel")]
+    assert values
+    del weights
+    monkeypatch.setattr(gc, "collect", lambda: None)
+    lm.quantize(mode)
+    assert not [value for value in values if value() is not None]
 
 
 def test_every_linear_layer_and_the_embedding_are_quantized(quantized):
