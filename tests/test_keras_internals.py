@@ -404,6 +404,32 @@ def test_tensorflow_is_started_and_its_graphs_are_left():
     assert bool(graph())
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"validation_split": 0.25}, {"shuffle": False}])
+def test_arrays_are_shuffled_anew_in_each_epoch(kwargs):
+    if keras.config.backend() != "tensorflow":
+        pytest.skip("what TensorFlow does with arrays")
+    from keras_rgemma.keras_internals import tensorflow
+
+    x = np.arange(8, dtype="float32")
+    given = {"x": {"a": x}, "y": -x, "sample_weight": None, "batch_size": 4} | kwargs
+    arguments = tensorflow.shuffled_in_each_epoch({**given, "validation_data": None})
+    if kwargs == {"shuffle": False}:
+        assert arguments == {**given, "validation_data": None}
+        return
+    dataset = arguments["x"].get_tf_dataset()
+    orders = []
+    for _ in range(4):
+        batches = [keras.tree.map_structure(np.array, batch) for batch in dataset]
+        found = np.concatenate([inputs["a"] for inputs, _ in batches])
+        np.testing.assert_array_equal(np.concatenate([label for _, label in batches]), -found)
+        orders.append(tuple(found))
+    trained = 6 if kwargs else 8
+    assert len(set(orders)) > 1 and {tuple(sorted(x)) for x in orders} == {tuple(range(trained))}
+    if kwargs:
+        held_out, labels, _ = arguments["validation_data"]
+        assert held_out["a"].tolist() == [6, 7] and np.array(labels).tolist() == [-6, -7]
+
+
 def test_prompts_are_made_by_the_mixin_in_python_and_in_graphs():
     preprocessor = SevensPreprocessor(SevensTokenizer(tiny.proto()))
     found = preprocessor.generate_preprocess(["a b"], sequence_length=5)

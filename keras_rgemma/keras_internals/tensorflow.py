@@ -1,8 +1,11 @@
-"""Starts TensorFlow, and steps out of its graphs."""
+"""Starts TensorFlow, steps out of its graphs, and shuffles arrays anew in each epoch."""
 
 import functools
 
+import keras
 import tensorflow as tf
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 from keras_rgemma.startup import without_startup_lines
 
@@ -17,3 +20,45 @@ def start():
 def outside_of_graphs():
     """Returns a context in which objects outlive the graph that is being traced."""
     return tf.init_scope()
+
+
+def shuffled_in_each_epoch(arguments):
+    """Replaces arrays among the arguments of `keras.Model.fit` that are to be shuffled.
+
+    Keras 3.15 shuffles in a function of tf.data, which begins anew with each epoch: with a seed
+    set, every epoch has the same order.
+
+    Args:
+        arguments: dict with `x`, `y`, `sample_weight`, `batch_size` and `validation_data`.
+    """
+    is_of_arrays = all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(arguments["x"]))
+    if not is_of_arrays or arguments.get("shuffle", True) in (False, "batch"):
+        return arguments
+    data = tuple(arguments[name] for name in ("x", "y", "sample_weight"))
+    changes = {"y": None, "sample_weight": None, "batch_size": None, "shuffle": False}
+    if arguments.get("validation_split") and arguments["validation_data"] is None:
+        data, held_out = train_validation_split(data, arguments["validation_split"])
+        changes |= {"validation_data": held_out, "validation_split": 0.0}
+        changes["validation_batch_size"] = (
+            arguments.get("validation_batch_size") or arguments["batch_size"]
+        )
+    steps = arguments.get("steps_per_epoch")
+    changes["x"] = _ShuffledArrays(*data, batch_size=arguments["batch_size"], steps=steps)
+    return {**arguments, **changes}
+
+
+class _ShuffledArrays(ArrayDataAdapter):
+    """Adapter that stands for `x` in `keras.Model.fit`, whose epochs have different orders."""
+
+    def get_tf_dataset(self):
+        arrays = keras.tree.map_structure(tf.convert_to_tensor, self._inputs)
+        rows = tf.data.Dataset.range(self._num_samples).shuffle(self._num_samples)
+        dataset = rows.batch(self._batch_size).map(
+            lambda rows: keras.tree.map_structure(lambda array: tf.gather(array, rows), arrays),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = (
+            tf.data.experimental.AutoShardPolicy.DATA
+        )
+        return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_rgemma.backend import backend_module
 from keras_rgemma.keras_internals.data_adapters import BatchesAdapter
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
 from keras_rgemma.text.batches import Batches, check_ends, complete
@@ -34,6 +35,14 @@ def fit_arguments(preprocessor, arguments):
             "`class_weight` weighs labels by their class, and the labels here are tokens. Weigh "
             "examples with `sample_weight`, a number for each."
         )
+    arguments, is_read = _read_for_fit(preprocessor, arguments)
+    if is_read and keras.config.backend() == "tensorflow":
+        arguments = backend_module("keras_rgemma.keras_internals").shuffled_in_each_epoch(arguments)
+    return arguments, is_read
+
+
+def _read_for_fit(preprocessor, arguments):
+    """Reads the examples as `fit_arguments` does."""
     validation = _split(arguments["validation_data"])
     if not _reads_examples(preprocessor):
         is_of_tensors = _is_of_tensors(tuple(arguments[x] for x in ("x", "y", "sample_weight")))

@@ -89,12 +89,15 @@ def test_fit_takes_texts_and_arrays_in_every_form(lm, compiled):
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_examples_are_shuffled(shuffle):
+@pytest.mark.parametrize("split", [0.0, 0.2])
+def test_examples_are_shuffled(shuffle, split):
+    keras.utils.set_random_seed(0)
     lm = tiny.randomize(tiny.causal_lm(sequence_length=16))
     lm.compile(keras.optimizers.SGD(0.0), weighted_metrics=[])
     seen = []
     each = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(logs))
-    lm.fit(TEXTS, batch_size=1, epochs=4, shuffle=shuffle, verbose=0, callbacks=[each])
+    data = {"x": [*TEXTS, TEXTS[0]] if split else TEXTS, "validation_split": split}
+    lm.fit(**data, batch_size=1, epochs=4, shuffle=shuffle, verbose=0, callbacks=[each])
     # What Keras reports is the mean of the epoch so far.
     means = np.array([logs["loss"] for logs in seen]).reshape(4, len(TEXTS))
     losses = np.diff(means * np.arange(1, 5), axis=1, prepend=0)
@@ -103,6 +106,8 @@ def test_examples_are_shuffled(shuffle):
     for found in losses:
         expected, found = (np.sort(alone), np.sort(found)) if shuffle else (alone, found)
         np.testing.assert_allclose(found, expected, rtol=1e-3)
+    orders = {tuple(np.argsort(found)) for found in losses}
+    assert (len(orders) > 1) == shuffle
 
 
 def test_fit_takes_a_grain_dataset(lm):
