@@ -1,5 +1,8 @@
 """Describes the model to GPTQ and AWQ, which round layers by their inputs."""
 
+import warnings
+
+import keras
 from keras import ops
 
 from keras_rgemma.keras_internals.calibration import CalibratedBlock
@@ -9,11 +12,21 @@ from keras_rgemma.layers.lora import CALIBRATED, lora_layers
 
 
 def check(model, mode):
-    """Raises ValueError if LoRA is enabled, which GPTQ and AWQ would round into the kernels."""
+    """Raises ValueError if LoRA is enabled, which GPTQ and AWQ would round into the kernels.
+
+    Warns where GPTQ takes long.
+    """
     if mode in CALIBRATED and lora_layers(model):
         raise ValueError(
             f"LoRA is enabled, which {mode} knows nothing of. Call `merge_lora` or `disable_lora` "
             "of the backbone before `quantize`."
+        )
+    if mode == "gptq" and keras.config.backend() == "jax":
+        warnings.warn(
+            "On JAX, GPTQ runs column by column, one operation at a time: minutes for each block "
+            "even of a small model. It is far faster with KERAS_BACKEND=torch or tensorflow: "
+            "quantize there, call `save_to_preset`, and load the preset here.",
+            stacklevel=3,
         )
 
 

@@ -1,5 +1,7 @@
 """GPTQ and AWQ: they see what goes through each layer, and their models can be kept."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from keras.src.quantizers.awq_config import AWQConfig
 
 import tiny
 from keras_rgemma import RGemmaCausalLM
+from keras_rgemma.model import calibration
 
 # One layer, of one width: Keras' calibration compiles a program for each shape and column on JAX.
 SIZES = {"num_layers": 1, "lru_dim": 16, "intermediate_dim": 16}
@@ -55,6 +58,15 @@ def saved_and_loaded(lm, folder):
     lm.save(folder / "lm.keras")
     yield RGemmaCausalLM.from_preset(folder / "preset")
     yield keras.models.load_model(folder / "lm.keras")
+
+
+@pytest.mark.parametrize("mode", ["gptq", "awq", "int8"])
+def test_what_takes_long_is_said_before(mode):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calibration.check(tiny.causal_lm(None), mode)
+    is_slow = mode == "gptq" and keras.config.backend() == "jax"
+    assert ["minutes" in str(warning.message) for warning in caught] == [True] * is_slow
 
 
 @pytest.fixture(scope="module", params=["gptq", "awq"])
