@@ -1,8 +1,11 @@
 """Continues prompts completely: the work of `generate`."""
 
+import dataclasses
+
 import numpy as np
 
 from keras_rgemma.generation.decoder import RowDecoder
+from keras_rgemma.generation.many_prompts import ManyPrompts
 from keras_rgemma.generation.outputs import (
     concatenate,
     decode_deltas,
@@ -46,6 +49,30 @@ def start(task, batch, keeps_state, programs=None):
     )
 
 
+def decode_many(task, batch, programs):
+    """Writes all new tokens of any number of prompts, some rows at a time.
+
+    Args:
+        task: `GenerativeModel`.
+        batch: `Batch` of all prompts, whose request has a `batch_size`.
+        programs: `GenerationPrograms` of the model.
+
+    Returns:
+        As `ManyPrompts.run`.
+    """
+    state, rows = batch.request.state, batch.rows
+    beginning = task.initial_state(1)
+    if state is not None:
+        check_continues(programs)
+        beginning = consumed_by(task, state)
+        rows = [prepend_carried_token(state, [row])[0] for row in rows]
+    copies = range(batch.request.copies)
+    rows = [row for row in rows for _ in copies]
+    budgets = [budget for budget in batch.budgets for _ in copies]
+    batch = dataclasses.replace(batch, rows=rows, budgets=budgets)
+    return ManyPrompts(task, programs, batch, beginning, batch.request.batch_size).run()
+
+
 def check_continues(programs):
     """Raises ValueError if the sampler of `GenerationPrograms` cannot go on from a state."""
     if programs.hidden_dim:
@@ -63,10 +90,21 @@ def generate(task, inputs, request, strip_prompt, return_state):
             f"`return_state=True` is for one batch of prompts. Received {len(batches)} batches: "
             "call `generate` for each."
         )
+    if return_state and request.batch_size:
+        raise ValueError(
+            "`return_state=True` is for one batch of prompts, and `batch_size` for any number of "
+            "them. Call `generate` without `batch_size`, or `prefill` for the states of texts."
+        )
+    programs = task.make_generate_function()
+    if request.batch_size and programs.has_own_loop:
+        batches = _in_turn(batches[0])
     outputs = []
     for batch in batches:
-        decoder = start(task, batch, keeps_state=return_state)
-        new, surplus = _decode_all(task, decoder, batch.request)
+        if batch.request.batch_size:
+            new, surplus = decode_many(task, batch, programs)
+        else:
+            decoder = start(task, batch, keeps_state=return_state, programs=programs)
+            new, surplus = _decode_all(task, decoder, batch.request)
         leaves_out = strip_prompt or batch.is_conversation
         prompts = [[] if leaves_out else row for row in batch.rows for _ in range(request.copies)]
         if batch.is_text:
@@ -85,6 +123,23 @@ def generate(task, inputs, request, strip_prompt, return_state):
     if not return_state:
         return outputs
     return outputs, decoder.rgemma_state()
+
+
+def _in_turn(batch):
+    """Splits a `Batch` into those of `batch_size` prompts, for samplers that write no single row.
+
+    Returns:
+        A list of `Batch`, whose requests have no `batch_size`.
+    """
+    size, state = batch.request.batch_size, batch.request.state
+    parts = []
+    for start in range(0, len(batch.rows), size):
+        rows, budgets = (x[start : start + size] for x in (batch.rows, batch.budgets))
+        request = dataclasses.replace(
+            batch.request, batch_size=None, state=state and state.repeat(len(rows))
+        )
+        parts.append(dataclasses.replace(batch, rows=rows, budgets=budgets, request=request))
+    return parts
 
 
 def _decode_all(task, decoder, request):

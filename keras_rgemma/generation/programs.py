@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import backend_module, tensor_of
-from keras_rgemma.generation.decode import BLOCK, NO_TOKEN, DecodeState
+from keras_rgemma.generation.decode import BLOCK, NO_TOKEN, DecodeState, put_row
 from keras_rgemma.generation.prompts import pad_right
 from keras_rgemma.generation.search import has_own_loop, search
 
@@ -127,6 +127,11 @@ class GenerationPrograms(Programs):
         self.is_stepwise = is_stepwise
         self._searches = {}
 
+    @property
+    def has_own_loop(self):
+        """Returns whether the sampler writes whole rows in a loop of its own."""
+        return has_own_loop(self._fast_sampler)
+
     def _prefill_step(self, model, token_ids, padding_mask, state):
         hidden, state = model.step(token_ids, padding_mask, state)
         return (hidden if self.hidden_dim else ()), state
@@ -189,7 +194,7 @@ class GenerationPrograms(Programs):
         most = int(max(budgets))
         if most == 0:
             return [np.zeros(0, "int32") for _ in last_tokens], state
-        if has_own_loop(self._fast_sampler):
+        if self.has_own_loop:
             return self._search(last_tokens, budgets, stop_token_ids, state, hidden), None
         budgets = np.array(budgets, "int32")
         rows = DecodeState(
@@ -201,14 +206,24 @@ class GenerationPrograms(Programs):
         stops = tensor_of(padded_stops(stop_token_ids))
         blocks = []
         for start in range(0, most, BLOCK):
-            tokens, rows = self._run_block(stops, rows, min(BLOCK, most - start))
+            tokens, rows = self.run_block(stops, rows, min(BLOCK, most - start))
             blocks.append(tokens)
             if (tokens[-1] == NO_TOKEN).all():
                 break
         columns = np.concatenate(blocks)
         return [column[column != NO_TOKEN] for column in columns.T], rows.model
 
-    def _run_block(self, stop_token_ids, rows, size):
+    def put_row(self, rows, row, one):
+        """Puts one row into a `DecodeState`, see `generation.decode.put_row`."""
+        row = ops.convert_to_tensor(row, dtype="int32")
+        return self.compiled(_put_row)(rows._replace(sampler=()), row, one)
+
+    def run_block(self, stop_token_ids, rows, size):
+        """Writes up to `size` tokens in each row, see `generation.decode.decode_block`.
+
+        Returns:
+            int32 NumPy array [N, B], the tokens, N at most `size`; and the new `DecodeState`.
+        """
         # A program on JAX changes no variable: their values go in and come out.
         is_jax = keras.config.backend() == "jax"
         variables = self._fast_sampler.variables if is_jax else ()
@@ -274,6 +289,10 @@ class GenerationPrograms(Programs):
             aligned[row, columns], known[row, columns] = states, True
         dtype = self.model.compute_dtype
         return ops.convert_to_tensor(aligned, dtype), tensor_of(known)
+
+
+def _put_row(model, rows, row, one):
+    return put_row(rows, row, one)
 
 
 def until_stop(row, stop_token_ids):

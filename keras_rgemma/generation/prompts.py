@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
-from keras_rgemma.generation.inputs import is_of_conversations, read_batches
+from keras_rgemma.generation.inputs import is_of_conversations, joined_batches, read_batches
 from keras_rgemma.generation.request import Request
 from keras_rgemma.shapes import check_one_document, check_padding_mask, check_token_ids
 from keras_rgemma.state.rgemma_state import check_rows
@@ -46,6 +46,8 @@ def read_prompts(task, inputs, request):
         A list of `Batch`, and whether the input was a single text or conversation.
     """
     inputs, is_scalar = read_batches(inputs)
+    if request.batch_size:
+        inputs = [joined_batches(inputs)]
     if request.state is not None and len(inputs) > 1:
         raise ValueError(
             f"A state holds the rows of one batch. Received {len(inputs)} batches: pass one, or "
@@ -60,11 +62,11 @@ def to_batch(task, batch, request):
     if has_messages:
         for turns in batch:
             check_ends(turns, "user", "A conversation to answer")
-        rows, state = conversation_rows(task, batch, request.state)
+        rows, state = conversation_rows(task, batch, request.state, request.shares_state)
         request = dataclasses.replace(request.of_answers(_tokenizer(task, batch)), state=state)
     else:
         rows, width = token_rows(task, batch, request.state is not None)
-    if request.state is not None:
+    if request.state is not None and not request.shares_state:
         check_rows(request.state, len(rows))
     budgets = request.budget.of([len(row) for row in rows], default_length=width)
     return Batch(rows, budgets, request, width is None, has_messages, width or 0)
@@ -110,7 +112,7 @@ def input_rows(task, inputs, state=None, continued=False):
     return rows, state
 
 
-def conversation_rows(task, conversations, state=None):
+def conversation_rows(task, conversations, state=None, shares_state=False):
     """Returns the tokens of each of several conversations.
 
     Where the last turn is the user's, the row ends with the heading of the model's answer.
@@ -119,6 +121,7 @@ def conversation_rows(task, conversations, state=None):
         task: as of `read_prompts`.
         conversations: list of lists of turns, as of `read_messages`.
         state: `RGemmaState` that the rows continue from. A turn that its text has begun is ended.
+        shares_state: bool, whether all rows continue from the one row of the state.
 
     Returns:
         A list of B int arrays, and the state for them.
@@ -127,8 +130,11 @@ def conversation_rows(task, conversations, state=None):
     beginnings = [[tokenizer.start_token_id] for _ in conversations]
     is_first = [True for _ in conversations]
     if state is not None:
-        check_rows(state, len(conversations))
+        if not shares_state:
+            check_rows(state, len(conversations))
         state, beginnings, is_first = _end_turns(tokenizer, state)
+        if shares_state:
+            beginnings, is_first = (x * len(conversations) for x in (beginnings, is_first))
     rows = []
     for ids, turns, first in zip(beginnings, conversations, is_first, strict=True):
         ids = ids + turns_token_ids(tokenizer, turns, first)

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 
 from keras_rgemma.shapes import as_array, check_token_ids
-from keras_rgemma.state.rgemma_state import RGemmaState
+from keras_rgemma.state.rgemma_state import RGemmaState, check_is_state
 
 # Samplers with a loop of their own fill a buffer of this size.
 MOST_NEW_TOKENS = 2**22
@@ -112,6 +112,7 @@ class Request:
         stop: tuple of str.
         state: `RGemmaState` that the prompts continue from, or None.
         copies: int, how many continuations each prompt gets.
+        batch_size: int, how many of any number of prompts are continued at a time; None for all.
     """
 
     budget: TokenBudget
@@ -121,6 +122,12 @@ class Request:
     stop: tuple
     state: RGemmaState | None
     copies: int
+    batch_size: int | None = None
+
+    @property
+    def shares_state(self):
+        """Returns whether the state has one row, from which all prompts continue."""
+        return self.state is not None and self.batch_size is not None
 
     @classmethod
     def of(
@@ -133,12 +140,15 @@ class Request:
         stop=None,
         state=None,
         copies=1,
+        batch_size=None,
     ):
         """Checks arguments of `generate` and returns their `Request`.
 
         Args:
             task: a `keras.Model` with `preprocessor` and `backbone`.
         """
+        if batch_size and state is not None:
+            check_one_row(state)
         sequence_length = getattr(task.preprocessor, "sequence_length", None)
         end_of_turn = getattr(getattr(task.preprocessor, "tokenizer", None), "end_token2_id", None)
         ids = read_stop_token_ids(stop_token_ids, task.preprocessor, task.backbone.vocabulary_size)
@@ -150,6 +160,7 @@ class Request:
             read_stop(stop, has_text=task.preprocessor is not None),
             state,
             copies,
+            batch_size,
         )
 
     def of_answers(self, tokenizer):
@@ -165,6 +176,16 @@ class Request:
         unwritten = set(turn_ids).intersection(ids)
         budget = self.budget.of_answers()
         return dataclasses.replace(self, budget=budget, stop_token_ids=ids, unwritten=unwritten)
+
+
+def check_one_row(state):
+    """Raises ValueError if a state has not one row, TypeError if it is no state."""
+    check_is_state(state)
+    if state.batch_size != 1:
+        raise ValueError(
+            "With `batch_size` a state of one row is the beginning of every prompt. Received a "
+            f"state of {state.batch_size} rows: pass one of them, such as `state[:1]`."
+        )
 
 
 def read_stop_token_ids(stop_token_ids, preprocessor, vocabulary_size):

@@ -21,6 +21,7 @@ class TextGeneration:
         num_return_sequences=1,
         state=None,
         return_state=False,
+        batch_size=None,
     ):
         """Continues prompts with the sampler of `compile`.
 
@@ -49,6 +50,10 @@ class TextGeneration:
                 empty. Messages begin a new turn: one that the text of the state leaves open is
                 ended first. The state does not change.
             return_state: bool, whether to return an `RGemmaState` beside the text.
+            batch_size: int, how many prompts of any number are continued at a time: when a text
+                ends, the next prompt takes its row. Results come in the order of the prompts, and a
+                bar shows how many are done. Then `state` has one row, from which every prompt
+                continues, and the batches of a dataset are joined. None continues all at once.
 
         Returns:
             A str for a str, a list of str for several; for messages the answer alone, which is what
@@ -60,7 +65,8 @@ class TextGeneration:
             ValueError: there are no prompts, a prompt is empty without a start token, a message is
                 malformed or out of turn, ids are outside of the vocabulary, the mask has another
                 shape, a limit is negative, shorter than a prompt or too large, both limits are
-                passed, or the state belongs to another model or has another number of rows.
+                passed, the state belongs to another model or has another number of rows, or
+                `batch_size` comes with `return_state`.
             TypeError: the prompts are no text; None and NaN are named with their index.
 
         Example:
@@ -70,8 +76,11 @@ class TextGeneration:
         text, state = lm.generate("In the beginning", max_new_tokens=8, return_state=True)
         lm.generate(" And", state=state, stop=".")
         lm.generate([{"role": "user", "content": "What is a river?"}], max_new_tokens=8)
+        lm.generate([f"{i} and" for i in range(9)], batch_size=4, max_new_tokens=8)
         ```
         """
+        if batch_size is not None:
+            batch_size = check_count("batch_size", batch_size)
         request = Request.of(
             self,
             max_length=max_length,
@@ -80,6 +89,7 @@ class TextGeneration:
             stop=stop,
             state=state,
             copies=check_count("num_return_sequences", num_return_sequences),
+            batch_size=batch_size,
         )
         return generate.generate(self, inputs, request, strip_prompt, return_state)
 
