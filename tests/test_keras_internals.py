@@ -280,6 +280,21 @@ def test_weights_have_their_values_in_a_callback():
     assert hasattr(model, "jax_state_sync") == (keras.config.backend() == "jax")
 
 
+def test_losses_are_reported_in_float32():
+    keras.config.set_floatx("bfloat16")
+    try:
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        model.compile("sgd", "mae")
+        training.report_loss_in_float32(model)
+        names = [metric.name for metric in model.metrics]
+        model.set_weights([np.array([[0.0]])])
+        x, y = np.zeros((600, 1)), np.r_[np.full((300, 1), 4.0), np.full((300, 1), 4.03125)]
+        assert names == ["loss"]
+        assert float(model.evaluate(x, y, batch_size=1, verbose=0)) == pytest.approx(4.015625)
+    finally:
+        keras.config.set_floatx("float32")
+
+
 def test_backups_have_their_files_and_their_progress(tmp_path):
     model, progress = compiled(), []
     backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)

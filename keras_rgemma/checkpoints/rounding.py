@@ -25,6 +25,21 @@ def check_mode(mode):
         )
 
 
+def round_loaded(model, mode):
+    """Rounds all weights of a model that a preset gave.
+
+    Raises:
+        ValueError: the preset is of a quantized model.
+    """
+    modes = {getattr(layer, "quantization_mode", None) for layer in layers_of(model)} - {None}
+    if modes:
+        raise ValueError(
+            f"This preset is quantized already, to {', '.join(sorted(modes))}: leave "
+            f"`quantize={mode!r}` out, or load a preset of the model before it was quantized."
+        )
+    model.quantize(mode)
+
+
 class Rounding:
     """Makes an `RGemmaBackbone` and rounds its layers when they get their weights.
 

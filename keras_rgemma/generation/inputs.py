@@ -18,12 +18,13 @@ def holds_numbers(inputs):
     return isinstance(inputs, numbers.Number) and not is_missing(inputs)
 
 
-def read_batches(inputs):
+def read_batches(inputs, column="text"):
     """Splits an input of `generate` into batches.
 
     Args:
         inputs: texts, as of `keras_rgemma.text.forms.read_texts`; messages, as of `read_messages`,
             or several lists of messages; a dict of arrays; or a `tf.data.Dataset` of such.
+        column: str, the name of the column or key with texts.
 
     Returns:
         A list of batches, each a list of str, a list of conversations (lists of turns) or a dict of
@@ -34,10 +35,10 @@ def read_batches(inputs):
         TypeError: the input is none of these.
     """
     if hasattr(inputs, "as_numpy_iterator"):
-        batches = [_read_batch(batch)[0] for batch in inputs.as_numpy_iterator()]
+        batches = [_read_batch(batch, column)[0] for batch in inputs.as_numpy_iterator()]
         is_scalar = False
     else:
-        batch, is_scalar = _read_batch(inputs)
+        batch, is_scalar = _read_batch(inputs, column)
         batches = [batch]
     if not batches or not all(batches):
         raise ValueError(
@@ -73,16 +74,16 @@ def joined_batches(batches):
     }
 
 
-def _read_batch(inputs):
+def _read_batch(inputs, column):
     if is_text(inputs):
         return read_texts(inputs), True
-    if is_row(inputs) and "text" not in inputs:
+    if is_row(inputs) and column not in inputs:
         # A key with the value None is the same as no key.
         inputs = {key: value for key, value in inputs.items() if value is not None}
         if "token_ids" not in inputs:
             raise ValueError(
                 "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded, or "
-                "texts under `text`; messages stand in a list. Received the keys "
+                f"texts under `{column}`; messages stand in a list. Received the keys "
                 f"{sorted(map(str, inputs))}."
             )
         return {key: as_array(value, key) for key, value in inputs.items()}, False
@@ -93,7 +94,7 @@ def _read_batch(inputs):
         if inputs and is_conversation(inputs[0]):
             names = (f"Conversation {i}" for i in range(len(inputs)))
             return list(map(_read_conversation, inputs, names)), False
-    return read_texts(inputs), False
+    return read_texts(inputs, column=column), False
 
 
 def _read_conversation(messages, what="A conversation"):

@@ -45,7 +45,7 @@ def read_prompts(task, inputs, request):
     Returns:
         A list of `Batch`, and whether the input was a single text or conversation.
     """
-    inputs, is_scalar = read_batches(inputs)
+    inputs, is_scalar = read_batches(inputs, _text_column(task))
     if request.batch_size:
         inputs = [joined_batches(inputs)]
     if request.state is not None and len(inputs) > 1:
@@ -102,7 +102,7 @@ def input_rows(task, inputs, state=None, continued=False):
     Returns:
         A list of B int arrays, and the state for them.
     """
-    batches, _ = read_batches(inputs)
+    batches, _ = read_batches(inputs, _text_column(task))
     if len(batches) > 1:
         raise ValueError(f"Expected one batch. Received {len(batches)}: pass them one by one.")
     (batch,) = batches
@@ -162,6 +162,11 @@ def _end_turns(tokenizer, state):
         state = dataclasses.replace(state, last_token_ids=tensor_of(last))
     is_ended = is_first | (last == end_of_turn)
     return state, [[] if ended else [end_of_turn] for ended in is_ended], is_first.tolist()
+
+
+def _text_column(task):
+    """Returns the name of the column or key with texts, str; see the preprocessor's `columns`."""
+    return (getattr(task.preprocessor, "columns", None) or {}).get("text", "text")
 
 
 def _tokenizer(task, conversations):

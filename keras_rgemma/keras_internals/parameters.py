@@ -5,7 +5,11 @@ import contextlib
 import keras
 
 if keras.config.backend() == "torch":
-    from keras_rgemma.keras_internals.torch import ParametersOfVariables, normal_tensors
+    from keras_rgemma.keras_internals.torch import (
+        ParametersOfVariables,
+        no_gradients,
+        normal_tensors,
+    )
 else:
 
     class ParametersOfVariables:
@@ -16,5 +20,7 @@ else:
         """Does nothing; see `keras_internals.torch`."""
         yield
 
+    no_gradients = contextlib.nullcontext
 
-__all__ = ["ParametersOfVariables", "normal_tensors"]
+
+__all__ = ["ParametersOfVariables", "no_gradients", "normal_tensors"]

@@ -1,9 +1,13 @@
 """Keeps the weights of a model when a step of `fit`, `evaluate` or `predict` fails.
 
+Keras' own step updates the metrics after the weights. Where it runs op by op, as on PyTorch, the
+update of the weights waits here for its end, so that a metric can raise before it.
+
 On JAX, Keras takes the values out of the variables while it loops over batches, and each step gives
 its input up to its output. Keras 3.15 loses the values if an exception comes between.
 """
 
+import contextlib
 import functools
 import itertools
 
@@ -11,6 +15,7 @@ import keras
 from keras import ops
 
 from keras_rgemma.interrupts import held_interrupts
+from keras_rgemma.keras_internals.parameters import no_gradients
 
 _PARTS = (
     "trainable_variables",
@@ -62,6 +67,12 @@ class RecoverableSteps:
         super().make_predict_function(force)
         self.predict_function = _whole_steps(self, self.predict_function)
 
+    def train_step(self, *args):
+        if keras.config.backend() == "jax" or not _runs_op_by_op(self):
+            return super().train_step(*args)
+        with _update_at_the_end(self.optimizer):
+            return super().train_step(*args)
+
     @recovers
     def train_on_batch(self, *args, **kwargs):
         return super().train_on_batch(*args, **kwargs)
@@ -80,6 +91,30 @@ class RecoverableSteps:
             if purge_model_variables:
                 _keep(self, state)
         return state
+
+
+def _runs_op_by_op(model):
+    """Returns whether a step of a model changes variables one operation after the other."""
+    backend = keras.config.backend()
+    return model.run_eagerly or (backend == "torch" and not model.jit_compile)
+
+
+@contextlib.contextmanager
+def _update_at_the_end(optimizer):
+    """Lets an optimizer change weights at the end of a block, or not at all if that raises."""
+    updates, own = [], vars(optimizer).get("apply")
+    apply = optimizer.apply
+    vars(optimizer)["apply"] = lambda *args, **kwargs: updates.append((args, kwargs))
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(optimizer)["apply"]
+        else:
+            vars(optimizer)["apply"] = own
+    for args, kwargs in updates:
+        with no_gradients():
+            apply(*args, **kwargs)
 
 
 def _keep(model, state):
@@ -103,7 +138,7 @@ class _WholeSteps:
         self.model, self.function = model, function
 
     def __call__(self, data):
-        variables = self._not_of_gradients()
+        variables = self._changed_before_the_end()
         before = [ops.copy(variable.value) for variable in variables]
         with held_interrupts():
             try:
@@ -113,15 +148,9 @@ class _WholeSteps:
                     variable.assign(value)
                 raise
 
-    def _not_of_gradients(self):
-        """Lists variables that a step may change before it fails: metrics and counters.
-
-        TensorFlow counts a step even at the end of a dataset whose length it does not know.
-        """
-        model = self.model
-        optimizer = getattr(model, "optimizer", None)
-        counters = [x for x in getattr(optimizer, "variables", ()) if len(x.shape) == 0]
-        return [*model.metrics_variables, *counters]
+    def _changed_before_the_end(self):
+        """Lists the variables that a step may have changed when it fails."""
+        return list(self.model.metrics_variables)
 
 
 class _WholeTensorFlowSteps(_WholeSteps):
@@ -138,6 +167,14 @@ class _WholeTensorFlowSteps(_WholeSteps):
         if not batches:
             raise StopIteration
         return super().__call__(iter(batches))
+
+    def _changed_before_the_end(self):
+        metrics = super()._changed_before_the_end()
+        if self.model.run_eagerly:
+            return metrics
+        # A graph counts a step even at the end of a dataset whose length is not known.
+        optimizer = getattr(self.model, "optimizer", None)
+        return metrics + [x for x in getattr(optimizer, "variables", ()) if len(x.shape) == 0]
 
 
 class _WholeJaxSteps(_WholeSteps):

@@ -94,6 +94,9 @@ def change_count(tensor):
     return None if tensor.is_inference() else tensor._version
 
 
+no_gradients = torch.no_grad
+
+
 @contextlib.contextmanager
 def normal_tensors():
     """Creates tensors in a `with` block that can take part in a gradient later.

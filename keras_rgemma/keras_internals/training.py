@@ -2,6 +2,9 @@
 
 import pathlib
 
+import keras
+from keras.src.utils.tracking import DotNotTrackScope
+
 
 def nested_evaluation(kwargs):
     """Returns whether `fit` calls `evaluate` with these arguments, for its validation data."""
@@ -34,3 +37,14 @@ def backup_files(backup):
 def backup_progress(backup):
     """Returns the contents of a backup's progress file, a dict of epoch and batch."""
     return {"epoch": backup._current_epoch, "batch": backup._last_batch_seen}
+
+
+def report_loss_in_float32(model):
+    """Lets a model that was just compiled keep the loss of a batch, and add them up, in float32.
+
+    Keras does both in floatx: in bfloat16 the mean of some hundred batches is wrong.
+    """
+    if model._compile_loss is not None:
+        model._compile_loss._dtype = "float32"
+    with DotNotTrackScope():
+        model._loss_tracker = keras.metrics.Mean(name="loss", dtype="float32")

@@ -48,6 +48,11 @@ class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
 
     def _quantized_call(self, inputs, reverse, **kwargs):
         is_plain = self.tie_weights and not self.lora_enabled
+        if self.quantization_mode == "int8" and reverse and is_plain:
+            # As a column, since Keras transposes it: PyTorch warns of a transposed vector.
+            scale = ops.expand_dims(ops.convert_to_tensor(self.embeddings_scale), axis=-1)
+            layer = with_attributes(self, embeddings_scale=scale)
+            return super(ReversibleEmbedding, layer).quantized_call(inputs, reverse=True, **kwargs)
         if self.quantization_mode != "int4" or not is_plain or 0 in inputs.shape:
             return super().quantized_call(inputs, reverse=reverse, **kwargs)
         return self._logits(inputs) if reverse else self._lookup(inputs)

@@ -214,6 +214,15 @@ def _read_config(folder):
                 f"{config.get(name)!r}."
             )
     patterns = {x: config.get(x) or {} for x in ("rank_pattern", "alpha_pattern")}
+    for name, values in patterns.items():
+        for pattern in values:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"{str(folder / CONFIG)!r}: {name!r} holds {pattern!r}, which is no regular "
+                    f"expression: {error}."
+                ) from error
     return {**config, **patterns}
 
 

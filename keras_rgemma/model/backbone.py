@@ -9,7 +9,7 @@ from keras_rgemma.checkpoints.export import export
 from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import Presets, resolve_model
-from keras_rgemma.checkpoints.rounding import check_mode
+from keras_rgemma.checkpoints.rounding import check_mode, round_loaded
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
 from keras_rgemma.keras_internals.layers import layers_of, set_own_policy
@@ -231,7 +231,7 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
             return checkpoint.backbone(cls, load_weights, quantize, **kwargs)
         backbone = keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
         if quantize:
-            backbone.quantize(quantize)
+            round_loaded(backbone, quantize)
         return backbone
 
     @classmethod

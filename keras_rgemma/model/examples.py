@@ -9,6 +9,7 @@ import numpy as np
 from keras_rgemma.backend import backend_module
 from keras_rgemma.keras_internals.data_adapters import BatchesAdapter
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
+from keras_rgemma.shapes import check_token_ids
 from keras_rgemma.text.batches import Batches, check_ends, complete
 from keras_rgemma.text.examples import Tokens, check_no_labels, read_examples
 from keras_rgemma.text.forms import is_row, is_text
@@ -16,11 +17,11 @@ from keras_rgemma.text.rows import make_rows
 from keras_rgemma.text.sources import is_prepared, is_source, is_spec_of_rows
 
 
-def fit_arguments(preprocessor, arguments):
+def fit_arguments(task, arguments):
     """Reads the examples among the arguments of `fit`.
 
     Args:
-        preprocessor: the preprocessor of the model.
+        task: the model, with `preprocessor` and `backbone`.
         arguments: dict of the arguments; `x`, `y`, `sample_weight`, `batch_size` and
             `validation_data` must be there.
 
@@ -35,16 +36,16 @@ def fit_arguments(preprocessor, arguments):
             "`class_weight` weighs labels by their class, and the labels here are tokens. Weigh "
             "examples with `sample_weight`, a number for each."
         )
-    arguments, is_read = _read_for_fit(preprocessor, arguments)
+    arguments, is_read = _read_for_fit(task, arguments)
     if is_read and keras.config.backend() == "tensorflow":
         arguments = backend_module("keras_rgemma.keras_internals").shuffled_in_each_epoch(arguments)
     return arguments, is_read
 
 
-def _read_for_fit(preprocessor, arguments):
+def _read_for_fit(task, arguments):
     """Reads the examples as `fit_arguments` does."""
     validation = _split(arguments["validation_data"])
-    if not _reads_examples(preprocessor):
+    if not _reads_examples(task.preprocessor):
         is_of_tensors = _is_of_tensors(tuple(arguments[x] for x in ("x", "y", "sample_weight")))
         if not is_of_tensors:  # else Keras warns that it does not shuffle datasets
             arguments = {"shuffle": False, **arguments}
@@ -56,33 +57,33 @@ def _read_for_fit(preprocessor, arguments):
             "`validation_split` splits data that are in memory. These are read lazily: pass "
             "`validation_data`."
         )
-    read = _read(preprocessor, arguments, batch_size, steps=steps, is_kept=epochs > 1 and not steps)
+    read = _read(task, arguments, batch_size, steps=steps, is_kept=epochs > 1 and not steps)
     if validation is not None:
         validation = dict(zip(("x", "y", "sample_weight"), validation, strict=True))
         steps = arguments.get("validation_steps")
         size = arguments.get("validation_batch_size")
         settings = {"steps": steps, "is_kept": epochs > 1 and not steps, "default": batch_size}
-        validation = _read(preprocessor, validation, size, **settings)
+        validation = _read(task, validation, size, **settings)
         data = tuple(validation[name] for name in ("x", "y", "sample_weight"))
         read["validation_data"] = data if data[1] is not None else data[0]
     return read, True
 
 
-def evaluate_arguments(preprocessor, arguments):
+def evaluate_arguments(task, arguments):
     """Reads the examples among the arguments of `evaluate`, as `fit_arguments` does."""
-    if not _reads_examples(preprocessor):
+    if not _reads_examples(task.preprocessor):
         return arguments, False
     steps = arguments.get("steps")
-    return _read(preprocessor, arguments, arguments["batch_size"], steps=steps), True
+    return _read(task, arguments, arguments["batch_size"], steps=steps), True
 
 
-def predict_arguments(preprocessor, arguments):
+def predict_arguments(task, arguments):
     """Reads the examples among the arguments of `predict`, each a row, as `fit_arguments` does."""
-    if not _reads_examples(preprocessor):
+    if not _reads_examples(task.preprocessor):
         return arguments, False
     batch_size, steps = arguments["batch_size"], arguments.get("steps")
     arguments = {**arguments, "y": None, "sample_weight": None}
-    read = _read(preprocessor, arguments, batch_size, steps=steps, has_row_each=True)
+    read = _read(task, arguments, batch_size, steps=steps, has_row_each=True)
     del read["y"], read["sample_weight"]
     return read, True
 
@@ -119,7 +120,7 @@ def reading(arguments):
 
 
 def _read(
-    preprocessor,
+    task,
     arguments,
     batch_size,
     steps=None,
@@ -130,7 +131,7 @@ def _read(
     """Replaces `x`, `y` and `sample_weight` among arguments by rows, or by an adapter of batches.
 
     Args:
-        preprocessor: `RGemmaCausalLMPreprocessor`.
+        task: the model, with an `RGemmaCausalLMPreprocessor`.
         arguments: dict of `x`, `y`, `sample_weight`, and others.
         batch_size: int or None.
         steps: int or None, the batches of an epoch.
@@ -138,6 +139,7 @@ def _read(
         default: int or None, the batch size of single examples if `batch_size` is None.
         has_row_each: bool, whether each example has its row, be there a loss or none.
     """
+    preprocessor, vocabulary_size = task.preprocessor, task.backbone.vocabulary_size
     if not preprocessor.built:
         preprocessor.build(None)  # Keras traces a model with a layer that is not, in each call
     x, y, sample_weight = (arguments[name] for name in ("x", "y", "sample_weight"))
@@ -145,6 +147,7 @@ def _read(
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(x)
     if is_row(x) and is_prepared(x):
         x, y, sample_weight = _prepared(x, y, sample_weight, has_labels=not has_row_each)
+        check_token_ids(keras.ops.convert_to_numpy(x["token_ids"]), vocabulary_size)
         return {**arguments, "x": x, "y": y, "sample_weight": sample_weight}
     check_no_labels(y)
     packing = preprocessor.packing and not has_row_each
@@ -153,6 +156,7 @@ def _read(
     lost = auto if is_auto else preprocessor.lost_responses
     if not is_source(x):
         rows = _rows(preprocessor, x, sample_weight, packing, lost)
+        check_token_ids(rows[0]["token_ids"], vocabulary_size)
         return {**arguments, **dict(zip(("x", "y", "sample_weight"), rows, strict=True))}
     if sample_weight is not None:
         raise ValueError(
@@ -173,6 +177,7 @@ def _read(
     if is_spec_of_rows(x) and batch_size is None:
         return read
     settings = {"packing": packing, "lost": lost, "is_kept": is_kept, "default": default}
+    settings["vocabulary_size"] = vocabulary_size
     batches = Batches(preprocessor, x, batch_size, **settings)
     return {**read, "x": BatchesAdapter(batches, x, warns_of_end=steps is not None)}
 
@@ -196,6 +201,8 @@ def _prepared(x, y, sample_weight, has_labels):
         return value if value is None or hasattr(value, "shape") else np.asarray(value)
 
     x, y, sample_weight = {key: array(x[key]) for key in x}, array(y), array(sample_weight)
+    if "padding_mask" not in x:
+        x["padding_mask"] = np.ones(x["token_ids"].shape, "int32")
     if has_labels and y is None and sample_weight is None:
         numpy = {key: keras.ops.convert_to_numpy(x[key]) for key in x}
         _, y, sample_weight = complete((numpy,))

@@ -18,6 +18,7 @@ from keras_rgemma.keras_internals.training import (
     backup_files,
     forget_initial_epoch,
     nested_evaluation,
+    report_loss_in_float32,
     sync_weights,
 )
 from keras_rgemma.layers.lora import lora_layers
@@ -54,6 +55,7 @@ class Training(RecoverableSteps):
             weighted_metrics=[TokenAccuracy()] if _is_auto(weighted_metrics) else weighted_metrics,
             **kwargs,
         )
+        report_loss_in_float32(self)
 
     @normal_tensors()
     def compile_from_config(self, config):
@@ -98,7 +100,7 @@ class Training(RecoverableSteps):
             "validation_data": validation_data,
             **kwargs,
         }
-        arguments, is_read = examples.fit_arguments(self.preprocessor, arguments)
+        arguments, is_read = examples.fit_arguments(self, arguments)
         self._backups = backup.backups(callbacks_of(kwargs.get("callbacks")))
         for callback in self._backups:
             backup.mend(callback)
@@ -118,7 +120,7 @@ class Training(RecoverableSteps):
         arguments = {"x": x, "y": y, "batch_size": batch_size, "sample_weight": sample_weight}
         if nested_evaluation(kwargs):  # `fit` has read these data
             return super().evaluate(**arguments, **kwargs)
-        arguments, is_read = examples.evaluate_arguments(self.preprocessor, arguments | kwargs)
+        arguments, is_read = examples.evaluate_arguments(self, arguments | kwargs)
         evaluate = functools.partial(keras.Model.evaluate, self) if is_read else super().evaluate
         with examples.reading(arguments):
             return evaluate(**arguments)
@@ -127,7 +129,7 @@ class Training(RecoverableSteps):
     def predict(self, x=None, batch_size=None, **kwargs):
         """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does."""
         arguments = {"x": x, "batch_size": batch_size, **kwargs}
-        arguments, is_read = examples.predict_arguments(self.preprocessor, arguments)
+        arguments, is_read = examples.predict_arguments(self, arguments)
         predict = functools.partial(keras.Model.predict, self) if is_read else super().predict
         with examples.reading(arguments):
             return predict(**arguments)
@@ -272,7 +274,9 @@ class Training(RecoverableSteps):
         built_for = {id(variable) for variable in variables_created_trainable(inner)}
         if built_for == {id(variable) for variable in self.trainable_variables}:
             return
-        if int(ops.convert_to_numpy(optimizer.iterations.value)):
+        # With accumulated gradients `iterations` counts updates, and the variable steps.
+        counters = [x for x in optimizer.variables if x.path.rpartition("/")[2] == "iteration"]
+        if any(int(ops.convert_to_numpy(counter.value)) for counter in counters):
             raise ValueError(
                 "Other weights are trained now than those that the optimizer was made for, as "
                 "after `enable_lora` or `merge_lora`. Call `compile` before `fit`."

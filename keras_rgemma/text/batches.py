@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from keras_rgemma.shapes import check_token_ids
 from keras_rgemma.text import sources
 from keras_rgemma.text.examples import no_example, read_element, read_examples
 from keras_rgemma.text.forms import is_row
@@ -31,13 +32,25 @@ class Batches:
         is_kept: bool, whether the batches of a source that cannot begin again are kept in memory
             for further passes.
         default: int, the batch size of single examples if `batch_size` is None; 32 if it is None.
+        vocabulary_size: int, the token ids that the model knows; None for any.
 
     Raises:
         ValueError: there is nothing to learn from in the source.
     """
 
-    def __init__(self, preprocessor, data, batch_size, packing, lost, is_kept=False, default=None):
+    def __init__(
+        self,
+        preprocessor,
+        data,
+        batch_size,
+        packing,
+        lost,
+        is_kept=False,
+        default=None,
+        vocabulary_size=None,
+    ):
         self._preprocessor = preprocessor
+        self._vocabulary_size = vocabulary_size
         self._data = data
         self._batch_size = batch_size
         self._default = batch_size or default or BATCH_SIZE
@@ -89,7 +102,7 @@ class Batches:
         if self._kept is not None and self._is_complete:
             self._rest = iter(self._kept)
         else:
-            self._rest = self._read()
+            self._rest = map(self._checked, self._read())
         self.first = list(itertools.islice(self._rest, _LOOKED_AT))
         if self._kept is not None and not self._is_complete:
             self._kept += self.first
@@ -107,6 +120,11 @@ class Batches:
             yield from self._prepared(first, elements)
         else:
             yield from self._tokenized(elements)
+
+    def _checked(self, batch):
+        if self._vocabulary_size is not None:
+            check_token_ids(batch[0]["token_ids"], self._vocabulary_size)
+        return batch
 
     def _tokenized(self, elements):
         """Makes batches of elements with examples."""

@@ -52,7 +52,8 @@ def check_columns(columns):
         ValueError: it is no dict of names in `RENAMED` to str.
     """
     columns = {} if columns is None else columns
-    if not is_row(columns) or set(columns) - set(RENAMED):
+    is_named = is_row(columns) and all(isinstance(x, str) and x for x in columns.values())
+    if not is_named or set(columns) - set(RENAMED):
         raise ValueError(
             f"`columns` is a dict of names among {', '.join(RENAMED)} to the names that the data "
             "have, such as {'prompts': 'instruction', 'responses': 'output'}. Received: "
@@ -75,6 +76,7 @@ def read_examples(data, columns):
         TypeError: an element is no example.
         ValueError: an example is malformed, or the columns of a table are not known.
     """
+    data = _row_as_dict(data, columns)
     if is_text(data):
         return [read_text(data, "An example")], False
     if is_row(data) and holds_turns(data):
@@ -102,6 +104,7 @@ def read_element(element, columns, start=0):
     Raises:
         TypeError, ValueError: as of `read_examples`; or labels stand beside examples.
     """
+    element = _row_as_dict(element, columns)
     while isinstance(element, tuple) and len(element) in (2, 3) and element[-1] is None:
         element = element[:-1]  # labels and weights that are not there
     if isinstance(element, tuple) and len(element) == 1:
@@ -133,6 +136,7 @@ def read_example(value, columns, index):
         columns: dict, see `check_columns`.
         index: int, the number of the example, for errors.
     """
+    value = _row_as_dict(value, columns)
     if is_text(value):
         return read_text(value, f"Example {index}")
     if isinstance(value, tuple) and len(value) == 2 and all(map(is_text, value)):
@@ -171,7 +175,8 @@ def find_columns(table, columns):
 
     Args:
         table: the table or dict.
-        columns: dict, see `check_columns`. Names that it gives go before the usual names.
+        columns: dict, see `check_columns`. Names that it gives go before the usual names, which
+            count where none of its names is there.
 
     Returns:
         A pair of the kind of examples and the names of their columns, as in `KINDS`.
@@ -180,23 +185,23 @@ def find_columns(table, columns):
         ValueError: there are no such columns, or those of several kinds.
     """
     names = set(column_names(table))
-    renamed = [(kind, (columns[kind],)) for kind in ("messages", "text") if kind in columns]
-    if "prompts" in columns or "responses" in columns:
-        renamed += [
-            ("pair", (columns.get("prompts", prompt), columns.get("responses", response)))
-            for prompt, response in PAIRS
-        ]
-    for kinds in (renamed, KINDS):
-        found = {(kind, wanted) for kind, wanted in kinds if names.issuperset(wanted)}
-        if len(found) > 1:
-            choices = sorted(" with ".join(map(repr, wanted)) for _, wanted in found)
-            raise ValueError(
-                f"There are several kinds of examples here: {', or '.join(choices)}. Say which to "
-                "learn from, as in `RGemmaCausalLMPreprocessor(..., columns={'text': 'text'})`, or "
-                "leave columns out."
-            )
-        if found:
-            return found.pop()
+    is_renamed = not names.isdisjoint(columns.values())
+    kinds = _renamed_kinds(columns) if is_renamed else KINDS
+    found = {(kind, wanted) for kind, wanted in kinds if names.issuperset(wanted)}
+    if len(found) > 1:
+        choices = sorted(" with ".join(map(repr, wanted)) for _, wanted in found)
+        raise ValueError(
+            f"There are several kinds of examples here: {', or '.join(choices)}. Say which to "
+            "learn from, as in `RGemmaCausalLMPreprocessor(..., columns={'text': 'text'})`, or "
+            "leave columns out."
+        )
+    if found:
+        return found.pop()
+    if is_renamed:
+        raise ValueError(
+            f"Only some of the names in `columns={columns}` of the preprocessor are here: received "
+            f"{describe_names(table)}. Correct the others."
+        )
     hint = ""
     if is_turn(table):
         hint = " A conversation is one example: pass it in a list, `[messages]`."
@@ -206,6 +211,27 @@ def find_columns(table, columns):
         f"{describe_names(table)}.{hint} Give other names with `RGemmaCausalLMPreprocessor(..., "
         "columns={'prompts': 'instruction', 'responses': 'output'})`."
     )
+
+
+def _renamed_kinds(columns):
+    """Lists the kinds of examples with the names that `columns` gives, as in `KINDS`."""
+    kinds = [(kind, (columns[kind],)) for kind in ("messages", "text") if kind in columns]
+    if "prompts" in columns or "responses" in columns:
+        kinds += [
+            ("pair", (columns.get("prompts", prompt), columns.get("responses", response)))
+            for prompt, response in PAIRS
+        ]
+    return kinds
+
+
+def _row_as_dict(value, columns):
+    """Turns a row of a pandas table, a column that is indexed by names, into a dict."""
+    if not hasattr(value, "iloc") or column_names(value) is not None:
+        return value
+    labels = list(value.index)
+    kinds = [*KINDS, *_renamed_kinds(columns)]
+    is_one = any(set(labels).issuperset(wanted) for _, wanted in kinds)
+    return dict(zip(labels, value, strict=True)) if is_one else value
 
 
 def check_no_labels(*labels):

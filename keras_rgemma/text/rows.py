@@ -67,4 +67,10 @@ def _check_weights(weights, count):
             f"of shape {weights.shape} and dtype {weights.dtype}. For a weight on each token, pass "
             "`token_ids`, labels and weights, as the preprocessor returns them."
         )
+    if not np.isfinite(weights).all():
+        index = int(np.flatnonzero(~np.isfinite(weights))[0])
+        raise ValueError(
+            f"`sample_weight` holds {weights[index]} for example {index}, and every weight after a "
+            "step with it would be NaN. Pass a finite number for each example."
+        )
     return weights.astype("float32").tolist()

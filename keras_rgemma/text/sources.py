@@ -4,11 +4,10 @@ Libraries are recognised by the classes of their objects and never imported.
 """
 
 import collections.abc
+import copy
 import sys
 
-import numpy as np
-
-from keras_rgemma.text.forms import as_list, column_names, is_row, is_text
+from keras_rgemma.text.forms import column_names, is_row, is_text
 
 
 def is_source(data):
@@ -32,9 +31,7 @@ def elements(data):
         count = data.num_batches
         return (data[i] for i in (range(count) if count is not None else _counted()))
     if _is_a(data, "DataLoader", "torch.utils.data"):
-        # Its own way of making batches turns pairs, turns and ids into columns.
-        is_column = getattr(data.collate_fn, "__name__", "") == "default_collate"
-        return map(_from_columns, data) if is_column else iter(data)
+        return iter(_with_lists(data))
     if not hasattr(data, "__iter__"):
         return (data[i] for i in range(len(data)))
     return iter(data)
@@ -96,10 +93,27 @@ def _counted():
         number += 1
 
 
-def _from_columns(batch):
-    """Undoes the way in which torch makes a batch of examples that are lists or tuples."""
-    if not isinstance(batch, list) or not batch or all(map(is_text, batch)):
-        return batch
-    if all(getattr(column, "ndim", 0) == 1 for column in batch):  # token ids
-        return np.stack([as_list(column) for column in batch], axis=1)
-    return tuple(batch)
+def _with_lists(loader):
+    """Copies a loader of torch whose batches of examples are lists.
+
+    Its own way of making batches turns pairs, turns and ids into columns, or fails where they have
+    several lengths. A loader with a `collate_fn` of its user's stays as it is.
+    """
+    if getattr(loader.collate_fn, "__name__", "") != "default_collate":
+        return loader
+    copied = copy.copy(loader)
+    copied.collate_fn = _ListsOfExamples(loader.collate_fn)
+    return copied
+
+
+class _ListsOfExamples:
+    """Makes a batch of prepared rows by a function, and of examples by listing them."""
+
+    def __init__(self, collate):
+        self._collate = collate
+
+    def __call__(self, items):
+        if is_prepared(items[0]):
+            return self._collate(items)
+        is_alone = all(isinstance(item, tuple) and len(item) == 1 for item in items)
+        return [item[0] for item in items] if is_alone else list(items)

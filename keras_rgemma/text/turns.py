@@ -33,6 +33,17 @@ def conversations(value):
     return [list(turns) for turns in zip(*map(_split, value), strict=True)], True
 
 
+def _rows_of_parts(content, count):
+    """Lists the content of each of `count` turns, of which a batch has made columns.
+
+    A content in parts has become a list of parts, dicts whose values are columns.
+    """
+    if not (isinstance(content, (list, tuple)) and content and all(map(is_row, content))):
+        return as_list(content)
+    parts = [_split(part) for part in content]
+    return [[part[i] for part in parts] for i in range(count)]
+
+
 def read_turns(value):
     """Lists the turns of one conversation, dicts with roles and contents of str.
 
@@ -45,7 +56,8 @@ def read_turns(value):
 
 def _split(columns):
     """Turns a dict of columns into a list of dicts."""
-    values = zip(*map(as_list, columns.values()), strict=True)
+    count = len(as_list(columns["role"])) if "role" in columns else None
+    values = zip(*(_rows_of_parts(column, count) for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in values]
 
 

@@ -75,7 +75,7 @@ def test_it_is_saved_trained_and_loaded_as_any_other(mode, folders, tmp_path):
     lm = RGemmaCausalLM.from_preset(folders / "transformers", quantize=mode)
     lm.save_to_preset(tmp_path / "preset")
     check_same(RGemmaBackbone.from_preset(tmp_path / "preset"), lm.backbone)
-    with pytest.raises(ValueError, match="already quantized"):
+    with pytest.raises(ValueError, match="quantized already, to"):
         RGemmaCausalLM.from_preset(tmp_path / "preset", quantize=mode)
     lm.backbone.enable_lora(2)
     lm.fit(["The quick brown fox."], batch_size=1, verbose=0)

@@ -133,3 +133,14 @@ def test_other_things_are_refused_by_name(lm):
     for method in (other.prefill, other.score):
         with pytest.raises(ValueError, match="without a preprocessor"):
             method("The")
+
+
+def test_the_column_of_texts_may_have_another_name(lm, expected):
+    lm.preprocessor.columns = {"text": "question"}
+    for form in ({"question": TEXTS}, [{"question": text} for text in TEXTS]):
+        assert lm.generate(form, strip_prompt=True, **LIMITS) == expected
+        assert lm.score(form).shape[0] == len(TEXTS)
+    with pytest.raises(ValueError, match="`question`"):
+        lm.generate({"text": TEXTS}, **LIMITS)
+    lm.preprocessor.columns = None
+    assert lm.generate({"text": TEXTS}, strip_prompt=True, **LIMITS) == expected

@@ -192,6 +192,16 @@ def test_a_model_that_was_trained_or_evaluated_before_can_learn():
     assert len(lm.optimizer._trainable_variables) == len(lm.trainable_weights) == len(lm.weights)
 
 
+@pytest.mark.parametrize("steps", [None, 2])
+def test_an_optimizer_of_other_weights_that_made_a_step_is_refused(steps):
+    lm = tiny.causal_lm(sequence_length=8)
+    lm.compile(keras.optimizers.Adam(1e-3, gradient_accumulation_steps=steps))
+    lm.fit(["the sea"], verbose=0)
+    lm.backbone.enable_lora(2)
+    with pytest.raises(ValueError, match="Call `compile` before `fit`"):
+        lm.fit(["the sea"], verbose=0)
+
+
 @pytest.mark.parametrize("mode", [None, "int8"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
 def test_half_precision_stays_what_it_is(dtype, mode):

@@ -65,7 +65,7 @@ class Items(torch.utils.data.Dataset):
         self.values = values
 
     def __len__(self):
-        return len(self.values)
+        return len(getattr(self.values, "obj", self.values))
 
     def __getitem__(self, index):
         return self.values[index]
@@ -172,6 +172,13 @@ FORMS = {
         "torch Dataset": lambda: Items(PAIRS),
         "PyDataset": lambda: Batches([tuple(zip(*b, strict=True)) for b in batches(PAIRS)]),
         "generator of pairs": lambda: iter(PAIRS),
+        "generator of rows of a DataFrame": lambda: (
+            row for _, row in pd.DataFrame(PROMPT_ROWS).iterrows()
+        ),
+        "list of rows of a DataFrame": lambda: [
+            row for _, row in pd.DataFrame(PROMPT_ROWS).iterrows()
+        ],
+        "torch Dataset of rows of a DataFrame": lambda: Items(pd.DataFrame(PROMPT_ROWS).iloc),
         "generator of batches": lambda: iter(batches(PAIRS)),
         "generator of batches of rows": lambda: iter(batches(PROMPT_ROWS)),
     },
@@ -202,6 +209,8 @@ FORMS = {
             [{"messages": chat} for chat in CHATS]
         ).batch(BATCH),
         "DataLoader": lambda: loader(CHATS),
+        "DataLoader of contents in parts": lambda: loader(PARTS),
+        "grain of contents in parts in batches": lambda: grain.MapDataset.source(PARTS).batch(2),
         "DataLoader of rows": lambda: loader([{"messages": chat} for chat in CHATS]),
         "DataLoader of prompt and completion": lambda: loader(TURN_ROWS),
         "PyDataset": lambda: Batches(batches(CHATS)),
@@ -293,6 +302,16 @@ CASES = [(kind, name) for kind, forms in FORMS.items() for name in forms]
 def test_a_form_gives_the_losses_of_lists(kind, name, packing, losses, expected):
     found = losses(FORMS[kind][name](), packing, batch_size=BATCH)
     np.testing.assert_allclose(found, expected(kind, packing), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["chats", "ids"])
+def test_a_loader_makes_batches_of_examples_of_several_lengths(kind, losses):
+    if kind == "chats":
+        values = [CHATS[0], CHATS[1] + CHATS[2], CHATS[3]]
+    else:
+        values = [IDS[0], IDS[1][:3], IDS[2][:4]]
+    expected = losses(values, batch_size=BATCH)
+    np.testing.assert_allclose(losses(loader(values)), expected, rtol=1e-6)
 
 
 def test_the_forms_can_be_told_apart(losses, expected):

@@ -164,6 +164,36 @@ def test_a_model_is_not_traced_in_each_call():
         assert len(calls) == (keras.config.backend() == "torch"), run
 
 
+@pytest.mark.parametrize("id", [-5, 400])
+def test_token_ids_outside_of_the_vocabulary_are_refused(lm, id):
+    before = lm.get_weights()
+    rows = [[2, 7, 8], [2, id, 6]]
+    data = {"token_ids": np.array(rows)}
+    forms = (lambda: rows, lambda: iter(rows), lambda: data, lambda: iter([data]))
+    for form in forms:
+        for run in (lm.fit, lm.evaluate):
+            with pytest.raises(ValueError, match=rf"\[0, 400\).*{id} in row 1, column 1"):
+                run(form(), verbose=0)
+    np.testing.assert_array_equal(np.concatenate([x.ravel() for x in before]), flat(lm))
+
+
+def flat(lm):
+    return np.concatenate([weight.ravel() for weight in lm.get_weights()])
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(lm, weight):
+    with pytest.raises(ValueError, match=rf"{weight} for example 2"):
+        lm.fit(TEXTS, sample_weight=[1.0, 1.0, weight, 1.0], verbose=0)
+
+
+def test_rows_without_a_mask_have_no_pads(lm):
+    x, y, _ = arrays()
+    full = {"token_ids": x["token_ids"], "padding_mask": np.ones_like(x["token_ids"])}
+    expected = lm.evaluate(full, y, verbose=0)
+    assert lm.evaluate({"token_ids": x["token_ids"]}, y, verbose=0) == pytest.approx(expected)
+
+
 def test_labels_at_pads_count_for_nothing(lm):
     lm.preprocessor = None
     x, y, weight = arrays()

@@ -214,7 +214,11 @@ def test_other_names_of_columns():
     np.testing.assert_array_equal(
         half([{"prompt": "What is", "output": " a river"}])[1], expected[1]
     )
-    for wrong in ({"instruction": "prompts"}, "text", {"labels": "y"}):
+    for row in ({"instruction": "a", "outputs": "b"}, {"instruction": "a", "response": "b"}):
+        with pytest.raises(ValueError, match=r"Only some of the names .*'instruction'"):
+            preprocessor([row])
+    wrong_values = ({"text": 3}, {"text": None}, {"text": ""})
+    for wrong in ({"instruction": "prompts"}, "text", {"labels": "y"}, *wrong_values):
         with pytest.raises(ValueError, match=r"`columns` is a dict of names among prompts"):
             tiny.preprocessor(columns=wrong)
 

@@ -234,6 +234,31 @@ def test_steps_of_one_execution(trajectory, tmp_path):
     assert_usable(lm, tmp_path)
 
 
+@keras.saving.register_keras_serializable("test_failed_calls")
+class Fragile(keras.metrics.Mean):
+    """A metric that no batch but one of two rows may reach."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        if y_true.shape[0] != BATCH:
+            raise RuntimeError("a metric that fails")
+        return super().update_state(1.0)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_metric_that_raises(run_eagerly, trajectory, tmp_path):
+    if run_eagerly and keras.config.backend() == "jax":
+        pytest.skip("compiled or not, a step of JAX changes variables at its end")
+    lm = Model(weighted_metrics=[Fragile()], run_eagerly=run_eagerly).begin()
+    x, y, weight = keras.tree.map_structure(lambda array: array[: 2 * BATCH + 1], prepared())
+    with pytest.raises(RuntimeError, match="a metric that fails"):
+        lm.fit(x, y, sample_weight=weight, batch_size=BATCH, shuffle=False, verbose=0)
+    found, expected = Values(lm), trajectory[2]
+    for group in range(2):
+        for mine, like in zip(found.groups[group], expected.groups[group], strict=True):
+            np.testing.assert_allclose(mine, like, 1e-5, 1e-6)
+    assert_usable(lm, tmp_path)
+
+
 def test_single_batches(model, trajectory, tmp_path):
     lm = model.begin()
     x, y, weight = prepared(2)
