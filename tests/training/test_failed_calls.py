@@ -252,7 +252,9 @@ def test_a_metric_that_raises(run_eagerly, trajectory, tmp_path):
     x, y, weight = keras.tree.map_structure(lambda array: array[: 2 * BATCH + 1], prepared())
     with pytest.raises(RuntimeError, match="a metric that fails"):
         lm.fit(x, y, sample_weight=weight, batch_size=BATCH, shuffle=False, verbose=0)
-    found, expected = Values(lm), trajectory[2]
+    # A graph of TensorFlow is made for any number of rows, before the first step.
+    is_graph = keras.config.backend() == "tensorflow" and not run_eagerly
+    found, expected = Values(lm), trajectory[0 if is_graph else 2]
     for group in range(2):
         for mine, like in zip(found.groups[group], expected.groups[group], strict=True):
             np.testing.assert_allclose(mine, like, 1e-5, 1e-6)
