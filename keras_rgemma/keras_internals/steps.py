@@ -68,7 +68,8 @@ class RecoverableSteps:
         self.predict_function = _whole_steps(self, self.predict_function)
 
     def train_step(self, *args):
-        if keras.config.backend() == "jax" or not _runs_op_by_op(self):
+        is_jax = keras.config.backend() == "jax"
+        if is_jax or not _runs_op_by_op(self) or self.optimizer is None:
             return super().train_step(*args)
         with _update_at_the_end(self.optimizer):
             return super().train_step(*args)

@@ -36,12 +36,13 @@ def shuffled_in_each_epoch(arguments):
         return arguments
     data = tuple(arguments[name] for name in ("x", "y", "sample_weight"))
     changes = {"y": None, "sample_weight": None, "batch_size": None, "shuffle": False}
+    # Validation has the batch size of training otherwise.
+    changes["validation_batch_size"] = (
+        arguments.get("validation_batch_size") or arguments["batch_size"]
+    )
     if arguments.get("validation_split") and arguments["validation_data"] is None:
         data, held_out = train_validation_split(data, arguments["validation_split"])
         changes |= {"validation_data": held_out, "validation_split": 0.0}
-        changes["validation_batch_size"] = (
-            arguments.get("validation_batch_size") or arguments["batch_size"]
-        )
     steps = arguments.get("steps_per_epoch")
     changes["x"] = _ShuffledArrays(*data, batch_size=arguments["batch_size"], steps=steps)
     return {**arguments, **changes}

@@ -110,6 +110,15 @@ def test_examples_are_shuffled(shuffle, split):
     assert (len(orders) > 1) == shuffle
 
 
+@pytest.mark.parametrize("kwargs", [{"validation_data": TEXTS}, {"validation_split": 0.5}])
+def test_validation_has_the_batch_size_of_training(lm, kwargs):
+    batches = []
+    each = keras.callbacks.LambdaCallback(on_test_batch_end=lambda n, logs: batches.append(n))
+    data = TEXTS if "validation_data" in kwargs else TEXTS * 2
+    lm.fit(data, batch_size=2, verbose=0, callbacks=[each], **kwargs)
+    assert batches == [0, 1]
+
+
 def test_fit_takes_a_grain_dataset(lm):
     grain = pytest.importorskip("grain")
     source = grain.MapDataset.source(TEXTS).batch(BATCH)
