@@ -468,6 +468,19 @@ def test_programs_are_counted():
     assert program_count(function) == 2
 
 
+def test_values_are_those_of_the_variables():
+    if keras.config.backend() != "jax":
+        pytest.skip("what programs of JAX take")
+    from keras_rgemma.keras_internals.jax import values_of
+
+    group = [keras.Variable(i, dtype="float32") for i in range(3)]
+    group[1].assign(5.0)
+    assert all(x is y.value for x, y in zip(values_of(group), group, strict=True))
+    with variables.uninitialized_variables():
+        waiting = keras.Variable(lambda shape, dtype: np.zeros(shape), shape=(2,))
+    assert len(values_of([*group, waiting])) == 4
+
+
 # === Hubs ===
 
 

@@ -6,7 +6,7 @@ import jax
 import keras
 
 from keras_rgemma.generation.decode import decode_block
-from keras_rgemma.keras_internals.jax import program_count
+from keras_rgemma.keras_internals.jax import program_count, values_of
 
 __all__ = ["compile_program", "decode_block"]
 
@@ -39,7 +39,7 @@ def compile_program(function, model, sampler, jit_compile):
             return outputs, [scope.get_current_value(seed) for seed in updated]
 
     def run(*args):
-        outputs, seeds = program([v.value for v in read], [v.value for v in updated], args)
+        outputs, seeds = program(values_of(read), values_of(updated), args)
         for variable, seed in zip(updated, seeds, strict=True):
             variable.assign(seed)
         return outputs

@@ -126,6 +126,7 @@ class GenerationPrograms(Programs):
         self.hidden_dim = hidden_dim
         self.is_stepwise = is_stepwise
         self._searches = {}
+        self._sizes = {}  # int32 scalars of blocks
 
     @property
     def has_own_loop(self):
@@ -228,9 +229,10 @@ class GenerationPrograms(Programs):
         is_jax = keras.config.backend() == "jax"
         variables = self._fast_sampler.variables if is_jax else ()
         rows = rows._replace(sampler=tuple(ops.copy(variable.value) for variable in variables))
-        tokens, rows = self.compiled(self._decode_block)(
-            stop_token_ids, rows, ops.convert_to_tensor(size, dtype="int32")
-        )
+        if size not in self._sizes:
+            self._sizes[size] = ops.convert_to_tensor(size, dtype="int32")
+        program = self.compiled(self._decode_block)
+        tokens, rows = program(stop_token_ids, rows, self._sizes[size])
         for variable, value in zip(variables, rows.sampler, strict=True):
             variable.assign(value)
         return ops.convert_to_numpy(tokens)[:size], rows
