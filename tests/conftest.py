@@ -8,6 +8,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import gc
+import signal
 from unittest import mock
 
 import hypothesis
@@ -25,6 +26,14 @@ def seeded():
     # TensorFlow's own seed counts for none of them, and setting it empties the cache of functions.
     with mock.patch("tensorflow.random.set_seed"):
         keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def default_handler():
+    """Python's own handler, which a process in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -198,7 +198,7 @@ def test_chat_goes_on_after_an_answer_that_was_stopped(tmp_path):
 
 @backend_independent
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_in_the_garbage_collector_ends_an_answer(monkeypatch, capsys):
+def test_ctrl_c_in_the_garbage_collector_ends_an_answer(monkeypatch, capsys, default_handler):
     """What is raised in its callbacks, Python prints and forgets."""
     stream, lines = Chat.stream, iter(["Hi", "/quit"])
 

@@ -17,6 +17,8 @@ from keras_rgemma.finetuning import LongTexts
 
 ROWS, BATCH, BATCHES = 8, 2, 4
 
+pytestmark = pytest.mark.usefixtures("default_handler")
+
 
 def prepared(rows=ROWS):
     texts = [tiny.SENTENCES[i % len(tiny.SENTENCES)][i:] for i in range(rows)]
@@ -73,14 +75,6 @@ class Model:
             variable.assign(value)
         self.lm.reset_metrics()
         return self.lm
-
-
-@pytest.fixture(autouse=True)
-def default_handler():
-    """Python's own handler, which a process in the background of a shell does not have."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
