@@ -10,15 +10,7 @@ import pytest
 from backend_independent import backend_independent
 from keras_rgemma.interrupts import held_interrupts
 
-pytestmark = backend_independent
-
-
-@pytest.fixture(autouse=True)
-def default_handler():
-    """Python's own handler, which a process in the background of a shell does not have."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = [backend_independent, pytest.mark.usefixtures("default_handler")]
 
 
 def test_it_comes_at_the_end_of_the_block():
