@@ -20,6 +20,7 @@ import time
 
 import numpy as np
 
+import keras_rgemma
 from keras_rgemma.backend import BACKENDS
 from keras_rgemma.benchmarks.machine import (
     ceilings,
@@ -31,6 +32,9 @@ from keras_rgemma.benchmarks.machine import (
 )
 from keras_rgemma.benchmarks.measure import SIZES
 from keras_rgemma.files import write_json
+from keras_rgemma.generation.generate import decode_many, start
+from keras_rgemma.generation.prompts import Batch
+from keras_rgemma.generation.request import Request
 
 HERE = pathlib.Path(__file__).resolve().parent
 COLUMNS = "{:<11}{:>11}{:>9}{:>9}{:>9}{:>8}{:>9}{:>11}"
@@ -59,11 +63,6 @@ def steps(budgets, rows):
 
 def measure(args):
     """Runs both ways on this backend and returns the dict of what was found."""
-    import keras_rgemma
-    from keras_rgemma.generation.generate import decode_many, start
-    from keras_rgemma.generation.prompts import Batch
-    from keras_rgemma.generation.request import Request
-
     lm = keras_rgemma.RGemmaCausalLM(keras_rgemma.RGemmaBackbone(**SIZES[args.size]))
     lm.compile(sampler="greedy")
     prompts, budgets = workload(args.size, args.prompts, args.scale)

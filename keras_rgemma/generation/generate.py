@@ -6,13 +6,8 @@ import numpy as np
 
 from keras_rgemma.generation.decoder import RowDecoder
 from keras_rgemma.generation.many_prompts import ManyPrompts
-from keras_rgemma.generation.outputs import (
-    concatenate,
-    decode_deltas,
-    to_arrays,
-    without_end_of_turn,
-)
-from keras_rgemma.generation.prompts import read_prompts
+from keras_rgemma.generation.outputs import decode_deltas, to_arrays, without_end_of_turn
+from keras_rgemma.generation.prompts import concatenate, read_prompts
 from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_token
 
 

@@ -53,27 +53,6 @@ def is_of_conversations(batch):
     return isinstance(batch, list) and isinstance(batch[0], list)
 
 
-def joined_batches(batches):
-    """Joins batches of `read_batches` to one.
-
-    Raises:
-        ValueError: they are of several kinds.
-    """
-    if len(batches) == 1:
-        return batches[0]
-    if len({type(x) for x in batches}) > 1 or len(set(map(is_of_conversations, batches))) > 1:
-        raise ValueError("The batches of a dataset must be all texts, all messages or all arrays.")
-    if isinstance(batches[0], list):
-        return [prompt for batch in batches for prompt in batch]
-    ids = [batch["token_ids"] for batch in batches]
-    masks = [batch.get("padding_mask", np.ones_like(batch["token_ids"])) for batch in batches]
-    width = max(x.shape[1] for x in ids)
-    return {
-        name: np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in arrays])
-        for name, arrays in (("token_ids", ids), ("padding_mask", masks))
-    }
-
-
 def _read_batch(inputs, column):
     if is_text(inputs):
         return read_texts(inputs), True

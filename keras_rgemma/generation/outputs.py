@@ -54,14 +54,3 @@ def to_arrays(prompts, new, width):
     rows = [np.array([*prompt, *row], "int32") for prompt, row in zip(prompts, new, strict=True)]
     token_ids, mask = pad_right(rows, max(width, *(len(row) for row in rows)))
     return {"token_ids": token_ids, "padding_mask": mask.astype(bool)}
-
-
-def concatenate(outputs):
-    """Joins the rows of several dicts of arrays, padded to the widest."""
-    width = max(output["token_ids"].shape[1] for output in outputs)
-    return {
-        key: np.concatenate(
-            [np.pad(x[key], ((0, 0), (0, width - x[key].shape[1]))) for x in outputs]
-        )
-        for key in outputs[0]
-    }

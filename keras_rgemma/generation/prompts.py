@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
-from keras_rgemma.generation.inputs import is_of_conversations, joined_batches, read_batches
+from keras_rgemma.generation.inputs import is_of_conversations, read_batches
 from keras_rgemma.generation.request import Request
 from keras_rgemma.shapes import check_one_document, check_padding_mask, check_token_ids
 from keras_rgemma.state.rgemma_state import check_rows
@@ -47,7 +47,7 @@ def read_prompts(task, inputs, request):
     """
     inputs, is_scalar = read_batches(inputs, _text_column(task))
     if request.batch_size:
-        inputs = [joined_batches(inputs)]
+        inputs = [_joined(inputs)]
     if request.state is not None and len(inputs) > 1:
         raise ValueError(
             f"A state holds the rows of one batch. Received {len(inputs)} batches: pass one, or "
@@ -196,3 +196,29 @@ def pad_right(rows, size):
         token_ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
     return token_ids, mask
+
+
+def concatenate(batches):
+    """Joins the rows of several dicts of arrays, padded to the widest."""
+    width = max(batch["token_ids"].shape[1] for batch in batches)
+    return {
+        key: np.concatenate(
+            [np.pad(x[key], ((0, 0), (0, width - x[key].shape[1]))) for x in batches]
+        )
+        for key in batches[0]
+    }
+
+
+def _joined(batches):
+    """Joins batches of `read_batches` to one.
+
+    Raises:
+        ValueError: they are of several kinds.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    if len({type(x) for x in batches}) > 1 or len(set(map(is_of_conversations, batches))) > 1:
+        raise ValueError("The batches of a dataset must be all texts, all messages or all arrays.")
+    if isinstance(batches[0], list):
+        return [prompt for batch in batches for prompt in batch]
+    return concatenate([{"padding_mask": np.ones_like(x["token_ids"]), **x} for x in batches])
