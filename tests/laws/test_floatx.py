@@ -55,7 +55,9 @@ def results(policy):
         "state": keras.tree.flatten(later)[-1],
     }
     before = [tiny.numpy(weight) for weight in lm.weights]
-    lm.fit(["The quick brown fox", "What is a river?"], batch_size=2, verbose=0)
+    # Unshuffled, since the order of two rows changes the last bit of a sum in 16 bits.
+    texts_learned = ["The quick brown fox", "What is a river?"]
+    lm.fit(texts_learned, batch_size=2, shuffle=False, verbose=0)
     found["step"] = np.concatenate(
         [(tiny.numpy(w) - b).ravel() for w, b in zip(lm.weights, before, strict=True)]
     )
