@@ -117,6 +117,19 @@ def test_the_kernel_variable_is_the_kernel_without_lora(dense):
     assert (tiny.numpy(dense.kernel) != before).any()
 
 
+def test_the_variables_in_files(dense):
+    assert layers.stored_variable(dense, "kernel") is layers.kernel_variable(dense)
+    assert layers.stored_variable(dense, "bias") is dense.bias
+    assert layers.stored_variable(dense, "kernel_scale") is None
+    dense.quantize("int8")
+    assert layers.stored_variable(dense, "kernel").dtype == "int8"
+    assert layers.stored_variable(dense, "kernel_scale") is dense.kernel_scale
+    embedding = keras.layers.ReversibleEmbedding(4, 3)
+    embedding.build()
+    embedding.quantize("int4")
+    assert layers.stored_variable(embedding, "embeddings").dtype == "int8"
+
+
 @pytest.mark.parametrize("policy, dtype", [("mixed_bfloat16", "bfloat16"), ("float32", "float32")])
 def test_variables_have_the_dtype_that_a_call_sees(policy, dtype):
     seen = []

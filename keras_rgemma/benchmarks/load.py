@@ -5,10 +5,11 @@
     python -m keras_rgemma.benchmarks.load --preset rgemma_9b_en --folder big/9b --quantize int4
 
 Random bfloat16 weights are written into the folder in the published layout of Hugging Face, unless
-the folder exists. Each backend then loads them in a process of its own, and generates a token. The
-peak is the memory of the process while it loads, less its memory after its imports. The time is
-compared with reading every tensor, transposing those whose layout differs and copying the others
-once with NumPy, measured in the same process right before. The last line is the same as JSON.
+the folder exists; it may also be a Keras preset. Each backend then loads them in a process of its
+own, and generates a token. The peak is the memory of the process while it loads, less its memory
+after its imports. The time is compared with reading every tensor, transposing those whose layout
+differs and copying the others once with NumPy, measured in the same process right before. The last
+line is the same as JSON.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import pathlib
 import sys
 import time
 
+import h5py
 import keras
 import ml_dtypes
 import numpy as np
@@ -68,27 +70,40 @@ def forget(folder):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def floor_seconds(folder, config):
+def floor_seconds(folder):
     """Measures the seconds to read every tensor and to transpose or copy it once."""
-    source = safetensors.SafetensorsFolder(folder)
     start = time.perf_counter()
-    for name, (_, (weight,)) in names.tensors(config, source.format).items():
+    if not (checkpoint := open_checkpoint(folder)):
+        for path in pathlib.Path(folder).glob("model*.weights.h5"):
+            _read_all(path)
+        return time.perf_counter() - start
+    source = safetensors.SafetensorsFolder(folder)
+    for name, (_, (weight,)) in names.tensors(checkpoint.config, source.format).items():
         array = source.read(name)
         transform = weight.place(source.format).transform
         _ = array.copy() if transform is SAME else in_rows(transform.from_file(array))
     return time.perf_counter() - start
 
 
+def _read_all(path):
+    """Reads every array of a file of Keras weights."""
+    with h5py.File(path) as file:
+        arrays = []
+        file.visititems(lambda _, item: arrays.append(item))
+        for item in arrays:
+            if isinstance(item, h5py.Dataset):
+                _ = item[()]
+
+
 def measure(folder, cold, quantize):
     """Measures the time and memory of loading on this backend, as a dict."""
     __import__(keras.config.backend())
     before = resident_bytes("VmRSS")
-    config = open_checkpoint(folder).config
     if not cold:
-        floor_seconds(folder, config)  # so that both readings find the same files in the page cache
+        floor_seconds(folder)  # so that both readings find the same files in the page cache
     prepare = forget if cold else lambda folder: None
     prepare(folder)
-    floor = floor_seconds(folder, config)
+    floor = floor_seconds(folder)
     prepare(folder)
     reset_peak()
     start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Loads Keras presets through KerasHub, with the checks and the zeros that it lacks."""
 
+import contextlib
 import contextvars
 import math
 import pathlib
@@ -12,8 +13,11 @@ from keras import ops
 
 from keras_rgemma.checkpoints.folder import hint_of_loadable_inside
 from keras_rgemma.checkpoints.loading import CHUNK, build_uninitialized, not_finite
+from keras_rgemma.checkpoints.rounding import Rounding
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import read_json
+from keras_rgemma.keras_internals.layers import small_collections
+from keras_rgemma.keras_internals.presets import preset_config
 from keras_rgemma.keras_internals.saving import saved_layers
 from keras_rgemma.keras_internals.variables import initialize
 
@@ -23,38 +27,52 @@ _BLOCK = "residual_block"  # Keras' name for the groups of these layers in a fil
 
 
 class _Weights(NamedTuple):
-    """Counts the bytes and the layers of files of weights; infinite before a download."""
+    """Describes the weights that KerasHub loads into the next backbone.
 
-    size: float
-    num_layers: float
+    Attributes:
+        size: int, bytes of the files; infinite before a download.
+        num_layers: int, layers in the files; infinite before a download.
+        quantize: str, the mode to which they are rounded one by one, or None.
+    """
+
+    size: float = float("inf")
+    num_layers: float = float("inf")
+    quantize: str | None = None
 
 
-# The weights that KerasHub loads into the next backbone, or None.
-_FOLLOWING = contextvars.ContextVar("following", default=None)
+_FOLLOWING = contextvars.ContextVar("following", default=None)  # `_Weights` or None
 
 
-def load(from_preset, folder, load_weights, **kwargs):
+def load(from_preset, folder, load_weights, quantize=None, **kwargs):
     """Loads a preset with KerasHub's `from_preset`, without random numbers, and checks it.
 
     Args:
         from_preset: the method of KerasHub.
         folder: str, the preset's folder, or the handle that KerasHub fetches.
         load_weights: bool; False for random weights.
+        quantize: None, "int8" or "int4", to which each weight is rounded as soon as it is read.
         **kwargs: arguments of `from_preset`.
 
     Raises:
-        ValueError: the folder is no preset, a file is missing or broken, or the weights hold NaN or
-            do not fit the config.
+        ValueError: the folder is no preset, a file is missing or broken, or the weights hold NaN,
+            do not fit the config, or are to be rounded again.
     """
     is_local = pathlib.Path(folder).exists()
     if is_local:
         _check_files(folder)
         kwargs["dtype"] = _policy(_saved_policy(folder), kwargs.get("dtype"))
+    if quantize:
+        _check_not_rounded(preset_config(folder), quantize)
     if not load_weights:
-        return from_preset(folder, load_weights=False, **kwargs)
-    token = _FOLLOWING.set(_weights_in(folder) if is_local else _Weights(*2 * [float("inf")]))
+        model = from_preset(folder, load_weights=False, **kwargs)
+        if quantize:
+            model.quantize(quantize)
+        return model
+    weights = _weights_in(folder) if is_local else _Weights()
+    token = _FOLLOWING.set(weights._replace(quantize=quantize))
     try:
-        model = from_preset(folder, **kwargs)
+        with small_collections() if quantize else contextlib.nullcontext():
+            model = from_preset(folder, **kwargs)
     except OSError as error:
         if error.errno is not None or not is_local:
             raise
@@ -117,6 +135,18 @@ def _saved_policy(folder):
     return None if saved is None else keras.dtype_policies.get(saved)
 
 
+def _check_not_rounded(config, mode):
+    """Raises ValueError if the config of a preset is that of a quantized model."""
+    saved = keras.dtype_policies.get(config["config"].get("dtype"))
+    is_map = isinstance(saved, keras.dtype_policies.DTypePolicyMap)
+    modes = {policy.quantization_mode for policy in (saved.values() if is_map else [saved])}
+    if modes - {None}:
+        raise ValueError(
+            f"This preset is quantized already, to {', '.join(sorted(modes - {None}))}: leave "
+            f"`quantize={mode!r}` out, or load a preset of the model before it was quantized."
+        )
+
+
 def _policy(saved, requested):
     """Returns the dtype policy for KerasHub that gives each layer its saved or requested policy.
 
@@ -169,14 +199,14 @@ def build_with_zeros(config, make):
 
     Args:
         config: dict, the arguments of an `RGemmaBackbone`.
-        make: function that returns the backbone.
+        make: function of such a dict that returns the backbone.
 
     Raises:
         ValueError: the weights that follow do not fit the architecture.
     """
     following = _FOLLOWING.get()
     if following is None:
-        return make()
+        return make(config)
     fields = RGemmaConfig.__dataclass_fields__
     sizes = RGemmaConfig(**{name: value for name, value in config.items() if name in fields})
     if sizes.parameter_count > 2 * following.size:  # two a byte, if they are quantized to 4 bits
@@ -190,7 +220,12 @@ def build_with_zeros(config, make):
             f"The config asks for {sizes.num_layers} layers, but the weights hold "
             f"{following.num_layers}. Check that they belong together."
         )
-    model = build_uninitialized(make)
+    if following.quantize:
+        rounding = Rounding(following.quantize, config.get("dtype"))
+        config = {**config, "dtype": rounding.policies(sizes)}
+        model = build_uninitialized(lambda: rounding.finish(make(config)))
+    else:
+        model = build_uninitialized(lambda: make(config))
     zeros = keras.initializers.Zeros()
     weights = {id(weight) for weight in model.weights}
     for variable in model.variables:

@@ -26,7 +26,7 @@ def load(config, source, make, rounding=None):
         config: `RGemmaConfig`, compared with the weights before the model is made.
         source: `TensorSource` of the checkpoint.
         make: function that returns an `RGemmaBackbone` of that architecture.
-        rounding: `rounding.Rounding` that made it, or None.
+        rounding: `rounding.Rounding` that finished it, or None.
 
     Returns:
         The `RGemmaBackbone`.
@@ -53,17 +53,14 @@ def load(config, source, make, rounding=None):
         for weight in weights:
             place = weight.place(source.format)
             part = array if place.part is None else array[place.part]
-            dtype = rounding.variable_dtype if rounding else variables[weight.path].dtype
+            path = weight.path
+            dtype = rounding.variable_dtype(path) if rounding else variables[path].dtype
             if dtype == "float16" != array.dtype.name:
                 check_finite(name, in_half_precision(part))
-            values = {weight.path: place.transform.from_file(part)}
-            if rounding and rounding.is_embedding(weight.path):
-                values = rounding.rounded_embedding(*values.values())
-            for path, value in values.items():
-                # No reference is left to a variable that is rounded.
-                _give(variables.pop(path), value)
-            if rounding:
-                rounding.finish(weight.path)
+            value = place.transform.from_file(part)
+            values = rounding.rounded(path, value) if rounding else {path: value}
+            for variable, value in values.items():
+                _give(variables[variable], value)
     for variable in model.variables:
         if not internals.has_value(variable):  # such as the seeds of dropout
             internals.initialize(variable)

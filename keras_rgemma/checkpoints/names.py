@@ -92,6 +92,13 @@ def weights(config):
     ]
 
 
+def rounded_layers(config):
+    """Lists the paths of the layers whose matrices `quantize` rounds."""
+    owners = [weight.path.rpartition("/") for weight in weights(config)]
+    names = ("embeddings", "kernel")
+    return [path for path, _, name in owners if name in names and not path.endswith("/conv_1d")]
+
+
 def _under(root, place):
     """Prepends the name of a layer to a `TensorLocation`."""
     return dataclasses.replace(place, name=root + place.name)

@@ -4,16 +4,10 @@ The weights are those of `quantize` after loading: the layers of Keras compute b
 """
 
 import keras
-import numpy as np
-from keras import ops
 
+from keras_rgemma.checkpoints.names import rounded_layers
 from keras_rgemma.keras_internals.layers import layers_of, set_own_policy
-from keras_rgemma.layers.lora import LoRA
-
-MODES = ("int8", "int4")
-_ELEMENTS = 1 << 21  # of the embedding, rounded in one go: Keras makes six arrays of float32
-_EMBEDDING = "token_embedding"
-_BY_ROW = ("embeddings", "embeddings_scale", "embeddings_zero")
+from keras_rgemma.layers.rounded import MODES, Rounded, rounding_config
 
 
 def check_mode(mode):
@@ -25,112 +19,73 @@ def check_mode(mode):
         )
 
 
-def round_loaded(model, mode):
-    """Rounds all weights of a model that a preset gave.
-
-    Raises:
-        ValueError: the preset is of a quantized model.
-    """
-    modes = {getattr(layer, "quantization_mode", None) for layer in layers_of(model)} - {None}
-    if modes:
-        raise ValueError(
-            f"This preset is quantized already, to {', '.join(sorted(modes))}: leave "
-            f"`quantize={mode!r}` out, or load a preset of the model before it was quantized."
-        )
-    model.quantize(mode)
-
-
 class Rounding:
-    """Makes an `RGemmaBackbone` and rounds its layers when they get their weights.
-
-    The embedding, which is the largest weight, is made for rounded values, and these are computed
-    for some rows at a time. The others are made as they are and rounded one by one.
+    """Makes an `RGemmaBackbone` for rounded weights, and rounds the weights of a checkpoint for it.
 
     Args:
         mode: str of `MODES`.
-        dtype: the dtype policy of the model.
+        dtype: the dtype policy of the model before it is rounded; None for Keras' global policy.
 
     Raises:
-        ValueError: the policy is of quantized layers, or of several dtypes.
+        ValueError: the policy is of quantized layers.
     """
 
     def __init__(self, mode, dtype):
-        self._policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        if type(self._policy) is not keras.DTypePolicy:
+        self._source = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        self.mode = mode
+        self._config = rounding_config(mode)
+        policies = [self._source]
+        if isinstance(self._source, keras.dtype_policies.DTypePolicyMap):
+            policies += self._source.values()
+        if any(policy.quantization_mode for policy in policies):
             raise ValueError(
                 f"With `quantize` the dtype must be a plain one such as 'bfloat16'. Received: "
                 f"{dtype!r}."
             )
-        self.mode = mode
-        configs = {
-            "int8": keras.quantizers.Int8QuantizationConfig,
-            "int4": keras.quantizers.Int4QuantizationConfig,
-        }
-        self._config = configs[mode]()
 
-    @property
-    def variable_dtype(self):
-        """Returns the dtype of weights before they are rounded, str."""
-        return self._policy.variable_dtype
-
-    def make(self, make):
-        """Makes the backbone.
+    def policies(self, config):
+        """Returns the dtype policy with which the rounded model is made, a `DTypePolicyMap`.
 
         Args:
-            make: function of `dtype` that returns the backbone.
+            config: `RGemmaConfig`.
         """
+        maps, source = keras.dtype_policies.DTypePolicyMap, self._source
+        default, policies = source, {}
+        if isinstance(source, maps):
+            default, policies = source.default_policy, dict(source)
         size = f"/{self._config.block_size}" if self.mode == "int4" else ""
-        rounded = keras.dtype_policies.get(f"{self.mode}{size}_from_{self._policy.name}")
-        policies = keras.dtype_policies.DTypePolicyMap(self._policy, {_EMBEDDING: rounded})
-        backbone = make(dtype=policies)
+        for path in rounded_layers(config):
+            name = (source[path] if isinstance(source, maps) else source).name
+            policies[path] = keras.dtype_policies.get(f"{self.mode}{size}_from_{name}")
+        self._policies = maps(default, policies)
+        return self._policies
+
+    def finish(self, backbone):
+        """Gives the layers of a backbone with these policies what they have after `quantize`."""
         for layer in layers_of(backbone):
-            # With the map a rounded layer would be saved as one that is not.
             if isinstance(layer.dtype_policy, keras.dtype_policies.DTypePolicyMap):
-                set_own_policy(layer, self._policy)
-        self._embedding = backbone.token_embedding
-        self._embedding.quantization_config = self._config
-        self._layers = {x.path: x for x in layers_of(backbone) if isinstance(x, LoRA)}
+                set_own_policy(layer, self._source)
+        self._layers = {x.path: x for x in layers_of(backbone) if isinstance(x, Rounded)}
+        for layer in self._layers.values():
+            layer.quantization_config = self._config
         return backbone
 
-    def is_embedding(self, path):
-        """Checks whether a weight is the embedding, which `rounded_embedding` rounds."""
-        return path == f"{_EMBEDDING}/embeddings"
+    def variable_dtype(self, path):
+        """Returns the dtype of a weight before it is rounded, str."""
+        return self._policies[path.rpartition("/")[0]].variable_dtype
 
-    def rounded_embedding(self, array):
-        """Rounds an embedding.
+    def rounded(self, path, array):
+        """Rounds a weight, if it is the matrix of a layer to be rounded.
 
         Args:
-            array: float NumPy array [V, D].
+            path: str, the path of the weight's variable.
+            array: float NumPy array.
 
         Returns:
-            dict of the path of a variable to a NumPy array.
+            dict of the paths of variables to NumPy arrays.
         """
-        size = max(1, _ELEMENTS // array.shape[1])
-        values = {}
-        for start in range(0, len(array), size):
-            part = array[start : start + size]
-            for name, value in self._rounded_rows(part).items():
-                if name not in _BY_ROW:
-                    values[name] = value
-                    continue
-                if name not in values:
-                    values[name] = np.empty((len(array), *value.shape[1:]), value.dtype)
-                values[name][start : start + len(part)] = value
-        return {f"{self._embedding.path}/{name}": value for name, value in values.items()}
-
-    def _rounded_rows(self, array):
-        """Rounds rows of the embedding, with a layer of their own."""
-        rows, dim = array.shape
-        layer = keras.layers.ReversibleEmbedding(
-            rows, dim, embeddings_initializer="zeros", dtype=self._policy, name=_EMBEDDING
-        )
-        layer.build()
-        layer.embeddings.assign(array)
-        layer.quantize(self.mode, config=self._config)
-        return {x.path.rpartition("/")[2]: ops.convert_to_numpy(x.value) for x in layer.variables}
-
-    def finish(self, path):
-        """Rounds the layer whose weight has got its value, if that is a matrix to be rounded."""
         owner, _, name = path.rpartition("/")
-        if name == "kernel" and owner in self._layers:
-            self._layers[owner].quantize(self.mode, config=self._config)
+        layer = self._layers.get(owner)
+        if layer is None or name != layer.matrix_name:
+            return {path: array}
+        return {f"{owner}/{name}": value for name, value in layer.rounded(array).items()}

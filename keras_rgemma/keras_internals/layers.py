@@ -68,12 +68,20 @@ def small_collections():
         gc.unfreeze()
 
 
-def kernel_variable(layer):
-    """Returns the variable with the kernel of a `Dense` or `EinsumDense` layer.
+_STORED = {"kernel": "_kernel", "embeddings": "_embeddings"}
 
-    The property `kernel` of the layer adds LoRA and unpacks int4; the variable does neither.
+
+def stored_variable(layer, name):
+    """Returns a variable of a linear layer or an embedding by its name in files; None without it.
+
+    The properties `kernel` and `embeddings` add LoRA and unpack int4; the variables do neither.
     """
-    return layer._kernel
+    return getattr(layer, _STORED.get(name, name), None)
+
+
+def kernel_variable(layer):
+    """Returns the variable with the kernel of a `Dense` or `EinsumDense` layer."""
+    return stored_variable(layer, "kernel")
 
 
 def embedding_arrays(layer):
@@ -139,11 +147,9 @@ def with_arrays(layer, arrays):
 
     Args:
         layer: a `Dense`, `EinsumDense` or `ReversibleEmbedding`.
-        arrays: dict of attributes to tensors; "kernel" stands for the `kernel_variable`,
-            "embeddings" for the variable of that name.
+        arrays: dict of attributes to tensors; the names are those of `stored_variable`.
     """
-    names = {"kernel": "_kernel", "embeddings": "_embeddings"}
-    return with_attributes(layer, **{names.get(name, name): x for name, x in arrays.items()})
+    return with_attributes(layer, **{_STORED.get(name, name): x for name, x in arrays.items()})
 
 
 def value_in_call(layer, variable):

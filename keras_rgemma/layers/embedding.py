@@ -6,12 +6,14 @@ from keras import ops
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.keras_internals.layers import embedding_arrays, with_arrays, with_attributes
+from keras_rgemma.layers.rounded import Rounded
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
+_ROUNDED_ELEMENTS = 1 << 21  # rounded in one go: Keras makes six arrays of float32
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
+class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
     """Looks up embeddings and computes logits, as the layer of Keras that it extends.
 
     In int4 Keras unpacks the whole matrix in each call, which takes several times the memory of the
@@ -21,9 +23,28 @@ class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
     The class has the name of Keras', after which the layer is called in files of weights.
     """
 
-    def quantize(self, mode=None, type_check=True, config=None):
-        # With the type check Keras quantizes no subclass of its layers.
-        super().quantize(mode, type_check=False, config=config)
+    matrix_name = "embeddings"
+
+    def rounded(self, matrix):
+        """Rounds a matrix as `quantize` does, some rows at a time; see `Rounded`."""
+        size = max(1, _ROUNDED_ELEMENTS // self.output_dim)
+        values = {}
+        for start in range(0, self.input_dim, size):
+            part = matrix[start : start + size]
+            config = {**self.get_config(), "input_dim": len(part)}
+            for name, value in self._rounded_by(part, config).items():
+                if name == "g_idx":  # the groups of columns
+                    values[name] = value
+                    continue
+                if name not in values:
+                    values[name] = np.empty((self.input_dim, *value.shape[1:]), value.dtype)
+                values[name][start : start + len(part)] = value
+        return values
+
+    def load_own_variables(self, store):
+        """Loads the matrix; if that is of floats and the layer is rounded, rounds it."""
+        keys = store.keys()  # a store is no iterable
+        super().load_own_variables(self.rounded_store({key: store[key] for key in keys}))
 
     def call(self, inputs, reverse=False):
         if not reverse or self.logit_soft_cap is None:

@@ -11,12 +11,14 @@ from keras_rgemma.keras_internals.layers import (
     kernel_with_merged_lora,
     layers_of,
     remove_variables,
+    stored_variable,
     value_in_call,
     variables_created_trainable,
     with_arrays,
     with_attributes,
 )
 from keras_rgemma.layers.recomputed import Recomputed
+from keras_rgemma.layers.rounded import Rounded
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
 _ALPHA = "lora_alpha"
@@ -40,7 +42,7 @@ class LinearMapParts(NamedTuple):
     lora_scale: float | None
 
 
-class LoRA(Recomputed, SavesZeroPoint):
+class LoRA(Recomputed, SavesZeroPoint, Rounded):
     """Mixin for `Dense` and `EinsumDense` that computes LoRA as a second product.
 
     List it before the Keras class. With LoRA (arXiv 2106.09685, section 4.1),
@@ -93,14 +95,11 @@ class LoRA(Recomputed, SavesZeroPoint):
         names = ["kernel", *self.variable_serialization_spec[mode]]
         if mode in CALIBRATED and not self._awaits_calibration():
             names.remove("kernel")  # `quantized_kernel` replaces the kernel
-        variables = {name: self._variable(name) for name in dict.fromkeys(names)}
+        variables = {name: stored_variable(self, name) for name in dict.fromkeys(names)}
         if self.lora_enabled:
             variables |= {name: getattr(self, name) for name in FACTORS}
         variables = {name: variable for name, variable in variables.items() if variable is not None}
         return LinearMapParts(variables, mode, self.lora_scale if self.lora_enabled else None)
-
-    def _variable(self, name):
-        return kernel_variable(self) if name == "kernel" else getattr(self, name, None)
 
     def linear_map(self, arrays=None):
         """Binds the function of the layer to arrays.
@@ -120,10 +119,6 @@ class LoRA(Recomputed, SavesZeroPoint):
             arrays = {name: value_in_call(self, x) for name, x in variables.items()}
         bound = with_arrays(self, arrays)
         return bound.quantized_call if self.quantization_mode else bound.call
-
-    def quantize(self, mode=None, type_check=True, config=None):
-        # With the type check Keras quantizes no subclass of its layers.
-        super().quantize(mode, type_check=False, config=config)
 
     @property
     def lora_scale(self):
@@ -187,6 +182,8 @@ class LoRA(Recomputed, SavesZeroPoint):
     def load_own_variables(self, store):
         """Loads kernel, bias, A and B; a layer without LoRA adds A B to its kernel.
 
+        A layer that is rounded to int8 or int4 rounds a kernel of floats.
+
         Raises:
             ValueError: A and B have another rank than the layer's LoRA.
         """
@@ -195,7 +192,7 @@ class LoRA(Recomputed, SavesZeroPoint):
         factors = [np.array(stored.pop(name)) for name in FACTORS if name in stored]
         alpha = float(np.array(stored.pop(_ALPHA))) if factors else None
         if not self.lora_enabled:
-            super().load_own_variables(stored)
+            super().load_own_variables(self.rounded_store(stored))
             if factors:
                 self._add_to_kernel(*factors, alpha / len(factors[1]))
             return
@@ -203,7 +200,7 @@ class LoRA(Recomputed, SavesZeroPoint):
             self.check_stored_rank(len(factors[1]))
         # Keras sets both A and B to zero, and no gradient would reach them again.
         initial = ops.convert_to_numpy(self.lora_kernel_a), np.zeros(self.lora_kernel_b.shape)
-        super().load_own_variables(stored)
+        super().load_own_variables(self.rounded_store(stored))
         self.assign_lora(*(factors or initial), self.lora_alpha if alpha is None else alpha)
 
     def check_stored_rank(self, rank):

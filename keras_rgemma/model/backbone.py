@@ -9,7 +9,7 @@ from keras_rgemma.checkpoints.export import export
 from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import Presets, resolve_model
-from keras_rgemma.checkpoints.rounding import check_mode, round_loaded
+from keras_rgemma.checkpoints.rounding import check_mode
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import preset_folder
 from keras_rgemma.keras_internals.layers import layers_of, set_own_policy
@@ -20,6 +20,7 @@ from keras_rgemma.layers.embedding import ReversibleEmbedding
 from keras_rgemma.layers.lora import CALIBRATED
 from keras_rgemma.layers.residual_block import residual_blocks
 from keras_rgemma.layers.rms_norm import RMSNorm
+from keras_rgemma.layers.rounded import Rounded
 from keras_rgemma.lora import peft
 from keras_rgemma.lora.structure import restore, structure
 from keras_rgemma.model import calibration
@@ -201,7 +202,7 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
             subfolder: str, the folder of the model inside of the preset, such as "checkpoint-500".
             quantize: None, "int8" or "int4", to which the weights are rounded as by the method
                 `quantize`: each as soon as it is read, so that the model needs no more memory than
-                after it (the weights of a Keras preset all together at the end).
+                after it.
             **kwargs: `dtype`, and arguments of the constructor.
 
         Raises:
@@ -229,16 +230,13 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
         checkpoint = open_checkpoint(folder)
         if checkpoint:
             return checkpoint.backbone(cls, load_weights, quantize, **kwargs)
-        backbone = keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
-        if quantize:
-            round_loaded(backbone, quantize)
-        return backbone
+        return keras_preset.load(super().from_preset, folder, load_weights, quantize, **kwargs)
 
     @classmethod
     def from_config(cls, config):
         from_config, config = super().from_config, dict(config)
         lora = config.pop("lora", None)
-        backbone = keras_preset.build_with_zeros(config, lambda: from_config(config))
+        backbone = keras_preset.build_with_zeros(config, from_config)
         if lora is not None:
             if keras_preset.weights_follow():
                 restore(backbone, lora, keras_preset.check_lora_size, a_initializer="zeros")
@@ -280,8 +278,11 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
             for layer in layers_of(self, include_self=False)
             if getattr(layer, "quantization_mode", None)
         }
-        if quantized and not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-            policy = keras.dtype_policies.DTypePolicyMap(policy, quantized)
+        maps = keras.dtype_policies.DTypePolicyMap
+        if isinstance(policy, maps):
+            policy = maps(policy.default_policy, {**policy, **quantized})
+        elif quantized:
+            policy = maps(policy, quantized)
         lora = structure(self)
         return {
             "name": self.name,
@@ -293,15 +294,15 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
 
 
 def _resolve_policies(layers):
-    """Sets the policy of each quantized layer to its entry in a map of policies.
+    """Sets the policy of each layer with a matrix to its entry in a map of policies.
 
-    With the whole map, Keras saves a quantized layer as a layer that is not quantized. Also, an
-    int4 embedding made from a policy rounds its inputs, unlike an embedding after
+    With the whole map, Keras quantizes no layer, and saves a quantized one as one that is not.
+    Also, an int4 embedding made from a policy rounds its inputs, unlike an embedding after
     `quantize("int4")`.
     """
     for layer in layers:
         policy = layer.dtype_policy
-        if isinstance(policy, keras.dtype_policies.DTypePolicyMap) and layer.quantization_mode:
+        if isinstance(policy, keras.dtype_policies.DTypePolicyMap) and isinstance(layer, Rounded):
             set_own_policy(layer, policy[layer.path])
             if layer.quantization_mode == "int4":
                 layer.inputs_quantizer = None

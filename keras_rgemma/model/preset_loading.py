@@ -7,7 +7,7 @@ from keras_rgemma.checkpoints import keras_preset
 from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
 from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import has_tokenizer, resolve_model
-from keras_rgemma.checkpoints.rounding import check_mode, round_loaded
+from keras_rgemma.checkpoints.rounding import check_mode
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.lora import peft
 
@@ -66,10 +66,7 @@ class PresetLoading:
             return cls(
                 cls.backbone_cls.from_folder(folder, load_weights, quantize, **sizes), **kwargs
             )
-        lm = keras_preset.load(super().from_preset, folder, load_weights, **kwargs)
-        if quantize:
-            round_loaded(lm, quantize)
-        return lm
+        return keras_preset.load(super().from_preset, folder, load_weights, quantize, **kwargs)
 
     @classmethod
     def _from_checkpoint(cls, checkpoint, load_weights, quantize, dtype=None, **kwargs):

@@ -1,5 +1,7 @@
 """`from_preset(quantize=)` gives the weights of `quantize` after loading, one after the other."""
 
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -8,9 +10,9 @@ import tiny
 from backend_independent import backend_independent
 from compiled import compiled
 from keras_rgemma import RGemmaBackbone, RGemmaCausalLM
-from keras_rgemma.checkpoints import export, rounding, safetensors
-from keras_rgemma.keras_internals.variables import has_value
+from keras_rgemma.checkpoints import export, rounding
 from keras_rgemma.layers import embedding as embedding_layer
+from keras_rgemma.layers import rounded
 from keras_rgemma.layers.embedding import ReversibleEmbedding
 from keras_rgemma.lora.backbone import lora_layers_by_path
 
@@ -60,7 +62,9 @@ def check_same_layers(found, expected):
 @pytest.mark.parametrize("mode", rounding.MODES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_weights_are_those_of_quantize(mode, dtype, folders, monkeypatch):
-    monkeypatch.setattr(rounding, "_ELEMENTS", 272 * 150)  # several blocks of the embedding
+    monkeypatch.setattr(
+        embedding_layer, "_ROUNDED_ELEMENTS", 272 * 150
+    )  # several blocks of the embedding
     folder = folders / "transformers"
     expected = RGemmaCausalLM.from_preset(folder, dtype=dtype)
     expected.quantize(mode)
@@ -94,26 +98,59 @@ def test_other_formats(mode, form, folders):
     check_same_layers(RGemmaBackbone.from_preset(folders / form, quantize=mode), expected)
 
 
-@backend_independent
-def test_no_matrix_stays_when_the_next_is_read(folders, monkeypatch):
-    made, read, waiting = [], safetensors.SafetensorsFolder.read, []
+@pytest.mark.parametrize("mode", rounding.MODES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16", "map"])
+def test_a_keras_preset_in_every_dtype(mode, dtype, folders):
+    policy = dtype
+    if dtype == "map":
+        policy = keras.dtype_policies.DTypePolicyMap("bfloat16")
+        policy["token_embedding"] = "float32"
+    expected = RGemmaCausalLM.from_preset(folders / "keras", dtype=policy)
+    expected.quantize(mode)
+    found = RGemmaCausalLM.from_preset(folders / "keras", dtype=policy, quantize=mode)
+    check_same_layers(found.backbone, expected.backbone)
+    ids = tiny.arrays()["token_ids"]
+    np.testing.assert_array_equal(tiny.numpy(found.score(ids)), tiny.numpy(expected.score(ids)))
 
-    def make(self, *args, make=rounding.Rounding.make):
-        made.append(make(self, *args))
-        return made[0]
 
-    def listed(self, name, **rows):
-        for layer in made[0]._flatten_layers():
-            for x in layer.variables if layer.path in (*tiny.LINEAR, "token_embedding") else ():
-                is_matrix = len(x.shape) == 2 or x.path.endswith("kernel")
-                if is_matrix and has_value(x) and x.dtype == "float32":
-                    waiting.append((name, x.path))
-        return read(self, name, **rows)
+@pytest.mark.parametrize("mode", rounding.MODES)
+def test_a_keras_preset_with_lora_in_several_files(mode, tmp_path):
+    lm = tiny.randomize(tiny.causal_lm(**SIZES))
+    lm.backbone.enable_lora(2)
+    for layer in lora_layers_by_path(lm.backbone).values():
+        layer.lora_kernel_b.assign(np.full(layer.lora_kernel_b.shape, 0.1))
+    lm.save_to_preset(tmp_path / "preset", max_shard_size=5e-4)
+    assert len(list((tmp_path / "preset").glob("model*.weights.h5"))) > 1
+    expected = RGemmaCausalLM.from_preset(tmp_path / "preset")
+    expected.quantize(mode)
+    found = RGemmaCausalLM.from_preset(tmp_path / "preset", quantize=mode)
+    assert len(lora_layers_by_path(found.backbone)) == len(tiny.LINEAR)
+    check_same_layers(found.backbone, expected.backbone)
 
-    monkeypatch.setattr(rounding.Rounding, "make", make)
-    monkeypatch.setattr(safetensors.SafetensorsFolder, "read", listed)
-    RGemmaBackbone.from_preset(folders / "transformers", quantize="int8")
-    assert made and not waiting
+
+@pytest.mark.parametrize("mode", rounding.MODES)
+def test_a_file_of_floats_fits_a_rounded_model(mode, tmp_path):
+    lm = tiny.randomize(tiny.causal_lm(**SIZES))
+    lm.save_weights(tmp_path / "float.weights.h5")
+    found = tiny.causal_lm(**SIZES)
+    found.quantize(mode)
+    found.load_weights(tmp_path / "float.weights.h5")
+    lm.quantize(mode)
+    check_same(found.backbone, lm.backbone)
+
+
+@pytest.mark.parametrize("form", ["transformers", "keras"])
+def test_no_matrix_stays_when_the_next_is_read(form, folders, monkeypatch):
+    made, initialize = [], rounded.initialize
+
+    def initialized(variable, value):
+        assert not [x() for x in made if x() is not None]
+        initialize(variable, value)
+        made.append(weakref.ref(variable))
+
+    monkeypatch.setattr(rounded, "initialize", initialized)
+    RGemmaBackbone.from_preset(folders / form, quantize="int8")
+    assert len(made) == len(tiny.LINEAR) + 1
 
 
 @backend_independent

@@ -1,0 +1,87 @@
+"""Rounds the matrix of one layer while it is loaded, so that a file of floats fits int8 or int4."""
+
+import keras
+from keras import ops
+
+from keras_rgemma.keras_internals.layers import stored_variable
+from keras_rgemma.keras_internals.variables import initialize, uninitialized_variables
+
+MODES = ("int8", "int4")
+
+
+def rounding_config(mode, block_size=128):
+    """Returns the configuration with which `quantize` rounds weights to one of `MODES`.
+
+    Args:
+        mode: str.
+        block_size: int, elements that share a scale in int4; -1 for all of a column.
+    """
+    if mode == "int8":
+        return keras.quantizers.Int8QuantizationConfig()
+    return keras.quantizers.Int4QuantizationConfig(block_size=block_size)
+
+
+class Rounded:
+    """Mixin for layers of Keras with a matrix; a rounded one takes floats from a file and rounds.
+
+    List it before the Keras class. `matrix_name` is the name of the matrix, the first weight in the
+    layer's files.
+    """
+
+    matrix_name = "kernel"
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        # With the type check Keras quantizes no subclass of its layers.
+        super().quantize(mode, type_check=False, config=config)
+
+    def rounded(self, matrix):
+        """Rounds a matrix as `quantize` does.
+
+        Args:
+            matrix: float NumPy array of the layer's shape before it was rounded.
+
+        Returns:
+            dict of names to NumPy arrays: the matrix, its scale, and what else the mode has.
+        """
+        return self._rounded_by(matrix, self.get_config())
+
+    def _rounded_by(self, matrix, config):
+        """Rounds a matrix in a layer of its own, made from a config."""
+        without = dict.fromkeys(("quantization_config", "lora_rank", "lora_alpha"))
+        layer = type(self).from_config({**config, **without, "dtype": self.variable_dtype})
+        with uninitialized_variables():
+            layer.build_from_config(self.get_build_config())
+        initialize(
+            stored_variable(layer, self.matrix_name),
+            lambda shape, dtype: ops.convert_to_tensor(matrix, dtype=dtype),
+        )
+        mode = self.quantization_mode
+        block_size = getattr(self.dtype_policy, "block_size", -1)
+        layer.quantize(mode, config=rounding_config(mode, block_size))
+        stored = _stored_variables(layer, mode)
+        stored.pop("bias", None)
+        return {name: ops.convert_to_numpy(x.value) for name, x in stored.items()}
+
+    def rounded_store(self, stored):
+        """Rounds the matrix that a file has for this layer, if that is of floats and the layer not.
+
+        Args:
+            stored: dict, what the file has for the layer.
+
+        Returns:
+            dict of what the file of a rounded layer would have.
+        """
+        mode = self.quantization_mode
+        if not self.built or mode not in MODES or "0" not in stored:
+            return stored
+        if not keras.backend.is_float_dtype(str(stored["0"].dtype)):
+            return stored
+        arrays = {name: stored[str(i)] for i, name in enumerate(_stored_variables(self, None))}
+        arrays |= self.rounded(arrays[self.matrix_name])
+        return {str(i): arrays[name] for i, name in enumerate(_stored_variables(self, mode))}
+
+
+def _stored_variables(layer, mode):
+    """Returns the variables that a file has of a layer in a mode, a dict of names, in order."""
+    variables = {x: stored_variable(layer, x) for x in layer.variable_serialization_spec[mode]}
+    return {name: x for name, x in variables.items() if x is not None}
