@@ -18,13 +18,14 @@ def holds_numbers(inputs):
     return isinstance(inputs, numbers.Number) and not is_missing(inputs)
 
 
-def read_batches(inputs, column="text"):
+def read_batches(inputs, columns=None):
     """Splits an input of `generate` into batches.
 
     Args:
         inputs: texts, as of `keras_rgemma.text.forms.read_texts`; messages, as of `read_messages`,
-            or several lists of messages; a dict of arrays; or a `tf.data.Dataset` of such.
-        column: str, the name of the column or key with texts.
+            or several lists of messages, also in a column or rows of the name "messages"; a dict
+            of arrays; or a `tf.data.Dataset` of such.
+        columns: dict of the preprocessor, which gives "text" and "messages" other names; or None.
 
     Returns:
         A list of batches, each a list of str, a list of conversations (lists of turns) or a dict of
@@ -34,11 +35,12 @@ def read_batches(inputs, column="text"):
         ValueError: the input is empty, or a message is malformed.
         TypeError: the input is none of these.
     """
+    columns = columns or {}
     if hasattr(inputs, "as_numpy_iterator"):
-        batches = [_read_batch(batch, column)[0] for batch in inputs.as_numpy_iterator()]
+        batches = [_read_batch(batch, columns)[0] for batch in inputs.as_numpy_iterator()]
         is_scalar = False
     else:
-        batch, is_scalar = _read_batch(inputs, column)
+        batch, is_scalar = _read_batch(inputs, columns)
         batches = [batch]
     if not batches or not all(batches):
         raise ValueError(
@@ -53,21 +55,27 @@ def is_of_conversations(batch):
     return isinstance(batch, list) and isinstance(batch[0], list)
 
 
-def _read_batch(inputs, column):
+def _read_batch(inputs, columns):
+    column, messages = (columns.get(name, name) for name in ("text", "messages"))
     if is_text(inputs):
         return read_texts(inputs), True
+    names = column_names(inputs) or ()
+    if messages in names and column not in names:
+        return _read_batch(inputs[messages], columns)
     if is_row(inputs) and column not in inputs:
         # A key with the value None is the same as no key.
         inputs = {key: value for key, value in inputs.items() if value is not None}
         if "token_ids" not in inputs:
             raise ValueError(
                 "A dict of inputs must hold `token_ids`, and `padding_mask` if rows are padded, or "
-                f"texts under `{column}`; messages stand in a list. Received the keys "
-                f"{sorted(map(str, inputs))}."
+                f"texts under `{column}`, or lists of messages under `{messages}`. Received the "
+                f"keys {sorted(map(str, inputs))}."
             )
         return {key: as_array(value, key) for key, value in inputs.items()}, False
     if column_names(inputs) is None:
         inputs = as_list(inputs)
+        if inputs and all(is_row(row) and messages in row for row in inputs):
+            inputs = [row[messages] for row in inputs]
         if is_conversation(inputs):
             return [_read_conversation(inputs)], True
         if inputs and is_conversation(inputs[0]):

@@ -45,7 +45,7 @@ def read_prompts(task, inputs, request):
     Returns:
         A list of `Batch`, and whether the input was a single text or conversation.
     """
-    inputs, is_scalar = read_batches(inputs, _text_column(task))
+    inputs, is_scalar = read_batches(inputs, _columns(task))
     if request.batch_size:
         inputs = [_joined(inputs)]
     if request.state is not None and len(inputs) > 1:
@@ -102,7 +102,7 @@ def input_rows(task, inputs, state=None, continued=False):
     Returns:
         A list of B int arrays, and the state for them.
     """
-    batches, _ = read_batches(inputs, _text_column(task))
+    batches, _ = read_batches(inputs, _columns(task))
     if len(batches) > 1:
         raise ValueError(f"Expected one batch. Received {len(batches)}: pass them one by one.")
     (batch,) = batches
@@ -164,9 +164,9 @@ def _end_turns(tokenizer, state):
     return state, [[] if ended else [end_of_turn] for ended in is_ended], is_first.tolist()
 
 
-def _text_column(task):
-    """Returns the name of the column or key with texts, str; see the preprocessor's `columns`."""
-    return (getattr(task.preprocessor, "columns", None) or {}).get("text", "text")
+def _columns(task):
+    """Returns the `columns` of the preprocessor, a dict or None."""
+    return getattr(task.preprocessor, "columns", None)
 
 
 def _tokenizer(task, conversations):

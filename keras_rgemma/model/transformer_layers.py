@@ -20,11 +20,15 @@ class TransformerLayers(list):
     """
 
     def __init__(self, backbone, layers):
-        super().__init__(layers)
+        super().__init__(map(_checked, layers))
         self._backbone = weakref.ref(backbone)
         self._own_layers()
 
     def __setitem__(self, index, layers):
+        if isinstance(index, slice):
+            layers = list(map(_checked, layers))
+        else:
+            _checked(layers)
         super().__setitem__(index, layers)
         self._own_layers()
 
@@ -35,6 +39,22 @@ class TransformerLayers(list):
                 if not (layer.built or isinstance(layer, ResidualBlock)):
                     layer.build((None, None, backbone.config.hidden_dim))
                 track_layer(backbone, layer)
+
+
+def _checked(layer):
+    """Returns a layer; raises TypeError if it cannot be called as a `ResidualBlock` is."""
+    if isinstance(layer, keras.layers.Layer) and not isinstance(layer, ResidualBlock):
+        try:
+            inspect.signature(layer.call).bind(None, None, state=None, return_state=False)
+        except TypeError as error:
+            raise TypeError(
+                f"{type(layer).__name__} cannot replace a block: its `call` must take what a "
+                "block gets, `(x, places, state=None, return_state=False)`, and return as much: "
+                "`x`, and with `return_state` a pair of `x` and the state. A wrapper hands it on: "
+                "`def call(self, x, *args, **kwargs): return self.block(x, *args, **kwargs)`. "
+                f"Received: call{inspect.signature(layer.call)}."
+            ) from error
+    return layer
 
 
 def as_block(layer):

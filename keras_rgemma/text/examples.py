@@ -257,6 +257,11 @@ def _read_entries(kind, columns, start):
     entries = [_entries(column) for column in columns]
     lengths = [len(values) for values, _ in entries]
     is_batch = entries[0][1]
+    if 0 in lengths and any(holds_turns(column) for column in columns):
+        raise ValueError(
+            f"A prompt and its completion must have a message at least. Received: {columns[0]!r} "
+            f"and {columns[-1]!r}. A conversation without a prompt is {{'messages': turns}}."
+        )
     if len({several for _, several in entries}) > 1:
         raise ValueError(
             "There is a column on one side and one value on the other, of a prompt and a response. "
@@ -286,6 +291,11 @@ def _example(kind, values, index):
     if kind == "pair" and are_turns == [True, True]:
         prompt, response = values
         return Conversation(prompt + response, len(prompt))
+    if kind == "pair" and any(are_turns):
+        raise TypeError(
+            "A prompt and its completion are two texts or two lists of messages. Received as "
+            f"example {index}: {values[0]!r} and {values[1]!r}."
+        )
     for value in values:
         if kind == "messages" or not is_text(value):
             raise no_example(value, index)

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 import keras_rgemma
@@ -86,6 +87,17 @@ def test_several_conversations_get_an_answer_each(lm, answers, make):
     deltas = zip(*lm.stream(make(several), max_new_tokens=NEW), strict=True)
     assert list(map("".join, deltas)) == expected
     assert lm.generate(several[:1], max_new_tokens=NEW) == expected[:1]
+
+
+def test_conversations_in_columns_and_rows(lm, answers):
+    both = [[USER], [USER, MODEL, MORE]]
+    expected = [answers["one turn"], answers["three turns"]]
+    rows = [{"messages": messages} for messages in both]
+    for form in ({"messages": both}, rows, pd.DataFrame({"messages": both}), iter(rows)):
+        assert lm.generate(form, max_new_tokens=NEW) == expected
+    assert lm.generate({"messages": both[1]}, max_new_tokens=NEW) == expected[1]
+    renamed = type(lm)(lm.backbone, tiny.preprocessor(64, columns={"messages": "turns"}))
+    assert renamed.generate({"turns": both}, max_new_tokens=NEW) == expected
 
 
 def test_an_array_of_conversations(lm, answers):
@@ -275,7 +287,7 @@ def test_messages_that_cannot_be_answered_are_refused(lm):
         lm.chat([USER])
     with pytest.raises(ValueError, match=r"A history is a list.*None"):
         lm.chat(None)
-    with pytest.raises(ValueError, match="messages stand in a list"):
+    with pytest.raises(ValueError, match="lists of messages under `messages`"):
         lm.generate(USER)
     with pytest.raises(ValueError, match="2 rows"):
         lm.generate([USER], state=lm.prefill(["a", "b"]))

@@ -6,6 +6,7 @@ import pytest
 
 import keras_rgemma
 import tiny
+from backend_independent import backend_independent
 
 BACKEND = keras.config.backend()
 INPUTS = tiny.arrays(rows=4, length=9)
@@ -208,6 +209,23 @@ def test_a_wrapper_that_passes_everything_on_changes_nothing(plain, where, tmp_p
     lm.save_to_preset(tmp_path / "preset")
     loaded = keras_rgemma.RGemmaCausalLM.from_preset(tmp_path / "preset")
     same_weights(loaded, lm)
+
+
+@backend_independent
+def test_a_layer_that_is_called_otherwise_is_refused():
+    class OfOne(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    backbone = tiny.backbone()
+    before = list(backbone.transformer_layers)
+    message = r"OfOne cannot replace a block.*\*\*kwargs\)`\. Received: call\(x\)"
+    for index, layers in ((0, OfOne()), (slice(0, 1), [OfOne()])):
+        with pytest.raises(TypeError, match=message):
+            backbone.transformer_layers[index] = layers
+    with pytest.raises(TypeError, match=message):
+        backbone.transformer_layers = [OfOne(), *before[1:]]
+    assert list(backbone.transformer_layers) == before
 
 
 def test_a_wrapper_counts_everywhere_and_is_trained(plain, tmp_path):

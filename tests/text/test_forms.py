@@ -165,6 +165,8 @@ def test_elements_of_a_source(element, expected, is_batch):
         ([1.5], r"example 0: 1.5"),
         (np.array([[0.5]]), r"A list among"),
         ([[True, False]], r"A list among"),
+        ([{"prompt": CHAT, "completion": "a"}], r"two texts or two lists of messages.*example 0"),
+        ({"prompt": ["a"], "completion": [CHAT]}, r"two texts or two lists of messages"),
     ],
 )
 def test_what_is_no_example_is_named(data, message):
@@ -182,6 +184,8 @@ def test_what_is_no_example_is_named(data, message):
         ([{"prompt": "a"}], r"with the keys \['prompt'\]"),
         (CHAT, r"keys \['content', 'role'\]\. A conversation is one example"),
         ([{"text": "a", "messages": CHAT}], r"several kinds .*'messages', or 'text'"),
+        ([{"prompt": [], "completion": CHAT}], r"a message at least.*\[\] and"),
+        ([{"prompt": CHAT, "completion": []}], r"a message at least"),
         ({"prompt": ["a"], "response": ["b"], "completion": ["c"]}, r"several kinds"),
         ({"prompts": ["a"], "responses": "b"}, r"a column on one side"),
         ({"prompts": ["a"], "responses": ["b", "c"]}, r"There are 1 prompts and 2 responses"),
