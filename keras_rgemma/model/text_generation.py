@@ -33,7 +33,8 @@ class TextGeneration:
                 of pandas, Arrow or `datasets`, or rows or columns `{"text": ...}`; messages, a list
                 of dicts of `role` and `content` as of `chat` that ends with the user's, or a list,
                 rows or a column `messages` of such lists; a dict of `token_ids` int [B, T] and, if
-                rows are padded, `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of any of these.
+                rows are padded, `padding_mask` [B, T]; or a `tf.data.Dataset` of batches of any of
+                these.
             max_length: int, the most tokens of a row, its prompt included; tokens in `state` do not
                 count. With neither limit: the width of `token_ids` for a dict, else the
                 preprocessor's `sequence_length` for the total, or for the new tokens of a longer
