@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
+from keras_rgemma.generation.programs import new_rows
 from keras_rgemma.state.rgemma_state import state_of
 
 
@@ -14,7 +15,8 @@ class _Rows(NamedTuple):
     """Holds the last tokens, the budgets and the state of B rows.
 
     `state` is the `ModelState` of all tokens before the last ones, or None where the sampler does
-    not return one; it then follows from `before`, the rows before their `new` tokens.
+    not return one; it then follows from `before`, the rows before their `new` tokens. `decoding` is
+    the `DecodeState` that holds the same, or None.
     """
 
     last_tokens: list
@@ -22,6 +24,7 @@ class _Rows(NamedTuple):
     state: Any
     before: Any = None
     new: Any = None
+    decoding: Any = None
 
 
 class RowDecoder:
@@ -90,16 +93,27 @@ class RowDecoder:
             A list of B int32 arrays, the stop token included, empty for rows that have ended.
         """
         state, rows = self.state, self._rows._replace(before=None, new=None)
-        sizes = rows.budgets if size is None else [min(left, size) for left in rows.budgets]
-        new, state = self._programs.decode(
-            rows.last_tokens, sizes, self._stop_token_ids, state, self._hidden
-        )
+        new, state, decoding = self._write(rows, state, size)
+        rows = rows._replace(decoding=None)
         budgets = [
             0 if len(ids) and ids[-1] in self._stop_token_ids else left - len(ids)
             for ids, left in zip(new, rows.budgets, strict=True)
         ]
-        self._rows = _Rows(_last(rows, new), budgets, state, rows, new)
+        self._rows = _Rows(_last(rows, new), budgets, state, rows, new, decoding)
         return new
+
+    def _write(self, rows, state, size):
+        """Returns new tokens, and the `ModelState` and the `DecodeState` after them or None."""
+        sizes = rows.budgets if size is None else [min(left, size) for left in rows.budgets]
+        most = int(max(sizes))
+        if most == 0:
+            return [np.zeros(0, "int32") for _ in sizes], state, rows.decoding
+        if self._programs.has_own_loop:
+            inputs = (rows.last_tokens, sizes, self._stop_token_ids, state, self._hidden)
+            return self._programs.search(*inputs), None, None
+        decoding = rows.decoding or new_rows(rows.last_tokens, rows.budgets, state)
+        new, decoding = self._programs.decode(decoding, most, self._stop_token_ids)
+        return new, decoding.model, decoding
 
     def cut(self, counts):
         """Ends rows early: drops some of the tokens that `next` just returned.

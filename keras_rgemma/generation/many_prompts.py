@@ -4,9 +4,9 @@ import numpy as np
 import tqdm.auto
 
 from keras_rgemma.backend import tensor_of
-from keras_rgemma.generation.decode import BLOCK, NO_TOKEN, DecodeState
+from keras_rgemma.generation.decode import BLOCK, NO_TOKEN
 from keras_rgemma.generation.outputs import without_end_of_turn
-from keras_rgemma.generation.programs import padded_stops
+from keras_rgemma.generation.programs import new_rows
 from keras_rgemma.generation.text_deltas import TextDeltas
 
 # Tokens between two looks at the rows while prompts wait and a token or a string may end a row.
@@ -32,7 +32,6 @@ class ManyPrompts:
         self._task, self._programs, self._batch = task, programs, batch
         self._beginning = beginning
         count = len(batch.rows)
-        self._stops = tensor_of(padded_stops(batch.request.stop_token_ids))
         self._new = [[] for _ in range(count)]  # arrays of tokens
         self._texts = [TextDeltas(self._decode, batch.request.stop) for _ in range(count)]
         self._cut_texts = [""] * count
@@ -42,10 +41,7 @@ class ManyPrompts:
         self._waiting = order[::-1]
         size = max(1, min(size, len(order)))
         self._prompts = [None] * size
-        empty = np.zeros(size, "int32")
-        self._state = DecodeState(
-            tensor_of(empty), tensor_of(empty == 0), tensor_of(empty), task.initial_state(size)
-        )
+        self._state = new_rows([0] * size, [0] * size, task.initial_state(size))
 
     def run(self):
         """Writes everything.
@@ -71,12 +67,7 @@ class ManyPrompts:
                 self._prompts[row] = prompt = self._waiting.pop()
                 ids = self._batch.rows[prompt]
                 _, model = self._programs.prefill([ids[:-1]], self._beginning)
-                one = DecodeState(
-                    tensor_of(np.array(ids[-1:], "int32")),
-                    tensor_of(np.array([False])),
-                    tensor_of(np.array([self._left[prompt]], "int32")),
-                    model,
-                )
+                one = new_rows(ids[-1:], [self._left[prompt]], model)
                 self._state = self._programs.put_row(self._state, row, one)
 
     def _advance(self):
@@ -87,7 +78,8 @@ class ManyPrompts:
             size = min(size, *lefts)
             if self._batch.request.stop_token_ids or self._batch.request.stop:
                 size = min(size, LOOK)
-        tokens, self._state = self._programs.run_block(self._stops, self._state, int(size))
+        stops = self._batch.request.stop_token_ids
+        tokens, self._state = self._programs.run_block(stops, self._state, int(size))
         ended = [
             row
             for row, prompt in enumerate(self._prompts)

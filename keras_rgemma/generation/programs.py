@@ -127,6 +127,7 @@ class GenerationPrograms(Programs):
         self.is_stepwise = is_stepwise
         self._searches = {}
         self._sizes = {}  # int32 scalars of blocks
+        self._stops = {}  # int32 arrays of stop tokens
 
     @property
     def has_own_loop(self):
@@ -176,43 +177,26 @@ class GenerationPrograms(Programs):
         empty = np.zeros((0, self.hidden_dim), "float32")
         return [np.concatenate([empty, *chunks]) for chunks in hidden], state
 
-    def decode(self, last_tokens, budgets, stop_token_ids, state, hidden=None):
-        """Writes new tokens for each row.
+    def decode(self, rows, size, stop_token_ids):
+        """Writes new tokens in each row of a sampler that writes token by token.
 
         Args:
-            last_tokens: B ints, the last token of each row, which its state has not consumed.
-            budgets: B ints, how many tokens each row may get.
+            rows: `DecodeState`, as of `new_rows` or of the last call.
+            size: int, the most tokens that a row may get now.
             stop_token_ids: tuple of ints, may be empty.
-            state: `ModelState` of B rows.
-            hidden: list of B float32 arrays [T, D], the final hidden states of the consumed tokens,
-                if the sampler needs them.
 
         Returns:
-            A list of B int32 arrays, the new tokens, the stop token included; and the `ModelState`
-            that has consumed all of each row but its last token, or None with a sampler that has a
-            loop of its own.
+            A list of B int32 arrays, the new tokens, the stop token included; and the new
+            `DecodeState`.
         """
-        most = int(max(budgets))
-        if most == 0:
-            return [np.zeros(0, "int32") for _ in last_tokens], state
-        if self.has_own_loop:
-            return self._search(last_tokens, budgets, stop_token_ids, state, hidden), None
-        budgets = np.array(budgets, "int32")
-        rows = DecodeState(
-            tensor_of(np.array(last_tokens, "int32")),
-            tensor_of(budgets <= 0),
-            tensor_of(budgets),
-            state,
-        )
-        stops = tensor_of(padded_stops(stop_token_ids))
         blocks = []
-        for start in range(0, most, BLOCK):
-            tokens, rows = self.run_block(stops, rows, min(BLOCK, most - start))
+        for start in range(0, size, BLOCK):
+            tokens, rows = self.run_block(stop_token_ids, rows, min(BLOCK, size - start))
             blocks.append(tokens)
             if (tokens[-1] == NO_TOKEN).all():
                 break
         columns = np.concatenate(blocks)
-        return [column[column != NO_TOKEN] for column in columns.T], rows.model
+        return [column[column != NO_TOKEN] for column in columns.T], rows
 
     def put_row(self, rows, row, one):
         """Puts one row into a `DecodeState`, see `generation.decode.put_row`."""
@@ -221,6 +205,11 @@ class GenerationPrograms(Programs):
 
     def run_block(self, stop_token_ids, rows, size):
         """Writes up to `size` tokens in each row, see `generation.decode.decode_block`.
+
+        Args:
+            stop_token_ids: tuple of ints, may be empty.
+            rows: `DecodeState`.
+            size: int, at most `BLOCK`.
 
         Returns:
             int32 NumPy array [N, B], the tokens, N at most `size`; and the new `DecodeState`.
@@ -231,8 +220,10 @@ class GenerationPrograms(Programs):
         rows = rows._replace(sampler=tuple(ops.copy(variable.value) for variable in variables))
         if size not in self._sizes:
             self._sizes[size] = ops.convert_to_tensor(size, dtype="int32")
+        if stop_token_ids not in self._stops:
+            self._stops[stop_token_ids] = tensor_of(_padded_stops(stop_token_ids))
         program = self.compiled(self._decode_block)
-        tokens, rows = program(stop_token_ids, rows, self._sizes[size])
+        tokens, rows = program(self._stops[stop_token_ids], rows, self._sizes[size])
         for variable, value in zip(variables, rows.sampler, strict=True):
             variable.assign(value)
         return ops.convert_to_numpy(tokens)[:size], rows
@@ -256,8 +247,20 @@ class GenerationPrograms(Programs):
             self._searches[stop_token_ids] = self._compile(run, self._fast_sampler)
         return self._searches[stop_token_ids]
 
-    def _search(self, last_tokens, budgets, stop_token_ids, state, hidden):
-        """Writes new tokens as `decode` does, in the loop of the sampler."""
+    def search(self, last_tokens, budgets, stop_token_ids, state, hidden):
+        """Writes all new tokens of each row in the loop of the sampler.
+
+        Args:
+            last_tokens: B ints, the last token of each row, which its state has not consumed.
+            budgets: B ints, how many tokens each row may get; not all are 0.
+            stop_token_ids: tuple of ints, may be empty.
+            state: `ModelState` of B rows.
+            hidden: list of B float32 arrays [T, D], the final hidden states of the consumed tokens,
+                or None if the sampler does not need them.
+
+        Returns:
+            A list of B int32 arrays, the new tokens, the stop token included.
+        """
         most = int(max(budgets))
         room = 1 + most
         if self.hidden_dim:
@@ -293,6 +296,18 @@ class GenerationPrograms(Programs):
         return ops.convert_to_tensor(aligned, dtype), tensor_of(known)
 
 
+def new_rows(last_tokens, budgets, state):
+    """Makes the `DecodeState` of rows that have got no token yet.
+
+    Args:
+        last_tokens: B ints, the last token of each row, which its state has not consumed.
+        budgets: B ints, how many tokens each row may get.
+        state: `ModelState` of B rows.
+    """
+    last_tokens, budgets = (np.array(x, "int32") for x in (last_tokens, budgets))
+    return DecodeState(*map(tensor_of, (last_tokens, budgets <= 0, budgets)), state)
+
+
 def _put_row(model, rows, row, one):
     return put_row(rows, row, one)
 
@@ -303,7 +318,7 @@ def until_stop(row, stop_token_ids):
     return row[: stops[0] + 1] if len(stops) else row
 
 
-def padded_stops(stop_token_ids):
+def _padded_stops(stop_token_ids):
     """Pads stop tokens with `NO_TOKEN` to an int32 array of one of few sizes: 4, 16, 64, ..."""
     size = 4
     while size < len(stop_token_ids):

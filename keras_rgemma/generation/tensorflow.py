@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from keras_rgemma.generation.decode import decode_block
+from keras_rgemma.keras_internals.tensorflow import run_graph
 
 __all__ = ["compile_program", "decode_block"]
 
@@ -36,7 +37,7 @@ def compile_program(function, model, sampler, jit_compile):
             graph = tf.function(of_tensors, jit_compile=bool(jit_compile))
             specs = map(tf.TensorSpec.from_tensor, tensors)
             programs[key] = graph.get_concrete_function(*specs)
-        return programs[key](*tensors)
+        return run_graph(programs[key], tensors)
 
     run.count = lambda: len(programs)
     return run

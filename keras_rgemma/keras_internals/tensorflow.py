@@ -1,4 +1,4 @@
-"""Starts TensorFlow, steps out of its graphs, and shuffles arrays anew in each epoch."""
+"""Starts TensorFlow, runs its graphs and steps out of them, and shuffles arrays in each epoch."""
 
 import functools
 
@@ -20,6 +20,21 @@ def start():
 def outside_of_graphs():
     """Returns a context in which objects outlive the graph that is being traced."""
     return tf.init_scope()
+
+
+def run_graph(graph, tensors):
+    """Runs a graph with tensors that fit it.
+
+    A call of the graph itself would look at each tensor again, which takes as long as ten layers of
+    a small model. No gradient is recorded.
+
+    Args:
+        graph: `ConcreteFunction` of positional tensors.
+        tensors: list of the tensors.
+    """
+    if not tf.executing_eagerly():
+        return graph(*tensors)
+    return graph.inference_fn.call_preflattened([*tensors, *graph.captured_inputs])
 
 
 def shuffled_in_each_epoch(arguments):

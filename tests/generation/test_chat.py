@@ -49,11 +49,12 @@ class Counter:
             self.ids += [int(id) for id in rows[0]]
             return prefill(programs, rows, *args)
 
-        def counted_decode(programs, last_tokens, *args):
-            new, state = decode(programs, last_tokens, *args)
+        def counted_decode(programs, rows, *args):
+            last = int(tiny.numpy(rows.last_token_ids)[0])
+            new, rows = decode(programs, rows, *args)
             # Each new token comes from a step that reads the one before it.
-            self.ids += [last_tokens[0], *new[0].tolist()][: len(new[0])]
-            return new, state
+            self.ids += [last, *new[0].tolist()][: len(new[0])]
+            return new, rows
 
         monkeypatch.setattr(GenerationPrograms, "prefill", counted_prefill)
         monkeypatch.setattr(GenerationPrograms, "decode", counted_decode)
