@@ -419,6 +419,25 @@ def test_tensorflow_is_started_and_its_graphs_are_left():
     assert bool(graph())
 
 
+@backend_independent
+def test_a_graph_runs_with_the_values_that_variables_have():
+    variable = tf.Variable([1.0, 2.0])
+
+    def function(x, y):
+        variable.assign_add([1.0, 1.0])
+        return x + y, (variable * x, [y])
+
+    graph = tf.function(function).get_concrete_function(*2 * [tf.TensorSpec((2,), "float32")])
+    for count in (1, 2):
+        found = tensorflow.run_graph(graph, [tf.constant([1.0, 2.0]), tf.constant([3.0, 4.0])])
+        expected = [[4.0, 6.0], [1.0 + count, 2 * (2.0 + count)], [3.0, 4.0]]
+        assert [x.numpy().tolist() for x in tf.nest.flatten(found)] == expected
+        assert isinstance(found, tuple) and isinstance(found[1][1], list)
+    outer = tf.function(lambda x: tensorflow.run_graph(graph, [x, x])[0])
+    assert outer(tf.constant([1.0, 2.0])).numpy().tolist() == [2.0, 4.0]
+    assert variable.numpy().tolist() == [4.0, 5.0]
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"validation_split": 0.25}, {"shuffle": False}])
 def test_arrays_are_shuffled_anew_in_each_epoch(kwargs):
     if keras.config.backend() != "tensorflow":

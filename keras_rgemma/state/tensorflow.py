@@ -59,7 +59,9 @@ def _read(value, steps):
     # As a function the raw operation costs a tenth of Python's slicing.
     sample = tf.raw_ops.StridedSlice(input=value, **_slices(tuple(value.shape), steps))
     rows, columns = rows_and_columns(tuple(value.shape))
-    checksum = _checksum(value, row_factors(rows), column_factors(columns))
+    checksum = _checksum_graph(value.shape, value.dtype)(
+        value, tf.constant(row_factors(rows)), tf.constant(column_factors(columns))
+    )
     return [tf.reshape(sample, [-1]), checksum]
 
 
@@ -86,7 +88,17 @@ def _slices(shape, steps):
     }
 
 
-@tf.function(jit_compile=True)  # XLA reads each number once, and makes no array in between
+@functools.cache
+def _checksum_graph(shape, dtype):
+    """Compiles `_checksum` for variables of a shape and a dtype."""
+    rows, columns = rows_and_columns(tuple(shape))
+    specs = [tf.TensorSpec(size, "uint32") for size in ((rows, 2), (columns,))]
+    # XLA reads each number once, and makes no array in between. A function of all shapes would
+    # warn that it is traced for each.
+    function = tf.function(_checksum, jit_compile=True)
+    return function.get_concrete_function(tf.TensorSpec(shape, dtype), *specs)
+
+
 def _checksum(value, row_factors_R2, column_factors_C):
     """Computes the checksum of a variable, see `state.checksum`: uint32 [2]."""
     bits_RC = tf.reshape(_bits(value), (row_factors_R2.shape[0], column_factors_C.shape[0]))

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+import logging
 import weakref
 
 import h5py
@@ -268,3 +269,20 @@ def test_states_of_files_of_both_kinds_are_joined(lm, tmp_path):
         joined = keras_rgemma.RGemmaState.concatenate(several)
         texts = lm.generate([" a", " a"], state=joined, max_new_tokens=3, strip_prompt=True)
         assert len(set(texts)) == 1
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="others do not trace anew")
+def test_many_shapes_are_no_reason_to_warn(lm, monkeypatch):
+    import tensorflow as tf
+
+    from keras_rgemma.state import tensorflow
+
+    monkeypatch.setattr(tensorflow, "SMALL", 0)
+    said, handler = [], logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    tf.get_logger().addHandler(handler)
+    try:
+        lm.fingerprint()
+    finally:
+        tf.get_logger().removeHandler(handler)
+    assert len({weight.shape for weight in lm.weights}) > 5 and not said
