@@ -22,6 +22,15 @@ def outside_of_graphs():
     return tf.init_scope()
 
 
+def after(tensor):
+    """Returns a context in which operations of a graph wait until a tensor is computed.
+
+    Args:
+        tensor: `tf.Tensor`; for anything else the context does nothing.
+    """
+    return tf.control_dependencies([tensor] if tf.is_tensor(tensor) else [])
+
+
 def run_graph(graph, tensors):
     """Runs a graph with tensors that fit it.
 

@@ -1,4 +1,4 @@
-"""Defines the embedding, whose int4 matrix is unpacked some rows at a time."""
+"""Defines the embedding, whose rounded matrix becomes floats some rows at a time."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.keras_internals.layers import embedding_arrays, with_arrays, with_attributes
-from keras_rgemma.layers.rounded import Rounded
+from keras_rgemma.layers.rounded import MODES, Rounded, after
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
 _ROUNDED_ELEMENTS = 1 << 21  # rounded in one go: Keras makes six arrays of float32
@@ -16,9 +16,9 @@ _ROUNDED_ELEMENTS = 1 << 21  # rounded in one go: Keras makes six arrays of floa
 class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
     """Looks up embeddings and computes logits, as the layer of Keras that it extends.
 
-    In int4 Keras unpacks the whole matrix in each call, which takes several times the memory of the
-    matrix in bfloat16. Here a lookup unpacks the rows of its tokens, and logits are computed for
-    some rows of the vocabulary at a time.
+    In int4, and in int8 on some backends, Keras makes 32 bits of each number of the matrix in each
+    call, which takes several times the memory of the matrix. Here a lookup unpacks the rows of its
+    tokens, and logits are computed for some rows of the vocabulary at a time.
 
     The class has the name of Keras', after which the layer is called in files of weights.
     """
@@ -68,15 +68,17 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         return ops.tanh(logits / cap) * cap
 
     def _quantized_call(self, inputs, reverse, **kwargs):
+        with after(inputs):
+            return self._call_of_rounded(inputs, reverse, **kwargs)
+
+    def _call_of_rounded(self, inputs, reverse, **kwargs):
         is_plain = self.tie_weights and not self.lora_enabled
-        if self.quantization_mode == "int8" and reverse and is_plain:
-            # As a column, since Keras transposes it: PyTorch warns of a transposed vector.
-            scale = ops.expand_dims(ops.convert_to_tensor(self.embeddings_scale), axis=-1)
-            layer = with_attributes(self, embeddings_scale=scale)
-            return super(ReversibleEmbedding, layer).quantized_call(inputs, reverse=True, **kwargs)
-        if self.quantization_mode != "int4" or not is_plain or 0 in inputs.shape:
+        if self.quantization_mode not in MODES or not is_plain or 0 in inputs.shape:
             return super().quantized_call(inputs, reverse=reverse, **kwargs)
-        return self._logits(inputs) if reverse else self._lookup(inputs)
+        if reverse:
+            return self._logits(inputs)
+        is_packed = self.quantization_mode == "int4"
+        return self._lookup(inputs) if is_packed else super().quantized_call(inputs)
 
     def _lookup(self, token_ids):
         """Returns embeddings [..., D] of token ids [...]."""
@@ -91,21 +93,25 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         size = max(1, _ELEMENTS // self.output_dim)
         blocks = self.input_dim // size
         if blocks < 2:
-            return self._of_rows(arrays).quantized_call(x, reverse=True)
-
-        def of_block(block):
-            return self._of_rows(block).quantized_call(x, reverse=True)
-
+            return self._logits_of_rows(arrays, x)
         whole = {
             name: ops.reshape(array[: blocks * size], (blocks, size, *array.shape[1:]))
             for name, array in arrays.items()
         }
-        logits = ops.moveaxis(ops.map(of_block, whole), 0, -2)
+        logits = ops.moveaxis(ops.map(lambda block: self._logits_of_rows(block, x), whole), 0, -2)
         logits = ops.reshape(logits, (*ops.shape(x)[:-1], blocks * size))
         if blocks * size == self.input_dim:
             return logits
-        rest = of_block({name: array[blocks * size :] for name, array in arrays.items()})
-        return ops.concatenate([logits, rest], axis=-1)
+        rest = {name: array[blocks * size :] for name, array in arrays.items()}
+        return ops.concatenate([logits, self._logits_of_rows(rest, x)], axis=-1)
+
+    def _logits_of_rows(self, arrays, x):
+        """Returns the logits of some rows of the vocabulary."""
+        if self.quantization_mode == "int8":
+            # As a column, since Keras transposes it: PyTorch warns of a transposed vector.
+            scale = ops.expand_dims(arrays["embeddings_scale"], axis=-1)
+            arrays = {**arrays, "embeddings_scale": scale}
+        return self._of_rows(arrays).quantized_call(x, reverse=True)
 
     def _of_rows(self, arrays):
         """Returns Keras' layer with these rows for its matrix."""

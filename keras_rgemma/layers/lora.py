@@ -18,7 +18,7 @@ from keras_rgemma.keras_internals.layers import (
     with_attributes,
 )
 from keras_rgemma.layers.recomputed import Recomputed
-from keras_rgemma.layers.rounded import Rounded
+from keras_rgemma.layers.rounded import Rounded, after
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
 _ALPHA = "lora_alpha"
@@ -61,10 +61,11 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
             # Keras 3.15 looks at the inputs of `call`, but calls `quantized_call` alone. Without
             # `stop_gradient`, PyTorch would keep a graph for each of these inputs.
             return self.call(ops.stop_gradient(inputs))
-        if not self.lora_enabled:
-            return super().quantized_call(inputs, *args, **kwargs)
-        base = super(LoRA, self._without_lora())
-        return base.quantized_call(inputs, *args, **kwargs) + self._low_rank(inputs)
+        with after(inputs):
+            if not self.lora_enabled:
+                return super().quantized_call(inputs, *args, **kwargs)
+            base = super(LoRA, self._without_lora())
+            return base.quantized_call(inputs, *args, **kwargs) + self._low_rank(inputs)
 
     def _without_lora(self):
         """Makes a copy of the layer with the same variables and without LoRA, for Keras' methods.

@@ -1,8 +1,11 @@
 """Rounds the matrix of one layer while it is loaded, so that a file of floats fits int8 or int4."""
 
+import contextlib
+
 import keras
 from keras import ops
 
+from keras_rgemma.backend import backend_module
 from keras_rgemma.keras_internals.layers import stored_variable
 from keras_rgemma.keras_internals.variables import initialize, uninitialized_variables
 
@@ -19,6 +22,17 @@ def rounding_config(mode, block_size=128):
     if mode == "int8":
         return keras.quantizers.Int8QuantizationConfig()
     return keras.quantizers.Int4QuantizationConfig(block_size=block_size)
+
+
+def after(tensor):
+    """Returns a context for what is computed from rounded weights, once a tensor is there.
+
+    These products need nothing but the weights, so TensorFlow would make floats of all layers'
+    weights at once, and in a loop keep them.
+    """
+    if keras.config.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    return backend_module("keras_rgemma.keras_internals").after(tensor)
 
 
 class Rounded:
