@@ -420,6 +420,20 @@ def test_tensorflow_is_started_and_its_graphs_are_left():
 
 
 @backend_independent
+def test_operations_after_a_tensor():
+    @tf.function
+    def graph(x, y):
+        product = tf.tanh(x)
+        with tensorflow.after(product), tensorflow.after(keras.KerasTensor((1,))):
+            return y + 1.0
+
+    specs = 2 * [tf.TensorSpec((), "float32")]
+    operations = graph.get_concrete_function(*specs).graph.get_operations()
+    (added,) = (x for x in operations if x.type == "AddV2")
+    assert [x.type for x in added.control_inputs] == ["Tanh"]
+
+
+@backend_independent
 def test_a_graph_runs_with_the_values_that_variables_have():
     variable = tf.Variable([1.0, 2.0])
 

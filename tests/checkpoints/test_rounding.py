@@ -166,12 +166,32 @@ def test_what_it_may_be(cls, folders):
     assert backbone.token_embedding.quantization_mode == "int8"
 
 
-# === The embedding in int4, some rows at a time ===
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="graphs of TensorFlow")
+@pytest.mark.parametrize("mode", rounding.MODES)
+def test_no_weight_becomes_floats_before_its_layer_is_reached(mode):
+    import tensorflow as tf
+
+    lm = tiny.causal_lm(None)
+    lm.quantize(mode)
+    ids = tf.TensorSpec((1, 5), "int32")
+    graph = tf.function(lambda x: lm({"token_ids": x, "padding_mask": x})).get_concrete_function(
+        ids
+    )
+    small = (tf.int8, tf.uint8)
+    read = [
+        x
+        for x in graph.graph.get_operations()
+        if x.type == "ReadVariableOp" and x.outputs[0].dtype in small
+    ]
+    assert len(read) >= len(tiny.LINEAR) and all(x.control_inputs for x in read)
 
 
-def embeddings(dtype, rows, dim, block_size):
-    """Keras' layer and ours with the same int4 weights."""
-    config = keras.quantizers.Int4QuantizationConfig(block_size=block_size)
+# === The rounded embedding, some rows at a time ===
+
+
+def embeddings(mode, dtype, rows, dim, block_size):
+    """Keras' layer and ours with the same rounded weights."""
+    config = rounded.rounding_config(mode, block_size)
     layers = [
         cls(rows, dim, logit_soft_cap=3.0, dtype=dtype, embeddings_initializer="normal")
         for cls in (keras.layers.ReversibleEmbedding, ReversibleEmbedding)
@@ -179,16 +199,17 @@ def embeddings(dtype, rows, dim, block_size):
     for layer in layers:
         layer.build()
         layer.embeddings.assign(np.random.RandomState(0).normal(size=(rows, dim)))
-        layer.quantize("int4", config=config)
+        layer.quantize(mode, config=config)
     return layers
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_bfloat16"])
 @pytest.mark.parametrize("rows", [1, 7, 10, 25])
-@pytest.mark.parametrize("block_size", [4, -1])
-def test_an_embedding_in_blocks_is_that_of_keras(dtype, rows, block_size, monkeypatch):
+@pytest.mark.parametrize("mode, block_size", [("int4", 4), ("int4", -1), ("int8", -1)])
+@pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors of dimension other than 2")
+def test_an_embedding_in_blocks_is_that_of_keras(dtype, rows, mode, block_size, monkeypatch):
     monkeypatch.setattr(embedding_layer, "_ELEMENTS", 59)  # 5 rows of 11
-    theirs, ours = embeddings(dtype, rows, 11, block_size)
+    theirs, ours = embeddings(mode, dtype, rows, 11, block_size)
     random = np.random.RandomState(1)
     for shape in ((3,), (2, 3), (1, 0)):
         ids = random.randint(0, rows, shape)
