@@ -447,6 +447,11 @@ def test_a_graph_runs_with_the_values_that_variables_have():
         expected = [[4.0, 6.0], [1.0 + count, 2 * (2.0 + count)], [3.0, 4.0]]
         assert [x.numpy().tolist() for x in tf.nest.flatten(found)] == expected
         assert isinstance(found, tuple) and isinstance(found[1][1], list)
+    with tf.GradientTape() as tape:
+        _, (product, _) = tensorflow.run_graph(graph, [tf.constant([1.0, 2.0])] * 2)
+        total = tf.reduce_sum(product)
+    assert tape.gradient(total, variable).numpy().tolist() == [1.0, 2.0]
+    variable.assign([3.0, 4.0])
     outer = tf.function(lambda x: tensorflow.run_graph(graph, [x, x])[0])
     assert outer(tf.constant([1.0, 2.0])).numpy().tolist() == [2.0, 4.0]
     assert variable.numpy().tolist() == [4.0, 5.0]

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
+from tensorflow.python.eager import record
 
 from keras_rgemma.startup import without_startup_lines
 
@@ -34,14 +35,14 @@ def after(tensor):
 def run_graph(graph, tensors):
     """Runs a graph with tensors that fit it.
 
-    A call of the graph itself would look at each tensor again, which takes as long as ten layers of
-    a small model. No gradient is recorded.
+    A call of the graph itself looks at each tensor again, which takes as long as ten layers of a
+    small model, and records gradients for a tape if there is one.
 
     Args:
         graph: `ConcreteFunction` of positional tensors.
         tensors: list of the tensors.
     """
-    if not tf.executing_eagerly():
+    if not tf.executing_eagerly() or record.could_possibly_record():
         return graph(*tensors)
     return graph.inference_fn.call_preflattened([*tensors, *graph.captured_inputs])
 
