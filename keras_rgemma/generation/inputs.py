@@ -59,8 +59,7 @@ def _read_batch(inputs, columns):
     column, messages = (columns.get(name, name) for name in ("text", "messages"))
     if is_text(inputs):
         return read_texts(inputs), True
-    names = column_names(inputs) or ()
-    if messages in names and column not in names:
+    if _holds_messages(inputs, messages, column):
         return _read_batch(inputs[messages], columns)
     if is_row(inputs) and column not in inputs:
         # A key with the value None is the same as no key.
@@ -74,14 +73,22 @@ def _read_batch(inputs, columns):
         return {key: as_array(value, key) for key, value in inputs.items()}, False
     if column_names(inputs) is None:
         inputs = as_list(inputs)
-        if inputs and all(is_row(row) and messages in row for row in inputs):
-            inputs = [row[messages] for row in inputs]
         if is_conversation(inputs):
             return [_read_conversation(inputs)], True
+        if inputs and all(is_row(x) and _holds_messages(x, messages, column) for x in inputs):
+            inputs = [row[messages] for row in inputs]
         if inputs and is_conversation(inputs[0]):
             names = (f"Conversation {i}" for i in range(len(inputs)))
             return list(map(_read_conversation, inputs, names)), False
     return read_texts(inputs, column=column), False
+
+
+def _holds_messages(table, messages, column):
+    """Returns whether a table, dict or row has messages, and neither texts nor token ids."""
+    names = set(column_names(table) or ())
+    if is_row(table):  # a key with the value None is the same as no key
+        names = {name for name in names if table[name] is not None}
+    return messages in names and names.isdisjoint({column, "token_ids"})
 
 
 def _read_conversation(messages, what="A conversation"):

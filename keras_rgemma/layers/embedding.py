@@ -10,6 +10,7 @@ from keras_rgemma.layers.rounded import MODES, Rounded, after
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
 _ROUNDED_ELEMENTS = 1 << 21  # rounded in one go: Keras makes six arrays of float32
+_ROWS_OF_A_MESH = 256  # a multiple of the devices that share a vocabulary
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -25,9 +26,16 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
 
     matrix_name = "embeddings"
 
+    @property
+    def weight_shape(self):
+        """Returns the shape of the matrix before quantization, a tuple of ints."""
+        return self.input_dim, self.output_dim
+
     def rounded(self, matrix):
         """Rounds a matrix as `quantize` does, some rows at a time; see `Rounded`."""
         size = max(1, _ROUNDED_ELEMENTS // self.output_dim)
+        if size > _ROWS_OF_A_MESH:  # so that each block can be laid out as the whole
+            size -= size % _ROWS_OF_A_MESH
         values = {}
         for start in range(0, self.input_dim, size):
             part = matrix[start : start + size]

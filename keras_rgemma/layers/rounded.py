@@ -39,7 +39,7 @@ class Rounded:
     """Mixin for layers of Keras with a matrix; a rounded one takes floats from a file and rounds.
 
     List it before the Keras class. `matrix_name` is the name of the matrix, the first weight in the
-    layer's files.
+    layer's files, and a subclass has `weight_shape`, its shape before it was rounded.
     """
 
     matrix_name = "kernel"
@@ -65,25 +65,32 @@ class Rounded:
         layer = type(self).from_config({**config, **without, "dtype": self.variable_dtype})
         with uninitialized_variables():
             layer.build_from_config(self.get_build_config())
-        initialize(
-            stored_variable(layer, self.matrix_name),
-            lambda shape, dtype: ops.convert_to_tensor(matrix, dtype=dtype),
-        )
+        value = ops.convert_to_tensor(matrix, dtype=self.variable_dtype)
+        if not ops.all(ops.isfinite(value)):  # rounded, infinity would be gone until a product
+            raise ValueError(
+                f"The tensor '{self.path}/{self.matrix_name}' holds NaN or infinity in "
+                f"{self.variable_dtype}: the checkpoint is broken, or its numbers are too large. "
+                "Fetch it again, or load it in bfloat16."
+            )
+        initialize(stored_variable(layer, self.matrix_name), lambda shape, dtype: value)
         mode = self.quantization_mode
-        block_size = getattr(self.dtype_policy, "block_size", -1)
-        layer.quantize(mode, config=rounding_config(mode, block_size))
+        default = rounding_config(mode, getattr(self.dtype_policy, "block_size", -1))
+        layer.quantize(mode, config=self.quantization_config or default)
         stored = _stored_variables(layer, mode)
         stored.pop("bias", None)
         return {name: ops.convert_to_numpy(x.value) for name, x in stored.items()}
 
     def rounded_store(self, stored):
-        """Rounds the matrix that a file has for this layer, if that is of floats and the layer not.
+        """Rounds a matrix of floats that a file has for this layer, if the layer is rounded.
 
         Args:
             stored: dict, what the file has for the layer.
 
         Returns:
-            dict of what the file of a rounded layer would have.
+            dict of what the file of the rounded layer would have; or `stored`.
+
+        Raises:
+            ValueError: the matrix has another shape than the layer's, or holds NaN or infinity.
         """
         mode = self.quantization_mode
         if not self.built or mode not in MODES or "0" not in stored:
@@ -91,7 +98,13 @@ class Rounded:
         if not keras.backend.is_float_dtype(str(stored["0"].dtype)):
             return stored
         arrays = {name: stored[str(i)] for i, name in enumerate(_stored_variables(self, None))}
-        arrays |= self.rounded(arrays[self.matrix_name])
+        matrix = arrays[self.matrix_name]
+        if tuple(matrix.shape) != tuple(self.weight_shape):
+            raise ValueError(
+                f"{self.path!r} has a matrix of shape {tuple(self.weight_shape)}. Received: one of "
+                f"shape {tuple(matrix.shape)} in the file. Load it into a model of its own sizes."
+            )
+        arrays |= self.rounded(matrix)
         return {str(i): arrays[name] for i, name in enumerate(_stored_variables(self, mode))}
 
 

@@ -202,7 +202,7 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
             subfolder: str, the folder of the model inside of the preset, such as "checkpoint-500".
             quantize: None, "int8" or "int4", to which the weights are rounded as by the method
                 `quantize`: each as soon as it is read, so that the model needs no more memory than
-                after it.
+                after it. Layers that a subclass adds stay as they are.
             **kwargs: `dtype`, and arguments of the constructor.
 
         Raises:

@@ -139,6 +139,35 @@ def test_a_file_of_floats_fits_a_rounded_model(mode, tmp_path):
     check_same(found.backbone, lm.backbone)
 
 
+@pytest.mark.parametrize("mode", rounding.MODES)
+def test_a_file_of_floats_that_does_not_fit_is_refused(mode, tmp_path):
+    tiny.backbone().save_weights(tmp_path / "float.weights.h5")
+    for rows in (390, 410, 800):
+        found = tiny.backbone(vocabulary_size=rows)
+        found.quantize(mode)
+        before = tiny.numpy(found.weights[0])
+        # Keras comes to the embedding by two ways, and tells of the second.
+        with pytest.raises(ValueError, match=r"could not be loaded.*token_embedding"):
+            found.load_weights(tmp_path / "float.weights.h5")
+        found.load_weights(tmp_path / "float.weights.h5", skip_mismatch=True)
+        np.testing.assert_array_equal(tiny.numpy(found.weights[0]), before)
+
+
+@pytest.mark.parametrize("mode", rounding.MODES)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("path", ["token_embedding/embeddings", "block_0/mlp_block/ffw_up/kernel"])
+def test_a_keras_preset_with_infinity_is_refused(mode, value, path, tmp_path):
+    backbone = tiny.backbone()
+    (weight,) = (x for x in backbone.weights if x.path == path)
+    array = tiny.numpy(weight).copy()
+    array[3, 2] = value
+    weight.assign(array)
+    backbone.save_to_preset(tmp_path / "preset")
+    message = "token_embedding" if "embedding" in path else f"'{path}' holds NaN or infinity"
+    with pytest.raises(ValueError, match=message):
+        RGemmaBackbone.from_preset(tmp_path / "preset", quantize=mode)
+
+
 @pytest.mark.parametrize("form", ["transformers", "keras"])
 def test_no_matrix_stays_when_the_next_is_read(form, folders, monkeypatch):
     made, initialize = [], rounded.initialize

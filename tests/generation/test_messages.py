@@ -98,6 +98,14 @@ def test_conversations_in_columns_and_rows(lm, answers):
     assert lm.generate({"messages": both[1]}, max_new_tokens=NEW) == expected[1]
     renamed = type(lm)(lm.backbone, tiny.preprocessor(64, columns={"messages": "turns"}))
     assert renamed.generate({"turns": both}, max_new_tokens=NEW) == expected
+    renamed = type(lm)(lm.backbone, tiny.preprocessor(64, columns={"messages": "content"}))
+    assert renamed.generate(both, max_new_tokens=NEW) == expected
+    text = lm.generate("A river", max_new_tokens=NEW)
+    for row in ({"text": "A river", "messages": None}, {"text": "A river", "messages": both[0]}):
+        assert lm.generate([row], max_new_tokens=NEW) == [text]
+    ids = np.array([[2, 5, 6]])
+    found = lm.generate({"token_ids": ids, "messages": None}, max_new_tokens=2)
+    assert tiny.numpy(found["token_ids"]).shape[0] == 1
 
 
 def test_an_array_of_conversations(lm, answers):
