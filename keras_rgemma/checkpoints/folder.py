@@ -77,14 +77,8 @@ class Checkpoint:
         if not quantize:
             return load(config, self.open_weights(), make)
         rounding = Rounding(quantize, kwargs.get("dtype"))
-        policies = rounding.policies(config)
         with small_collections():
-            return load(
-                config,
-                self.open_weights(),
-                lambda: rounding.finish(make(dtype=policies)),
-                rounding,
-            )
+            return load(config, self.open_weights(), lambda: rounding.make(config, make), rounding)
 
 
 def open_checkpoint(path):

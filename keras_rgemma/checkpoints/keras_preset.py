@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_rgemma.checkpoints.folder import hint_of_loadable_inside
 from keras_rgemma.checkpoints.loading import CHUNK, build_uninitialized, not_finite
-from keras_rgemma.checkpoints.rounding import Rounding
+from keras_rgemma.checkpoints.rounding import Rounding, quantized_modes
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.layers import small_collections
@@ -60,9 +60,11 @@ def load(from_preset, folder, load_weights, quantize=None, **kwargs):
     is_local = pathlib.Path(folder).exists()
     if is_local:
         _check_files(folder)
-        kwargs["dtype"] = _policy(_saved_policy(folder), kwargs.get("dtype"))
-    if quantize:
-        _check_not_rounded(preset_config(folder), quantize)
+    saved = _saved_policy(folder) if is_local or quantize else None
+    if is_local:
+        kwargs["dtype"] = _policy(saved, kwargs.get("dtype"))
+    if quantize and saved:
+        _check_not_rounded(saved, quantize)
     if not load_weights:
         model = from_preset(folder, load_weights=False, **kwargs)
         if quantize:
@@ -131,18 +133,15 @@ def _check_agreement(folder):
 
 def _saved_policy(folder):
     """Returns the dtype policy in a preset, or None."""
-    saved = read_json(pathlib.Path(folder) / _JSON[0])["config"].get("dtype")
+    saved = preset_config(folder)["config"].get("dtype")
     return None if saved is None else keras.dtype_policies.get(saved)
 
 
-def _check_not_rounded(config, mode):
-    """Raises ValueError if the config of a preset is that of a quantized model."""
-    saved = keras.dtype_policies.get(config["config"].get("dtype"))
-    is_map = isinstance(saved, keras.dtype_policies.DTypePolicyMap)
-    modes = {policy.quantization_mode for policy in (saved.values() if is_map else [saved])}
-    if modes - {None}:
+def _check_not_rounded(saved, mode):
+    """Raises ValueError if the dtype policy of a preset is that of a quantized model."""
+    if modes := quantized_modes(saved):
         raise ValueError(
-            f"This preset is quantized already, to {', '.join(sorted(modes - {None}))}: leave "
+            f"This preset is quantized already, to {', '.join(sorted(modes))}: leave "
             f"`quantize={mode!r}` out, or load a preset of the model before it was quantized."
         )
 
@@ -222,8 +221,9 @@ def build_with_zeros(config, make):
         )
     if following.quantize:
         rounding = Rounding(following.quantize, config.get("dtype"))
-        config = {**config, "dtype": rounding.policies(sizes)}
-        model = build_uninitialized(lambda: rounding.finish(make(config)))
+        model = build_uninitialized(
+            lambda: rounding.make(sizes, lambda dtype: make({**config, "dtype": dtype}))
+        )
     else:
         model = build_uninitialized(lambda: make(config))
     zeros = keras.initializers.Zeros()

@@ -26,7 +26,7 @@ def load(config, source, make, rounding=None):
         config: `RGemmaConfig`, compared with the weights before the model is made.
         source: `TensorSource` of the checkpoint.
         make: function that returns an `RGemmaBackbone` of that architecture.
-        rounding: `rounding.Rounding` that finished it, or None.
+        rounding: `rounding.Rounding` that made it, or None.
 
     Returns:
         The `RGemmaBackbone`.
@@ -59,8 +59,8 @@ def load(config, source, make, rounding=None):
                 check_finite(name, in_half_precision(part))
             value = place.transform.from_file(part)
             values = rounding.rounded(path, value) if rounding else {path: value}
-            for variable, value in values.items():
-                _give(variables[variable], value)
+            for path, value in values.items():
+                _give(variables[path], value)
     for variable in model.variables:
         if not internals.has_value(variable):  # such as the seeds of dropout
             internals.initialize(variable)

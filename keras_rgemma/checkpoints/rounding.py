@@ -19,6 +19,13 @@ def check_mode(mode):
         )
 
 
+def quantized_modes(policy):
+    """Returns the modes of quantization in a dtype policy, a map or not: a set of str."""
+    is_map = isinstance(policy, keras.dtype_policies.DTypePolicyMap)
+    policies = [policy, *(policy.values() if is_map else ())]
+    return {x.quantization_mode for x in policies} - {None}
+
+
 class Rounding:
     """Makes an `RGemmaBackbone` for rounded weights, and rounds the weights of a checkpoint for it.
 
@@ -32,36 +39,22 @@ class Rounding:
 
     def __init__(self, mode, dtype):
         self._source = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        self.mode = mode
-        self._config = rounding_config(mode)
-        policies = [self._source]
-        if isinstance(self._source, keras.dtype_policies.DTypePolicyMap):
-            policies += self._source.values()
-        if any(policy.quantization_mode for policy in policies):
+        self._mode, self._config = mode, rounding_config(mode)
+        if quantized_modes(self._source):
             raise ValueError(
                 f"With `quantize` the dtype must be a plain one such as 'bfloat16'. Received: "
                 f"{dtype!r}."
             )
 
-    def policies(self, config):
-        """Returns the dtype policy with which the rounded model is made, a `DTypePolicyMap`.
+    def make(self, config, make):
+        """Makes a backbone whose layers are as after `quantize`, but for their weights.
 
         Args:
-            config: `RGemmaConfig`.
+            config: `RGemmaConfig` of the backbone.
+            make: function of `dtype` that returns it.
         """
-        maps, source = keras.dtype_policies.DTypePolicyMap, self._source
-        default, policies = source, {}
-        if isinstance(source, maps):
-            default, policies = source.default_policy, dict(source)
-        size = f"/{self._config.block_size}" if self.mode == "int4" else ""
-        for path in rounded_layers(config):
-            name = (source[path] if isinstance(source, maps) else source).name
-            policies[path] = keras.dtype_policies.get(f"{self.mode}{size}_from_{name}")
-        self._policies = maps(default, policies)
-        return self._policies
-
-    def finish(self, backbone):
-        """Gives the layers of a backbone with these policies what they have after `quantize`."""
+        self._policies = self._rounded_policies(config)
+        backbone = make(dtype=self._policies)
         for layer in layers_of(backbone):
             if isinstance(layer.dtype_policy, keras.dtype_policies.DTypePolicyMap):
                 set_own_policy(layer, self._source)
@@ -69,6 +62,18 @@ class Rounding:
         for layer in self._layers.values():
             layer.quantization_config = self._config
         return backbone
+
+    def _rounded_policies(self, config):
+        """Returns the policy of the rounded model, a `DTypePolicyMap`."""
+        maps, source = keras.dtype_policies.DTypePolicyMap, self._source
+        default, policies = source, {}
+        if isinstance(source, maps):
+            default, policies = source.default_policy, dict(source)
+        size = f"/{self._config.block_size}" if self._mode == "int4" else ""
+        for path in rounded_layers(config):
+            name = (source[path] if isinstance(source, maps) else source).name
+            policies[path] = keras.dtype_policies.get(f"{self._mode}{size}_from_{name}")
+        return maps(default, policies)
 
     def variable_dtype(self, path):
         """Returns the dtype of a weight before it is rounded, str."""

@@ -92,14 +92,14 @@ class RowDecoder:
         Returns:
             A list of B int32 arrays, the stop token included, empty for rows that have ended.
         """
-        state, rows = self.state, self._rows._replace(before=None, new=None)
+        state, rows = self.state, self._rows
         new, state, decoding = self._write(rows, state, size)
-        rows = rows._replace(decoding=None)
         budgets = [
             0 if len(ids) and ids[-1] in self._stop_token_ids else left - len(ids)
             for ids, left in zip(new, rows.budgets, strict=True)
         ]
-        self._rows = _Rows(_last(rows, new), budgets, state, rows, new, decoding)
+        before = rows._replace(before=None, new=None, decoding=None)
+        self._rows = _Rows(_last(rows, new), budgets, state, before, new, decoding)
         return new
 
     def _write(self, rows, state, size):

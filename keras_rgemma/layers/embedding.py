@@ -49,11 +49,6 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
                 values[name][start : start + len(part)] = value
         return values
 
-    def load_own_variables(self, store):
-        """Loads the matrix; if that is of floats and the layer is rounded, rounds it."""
-        keys = store.keys()  # a store is no iterable
-        super().load_own_variables(self.rounded_store({key: store[key] for key in keys}))
-
     def call(self, inputs, reverse=False):
         if not reverse or self.logit_soft_cap is None:
             return super().call(inputs, reverse=reverse)
@@ -62,10 +57,11 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         return self._bounded(super(ReversibleEmbedding, without).call(inputs, reverse=True))
 
     def quantized_call(self, inputs, reverse=False, **kwargs):
-        if reverse and self.logit_soft_cap is not None:
-            without = with_attributes(self, logit_soft_cap=None)
-            return self._bounded(without._quantized_call(inputs, True, **kwargs))
-        return self._quantized_call(inputs, reverse, **kwargs)
+        with after(inputs):
+            if reverse and self.logit_soft_cap is not None:
+                without = with_attributes(self, logit_soft_cap=None)
+                return self._bounded(without._quantized_call(inputs, True, **kwargs))
+            return self._quantized_call(inputs, reverse, **kwargs)
 
     def _bounded(self, logits):
         """Applies `logit_soft_cap` to logits in their own dtype.
@@ -76,10 +72,6 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         return ops.tanh(logits / cap) * cap
 
     def _quantized_call(self, inputs, reverse, **kwargs):
-        with after(inputs):
-            return self._call_of_rounded(inputs, reverse, **kwargs)
-
-    def _call_of_rounded(self, inputs, reverse, **kwargs):
         is_plain = self.tie_weights and not self.lora_enabled
         if self.quantization_mode not in MODES or not is_plain or 0 in inputs.shape:
             return super().quantized_call(inputs, reverse=reverse, **kwargs)

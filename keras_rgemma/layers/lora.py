@@ -193,7 +193,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         factors = [np.array(stored.pop(name)) for name in FACTORS if name in stored]
         alpha = float(np.array(stored.pop(_ALPHA))) if factors else None
         if not self.lora_enabled:
-            super().load_own_variables(self.rounded_store(stored))
+            super().load_own_variables(stored)
             if factors:
                 self._add_to_kernel(*factors, alpha / len(factors[1]))
             return
@@ -201,7 +201,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
             self.check_stored_rank(len(factors[1]))
         # Keras sets both A and B to zero, and no gradient would reach them again.
         initial = ops.convert_to_numpy(self.lora_kernel_a), np.zeros(self.lora_kernel_b.shape)
-        super().load_own_variables(self.rounded_store(stored))
+        super().load_own_variables(stored)
         self.assign_lora(*(factors or initial), self.lora_alpha if alpha is None else alpha)
 
     def check_stored_rank(self, rank):

@@ -80,7 +80,16 @@ class Rounded:
         stored.pop("bias", None)
         return {name: ops.convert_to_numpy(x.value) for name, x in stored.items()}
 
-    def rounded_store(self, stored):
+    def load_own_variables(self, store):
+        """Loads the weights; a rounded layer rounds a matrix of floats.
+
+        Raises:
+            ValueError: the matrix has another shape than the layer's, or holds NaN or infinity.
+        """
+        keys = store.keys()  # a store is no iterable
+        super().load_own_variables(self._rounded_store({key: store[key] for key in keys}))
+
+    def _rounded_store(self, stored):
         """Rounds a matrix of floats that a file has for this layer, if the layer is rounded.
 
         Args:
@@ -88,9 +97,6 @@ class Rounded:
 
         Returns:
             dict of what the file of the rounded layer would have; or `stored`.
-
-        Raises:
-            ValueError: the matrix has another shape than the layer's, or holds NaN or infinity.
         """
         mode = self.quantization_mode
         if not self.built or mode not in MODES or "0" not in stored:

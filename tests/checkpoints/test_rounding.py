@@ -62,9 +62,7 @@ def check_same_layers(found, expected):
 @pytest.mark.parametrize("mode", rounding.MODES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_weights_are_those_of_quantize(mode, dtype, folders, monkeypatch):
-    monkeypatch.setattr(
-        embedding_layer, "_ROUNDED_ELEMENTS", 272 * 150
-    )  # several blocks of the embedding
+    monkeypatch.setattr(embedding_layer, "_ROUNDED_ELEMENTS", 272 * 150)  # several blocks
     folder = folders / "transformers"
     expected = RGemmaCausalLM.from_preset(folder, dtype=dtype)
     expected.quantize(mode)
@@ -203,9 +201,8 @@ def test_no_weight_becomes_floats_before_its_layer_is_reached(mode):
     lm = tiny.causal_lm(None)
     lm.quantize(mode)
     ids = tf.TensorSpec((1, 5), "int32")
-    graph = tf.function(lambda x: lm({"token_ids": x, "padding_mask": x})).get_concrete_function(
-        ids
-    )
+    function = tf.function(lambda x: lm({"token_ids": x, "padding_mask": x}))
+    graph = function.get_concrete_function(ids)
     small = (tf.int8, tf.uint8)
     read = [
         x
