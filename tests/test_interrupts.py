@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from backend_independent import backend_independent
-from keras_rgemma.interrupts import held_interrupts
+from keras_rgemma.interrupts import held_interrupts, no_lost_interrupts
 
 pytestmark = [backend_independent, pytest.mark.usefixtures("default_handler")]
 
@@ -78,3 +78,40 @@ def test_no_other_thread_sets_a_handler():
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+class Deleted:
+    """Sends SIGINT when it is deleted, where Python forgets what is raised."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_python_forgets_comes_at_the_end_of_a_block():
+    done, hook = [], sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt), no_lost_interrupts():
+        Deleted()
+        done.append(1)
+        with held_interrupts():
+            done.append(2)
+        done.append(3)
+    with pytest.raises(KeyboardInterrupt), no_lost_interrupts():
+        Deleted()
+        done.append(4)
+    assert done == [1, 2, 4]
+    assert sys.unraisablehook is hook
+
+
+def test_other_exceptions_of_a_destructor_go_where_they_went():
+    class Fails:
+        def __del__(self):
+            raise ValueError("of a destructor")
+
+    seen, hook = [], sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: seen.append(str(unraisable.exc_value))
+    try:
+        with no_lost_interrupts():
+            Fails()
+    finally:
+        sys.unraisablehook = hook
+    assert seen == ["of a destructor"]

@@ -10,10 +10,10 @@ command: /save FILE writes the conversation, /quit leaves.
 
 import contextlib
 import importlib
-import signal
 import sys
 
 from keras_rgemma.cli.model import add_model_arguments, load_model
+from keras_rgemma.interrupts import no_lost_interrupts, raise_lost_interrupt
 
 
 def add_arguments(parser):
@@ -63,40 +63,16 @@ def _read():
 def _answer(lm, chat, message):
     """Prints the answer to a message as it is made, until it ends or Ctrl-C is pressed."""
     try:
-        with _lost_ctrl_c() as check:
+        with no_lost_interrupts():
             streams = lm.make_generate_function().is_stepwise
             for text in chat.stream(message) if streams else [chat.send(message)]:
                 print(text, end="", flush=True)
-                check()
+                raise_lost_interrupt()
     except KeyboardInterrupt:
         print(end=" ...")
     except ValueError as error:  # the message is no text
         print(f"keras-rgemma: {error}", file=sys.stderr)
     print()
-
-
-@contextlib.contextmanager
-def _lost_ctrl_c():
-    """Yields a function that raises KeyboardInterrupt if Ctrl-C was pressed.
-
-    Python raises KeyboardInterrupt wherever the program is: in a callback of the garbage collector,
-    such as JAX has, the interrupt is printed and lost.
-    """
-    pressed = []
-
-    def press(*_):
-        pressed.append(True)
-        raise KeyboardInterrupt
-
-    def check():
-        if pressed:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _command(chat, line):

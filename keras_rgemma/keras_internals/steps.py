@@ -14,7 +14,7 @@ import itertools
 import keras
 from keras import ops
 
-from keras_rgemma.interrupts import held_interrupts
+from keras_rgemma.interrupts import held_interrupts, no_lost_interrupts
 from keras_rgemma.keras_internals.parameters import no_gradients
 
 _PARTS = (
@@ -30,7 +30,8 @@ _PARTS_OF = {4: _PARTS, 3: (*_PARTS[:2], _PARTS[3]), 2: _PARTS[:2]}
 def recovers(method):
     """Decorates a method of a model with `RecoverableSteps` that runs a loop of Keras.
 
-    If the method raises, the model gets its values after the last whole step.
+    If the method raises, the model gets its values after the last whole step. Ctrl-C raises always,
+    at the end of a step at the latest.
 
     Raises:
         RuntimeError: the values are gone with the memory of the device.
@@ -39,7 +40,8 @@ def recovers(method):
     @functools.wraps(method)
     def recovering(self, *args, **kwargs):
         try:
-            return method(self, *args, **kwargs)
+            with no_lost_interrupts():
+                return method(self, *args, **kwargs)
         except BaseException as error:
             if keras.config.backend() == "jax":
                 with held_interrupts():

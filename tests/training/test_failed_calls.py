@@ -213,6 +213,30 @@ def test_ctrl_c_in_an_evaluation(model, trajectory, tmp_path, name, batch):
     assert_usable(lm, tmp_path)
 
 
+class Forgotten:
+    """Sends SIGINT when it is deleted, where Python forgets what is raised."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("name", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("event", ["batch_begin", "batch_end", "end"])
+def test_a_ctrl_c_that_python_forgets(model, trajectory, tmp_path, name, event):
+    def delete(*args, **kwargs):
+        if event == "end" or args[0] == 2:
+            Forgotten()
+
+    lm, callback = model.begin(), keras.callbacks.Callback()
+    kind = {"fit": "train", "evaluate": "test", "predict": "predict"}[name]
+    setattr(callback, f"on_{kind}_{event}", delete)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(lm, name)(batches(), verbose=0, callbacks=[callback])
+    steps = {"batch_begin": 3, "batch_end": BATCHES, "end": BATCHES}[event] if name == "fit" else 0
+    Values(lm).assert_are(trajectory[steps], with_metrics=False)
+    assert_usable(lm, tmp_path)
+
+
 def test_steps_of_one_execution(trajectory, tmp_path):
     if keras.config.backend() == "torch":
         pytest.skip("Keras on PyTorch has one step an execution")
