@@ -43,6 +43,7 @@ class Rounded:
     """
 
     matrix_name = "kernel"
+    _refused = None  # why the weights of a file were refused last, a str
 
     def quantize(self, mode=None, type_check=True, config=None):
         # With the type check Keras quantizes no subclass of its layers.
@@ -87,7 +88,17 @@ class Rounded:
             ValueError: the matrix has another shape than the layer's, or holds NaN or infinity.
         """
         keys = store.keys()  # a store is no iterable
-        super().load_own_variables(self._rounded_store({key: store[key] for key in keys}))
+        stored = {key: store[key] for key in keys}
+        if not stored and self._refused:
+            # Keras comes to an embedding by two ways, has its weights on the first alone, and tells
+            # of what was raised last.
+            raise ValueError(self._refused)
+        self._refused = None
+        try:
+            super().load_own_variables(self._rounded_store(stored))
+        except ValueError as error:
+            self._refused = str(error)
+            raise
 
     def _rounded_store(self, stored):
         """Rounds a matrix of floats that a file has for this layer, if the layer is rounded.

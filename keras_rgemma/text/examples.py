@@ -1,5 +1,6 @@
 """Reads examples to learn from in every form: texts, prompts with responses, conversations, ids."""
 
+import reprlib
 from typing import NamedTuple
 
 import numpy as np
@@ -259,13 +260,14 @@ def _read_entries(kind, columns, start):
     is_batch = entries[0][1]
     if 0 in lengths and any(holds_turns(column) for column in columns):
         raise ValueError(
-            f"A prompt and its completion must have a message at least. Received: {columns[0]!r} "
-            f"and {columns[-1]!r}. A conversation without a prompt is {{'messages': turns}}."
+            "A prompt and its completion must have a message at least. Received: "
+            f"{reprlib.repr(columns[0])} and {reprlib.repr(columns[-1])}. A conversation without a "
+            "prompt is {'messages': turns}."
         )
     if len({several for _, several in entries}) > 1:
         raise ValueError(
             "There is a column on one side and one value on the other, of a prompt and a response. "
-            f"Received: {columns[0]!r} and {columns[-1]!r}."
+            f"Received: {reprlib.repr(columns[0])} and {reprlib.repr(columns[-1])}."
         )
     if len(set(lengths)) > 1:
         raise ValueError(f"There are {lengths[0]} prompts and {lengths[-1]} responses.")

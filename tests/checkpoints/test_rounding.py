@@ -144,8 +144,7 @@ def test_a_file_of_floats_that_does_not_fit_is_refused(mode, tmp_path):
         found = tiny.backbone(vocabulary_size=rows)
         found.quantize(mode)
         before = tiny.numpy(found.weights[0])
-        # Keras comes to the embedding by two ways, and tells of the second.
-        with pytest.raises(ValueError, match=r"could not be loaded.*token_embedding"):
+        with pytest.raises(ValueError, match=rf"token_embedding' has a matrix .*{rows}.* the file"):
             found.load_weights(tmp_path / "float.weights.h5")
         found.load_weights(tmp_path / "float.weights.h5", skip_mismatch=True)
         np.testing.assert_array_equal(tiny.numpy(found.weights[0]), before)
@@ -161,8 +160,7 @@ def test_a_keras_preset_with_infinity_is_refused(mode, value, path, tmp_path):
     array[3, 2] = value
     weight.assign(array)
     backbone.save_to_preset(tmp_path / "preset")
-    message = "token_embedding" if "embedding" in path else f"'{path}' holds NaN or infinity"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"'{path}' holds NaN or infinity"):
         RGemmaBackbone.from_preset(tmp_path / "preset", quantize=mode)
 
 
