@@ -131,3 +131,17 @@ def test_tensors_of_inference_mode_are_normal_in_the_block():
     assert (outside.is_inference(), inside.is_inference()) == (True, False)
     (inside * 2).sum().backward()
     assert inside.grad is not None
+
+
+@on_torch
+@pytest.mark.parametrize("rows", [1, 2, 17])
+def test_int8_matrices_are_multiplied(rows):
+    import torch
+
+    from keras_rgemma.keras_internals.torch import int_mm
+
+    x, kernel = (torch.randint(-127, 128, shape).to(torch.int8) for shape in ((rows, 9), (9, 5)))
+    for laid_out in (kernel, kernel.mT.contiguous().mT):
+        product = int_mm(x, laid_out)
+        assert product.dtype == torch.int32
+        assert torch.equal(product, x.int() @ kernel.int())

@@ -94,6 +94,11 @@ def change_count(tensor):
     return None if tensor.is_inference() else tensor._version
 
 
+def int_mm(x, kernel):
+    """Multiplies int8 [M, I] by int8 [I, J] on a CPU; returns int32 [M, J]."""
+    return torch._int_mm(x, kernel)
+
+
 no_gradients = torch.no_grad
 
 

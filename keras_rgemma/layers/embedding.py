@@ -6,6 +6,8 @@ from keras import ops
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.keras_internals.layers import embedding_arrays, with_arrays, with_attributes
+from keras_rgemma.layers.int4 import int4_row_product
+from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.rounded import MODES, Rounded, after
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
@@ -75,6 +77,10 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         is_plain = self.tie_weights and not self.lora_enabled
         if self.quantization_mode not in MODES or not is_plain or 0 in inputs.shape:
             return super().quantized_call(inputs, reverse=reverse, **kwargs)
+        if reverse and self.quantization_mode == "int8" and self.inputs_quantizer is not None:
+            arrays = embedding_arrays(self)
+            weights = arrays["embeddings"], arrays["embeddings_scale"]
+            return int8_product(inputs, *weights, self.inputs_quantizer, transpose_kernel=True)
         if reverse:
             return self._logits(inputs)
         is_packed = self.quantization_mode == "int4"
@@ -107,6 +113,10 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
 
     def _logits_of_rows(self, arrays, x):
         """Returns the logits of some rows of the vocabulary."""
+        size = getattr(self.dtype_policy, "block_size", -1)
+        is_even = self.output_dim % 2 == 0 and size % 2 == 0
+        if self.quantization_mode == "int4" and "embeddings_zero" in arrays and is_even:
+            return int4_row_product(x, *arrays.values(), size)
         if self.quantization_mode == "int8":
             # As a column, since Keras transposes it: PyTorch warns of a transposed vector.
             scale = ops.expand_dims(arrays["embeddings_scale"], axis=-1)

@@ -17,6 +17,8 @@ from keras_rgemma.keras_internals.layers import (
     with_arrays,
     with_attributes,
 )
+from keras_rgemma.layers.int4 import int4_product
+from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.recomputed import Recomputed
 from keras_rgemma.layers.rounded import Rounded, after
 
@@ -62,10 +64,29 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
             # `stop_gradient`, PyTorch would keep a graph for each of these inputs.
             return self.call(ops.stop_gradient(inputs))
         with after(inputs):
-            if not self.lora_enabled:
-                return super().quantized_call(inputs, *args, **kwargs)
-            base = super(LoRA, self._without_lora())
-            return base.quantized_call(inputs, *args, **kwargs) + self._low_rank(inputs)
+            y = self._rounded_map(inputs)
+            if y is None:
+                base = super(LoRA, self._without_lora())
+                y = base.quantized_call(inputs, *args, **kwargs)
+            return y + self._low_rank(inputs) if self.lora_enabled else y
+
+    def _rounded_map(self, inputs):
+        """Computes in int8 or int4 what Keras computes, without LoRA; None in other modes."""
+        tensors = {
+            name: ops.convert_to_tensor(variable)
+            for name in ("kernel", "kernel_scale", "kernel_zero")
+            if (variable := stored_variable(self, name)) is not None
+        }
+        mode, quantizer = self.quantization_mode, getattr(self, "inputs_quantizer", None)
+        if mode == "int8" and quantizer is not None:
+            y = int8_product(inputs, *tensors.values(), quantizer)
+        elif mode == "int4" and "kernel_zero" in tensors and self.weight_shape[-1] % 2 == 0:
+            layout = {"group_size": self.dtype_policy.block_size, "shape": self.weight_shape}
+            y = int4_product(inputs, *tensors.values(), **layout)
+        else:
+            return None
+        y = y if self.bias is None else y + self.bias
+        return y if self.activation is None else self.activation(y)
 
     def _without_lora(self):
         """Makes a copy of the layer with the same variables and without LoRA, for Keras' methods.

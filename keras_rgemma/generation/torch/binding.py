@@ -10,6 +10,8 @@ import keras
 import torch
 from torch.nn import functional
 
+from keras_rgemma.generation.torch.rounded import rounded_logits, rounded_product
+from keras_rgemma.keras_internals.layers import embedding_arrays
 from keras_rgemma.layers import activation, block_diagonal, local_attention
 from keras_rgemma.layers.block_diagonal import BlockDiagonal
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
@@ -51,10 +53,45 @@ def bind_in_place(part):
 
 def _quantized(layer):
     """Binds a quantized linear layer: a function of what it takes."""
-    if layer.compute_dtype == layer.variable_dtype:
+    parts = layer.linear_map_parts()
+    dtype = getattr(torch, layer.compute_dtype)
+    weights = {name: variable.value for name, variable in parts.variables.items()}
+    product = _rounded_product(layer, weights, dtype)
+    if product is None and layer.compute_dtype == layer.variable_dtype:
         return layer.linear_map()
-    # It holds weights in another dtype, copies of them: training in between would not show.
-    return lambda x: layer.linear_map()(x)
+    if product is None:
+        # It holds weights in another dtype, copies of them: training in between would not show.
+        return lambda x: layer.linear_map()(x)
+    bias, low_rank = _value(parts.variables.get("bias"), dtype), _low_rank(parts, dtype)
+    if not isinstance(layer, BlockDiagonal):
+        return _linear_map(dtype, product, bias, low_rank)
+    on_rows = _linear_map(dtype, product, lambda: bias()[:, 0], low_rank)
+    return lambda x_HBTI: on_rows(x_HBTI.flatten(1, 2)).unflatten(1, x_HBTI.shape[1:3])
+
+
+def _linear_map(dtype, product, bias, low_rank):
+    """Returns a function of x that adds the bias and LoRA's product, if any, to a product."""
+
+    def run(x):
+        x = x.to(dtype)
+        y = product(x) if bias is None else product(x) + bias()
+        return y if low_rank is None else y + low_rank(x)
+
+    return run
+
+
+def _rounded_product(layer, weights, dtype):
+    """Returns the fast product of a layer in int8 or int4 on a CPU, or None."""
+    if layer.activation is not None and layer.activation is not keras.activations.linear:
+        return None
+    return rounded_product(
+        layer.quantization_mode,
+        weights,
+        shape=layer.weight_shape,
+        quantizer=getattr(layer, "inputs_quantizer", None),
+        group_size=getattr(layer.dtype_policy, "block_size", -1),
+        dtype=dtype,
+    )
 
 
 def _linear(layer):
@@ -62,13 +99,7 @@ def _linear(layer):
     if layer.quantization_mode:
         return _quantized(layer)
     dtype, kernel, bias, low_rank = _plain_parts(layer)
-
-    def run(x):
-        x = x.to(dtype)
-        y = x @ kernel() if bias is None else x @ kernel() + bias()
-        return y if low_rank is None else y + low_rank(x)
-
-    return run
+    return _linear_map(dtype, lambda x: x @ kernel(), bias, low_rank)
 
 
 def _block_diagonal(layer):
@@ -114,8 +145,10 @@ def _low_rank(parts, dtype):
 def _embedding(layer):
     """Binds an embedding: a function of token ids, or with `reverse` of hidden states."""
     is_plain = layer.tie_weights and not (layer.mask_zero or layer.reverse_dtype)
-    if not is_plain or layer.quantization_mode or layer.lora_enabled:
+    if not is_plain or layer.lora_enabled:
         return layer
+    if layer.quantization_mode:
+        return _rounded_embedding(layer)
     embeddings_VD = _value(layer.embeddings, getattr(torch, layer.compute_dtype))
     cap = layer.logit_soft_cap
 
@@ -123,6 +156,27 @@ def _embedding(layer):
         if not reverse:
             return functional.embedding(x, embeddings_VD())
         logits = functional.linear(x, embeddings_VD())
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return run
+
+
+def _rounded_embedding(layer):
+    """Binds an embedding in int8 or int4: its logits alone take much of a token's time."""
+    dtype, cap = getattr(torch, layer.compute_dtype), layer.logit_soft_cap
+    mode, quantizer = layer.quantization_mode, layer.inputs_quantizer
+    size = getattr(layer.dtype_policy, "block_size", -1)
+    arrays = embedding_arrays(layer)
+    is_int8 = mode == "int8" and type(quantizer) is keras.quantizers.AbsMaxQuantizer
+    is_int4 = mode == "int4" and "embeddings_zero" in arrays and size % 2 == 0
+    is_int4 = is_int4 and layer.output_dim % (size if size < layer.output_dim else 2) == 0
+    if not (is_int8 or is_int4) or arrays["embeddings"].device.type != "cpu":
+        return layer
+
+    def run(x, reverse=False):
+        if not reverse:
+            return layer(x)
+        logits = rounded_logits(mode, x.to(dtype), arrays, quantizer, size)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     return run

@@ -1,0 +1,29 @@
+"""Multiplies matrices of int8 numbers; the sums have 32 bits."""
+
+from keras import ops
+
+from keras_rgemma.backend import resolve
+
+
+def int8_matmul(x, kernel, *, transpose_kernel=False, implementation="auto"):
+    """Multiplies int8 rows by an int8 matrix, or by one for each block of rows.
+
+    Args:
+        x: int8 [..., I]; [H, ..., I] for a kernel of H blocks.
+        kernel: int8 [I, J] or [H, I, J]; with `transpose_kernel` [J, I] or [H, J, I].
+        transpose_kernel: bool, whether the rows of the kernel are outputs.
+        implementation: "auto", or the name of one of this backend's implementations.
+
+    Returns:
+        [..., J], int32, or float32 that is exact where no partial sum is above 2^24 (I up to 1,040
+        at least) and right to a float32's last bits beyond.
+    """
+    run = resolve("int8_matmul", implementation)
+    return on_rows(x, kernel, lambda rows: run(rows, kernel, transpose_kernel))
+
+
+def on_rows(x, kernel, function):
+    """Applies a function of rows, [M, I] or [H, M, I] as the kernel has blocks, to [..., I]."""
+    blocks = kernel.shape[:-2]
+    y = function(ops.reshape(x, (*blocks, -1, x.shape[-1])))
+    return ops.reshape(y, (*ops.shape(x)[:-1], y.shape[-1]))
