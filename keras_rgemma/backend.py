@@ -14,7 +14,14 @@ import keras
 
 from keras_rgemma.choices import BACKENDS
 
-OPERATIONS = ("cross_entropy", "int8_matmul", "linear_recurrence", "rope", "window_attention")
+OPERATIONS = (
+    "cross_entropy",
+    "int8_matmul",
+    "linear_recurrence",
+    "matmul",
+    "rope",
+    "window_attention",
+)
 
 _of_process = {}  # names of implementations by operation, chosen by `set_implementation`
 _of_context = contextvars.ContextVar("implementation", default=())  # the same as sorted pairs

@@ -78,6 +78,7 @@ DEFERRED = {
 # other; what a command works with it imports in its functions, from these packages.
 LIGHT = {
     "choices.py",
+    "interrupts.py",
     "startup.py",
     "checkpoints/__init__.py",
     "checkpoints/cache.py",

@@ -9,6 +9,7 @@ from keras_rgemma.keras_internals.layers import embedding_arrays, with_arrays, w
 from keras_rgemma.layers.int4 import int4_row_product
 from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.rounded import MODES, Rounded, after
+from keras_rgemma.ops.matmul import matmul
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
 _ROUNDED_ELEMENTS = 1 << 21  # rounded in one go: Keras makes six arrays of float32
@@ -52,11 +53,16 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         return values
 
     def call(self, inputs, reverse=False):
-        if not reverse or self.logit_soft_cap is None:
-            return super().call(inputs, reverse=reverse)
-        without = with_attributes(self, logit_soft_cap=None)
-        # Not `without.call`, which may be a user's own function that calls this one.
-        return self._bounded(super(ReversibleEmbedding, without).call(inputs, reverse=True))
+        if not reverse:
+            return super().call(inputs)
+        if self.tie_weights and self.reverse_dtype is None:
+            kernel = ops.convert_to_tensor(self.embeddings)
+            logits = matmul(inputs, kernel, transpose_kernel=True)
+        else:
+            without = with_attributes(self, logit_soft_cap=None)
+            # Not `without.call`, which may be a user's own function that calls this one.
+            logits = super(ReversibleEmbedding, without).call(inputs, reverse=True)
+        return logits if self.logit_soft_cap is None else self._bounded(logits)
 
     def quantized_call(self, inputs, reverse=False, **kwargs):
         with after(inputs):

@@ -4,10 +4,20 @@ import keras
 from keras import ops
 
 from keras_rgemma.layers.lora import LoRA
+from keras_rgemma.ops.matmul import matmul
+
+
+class _Dense(keras.layers.Dense):
+    """`Dense` layer with the product that is fast on the backend."""
+
+    def call(self, inputs, training=None):
+        y = matmul(inputs, ops.convert_to_tensor(self.kernel))
+        y = y if self.bias is None else y + self.bias
+        return y if self.activation is None else self.activation(y)
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class Linear(LoRA, keras.layers.Dense):
+class Linear(LoRA, _Dense):
     """`Dense` layer with LoRA as a second product."""
 
     @property

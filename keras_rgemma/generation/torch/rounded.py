@@ -4,6 +4,8 @@ The results are those of `layers.int8` and `layers.int4`, whose functions keep w
 and compute for any number of rows; a token has one.
 """
 
+import functools
+
 import keras
 import torch
 
@@ -40,17 +42,40 @@ def rounded_product(mode, weights, *, shape, quantizer, group_size, dtype):
     return None
 
 
+@functools.cache
+def rounded_rows(value_range, epsilon):
+    """Returns the function that rounds rows to int8 as `AbsMaxQuantizer` with these arguments.
+
+    It keeps its last result: layers that stand side by side round the same tensor. The function
+    returns whole numbers like its argument [..., I], in its dtype and in int8, and what they are
+    divided by, [..., 1].
+    """
+    (low, high), last = value_range, (None, None)
+
+    def run(x):
+        nonlocal last
+        rounded_x, result = last  # one tuple, for other threads
+        if rounded_x is not x:
+            largest = x.abs().amax(-1, keepdim=True)
+            scale = high / (largest + epsilon)
+            numbers = (x * scale).round_().clamp_(low, high)
+            result = numbers, numbers.to(torch.int8), scale
+            last = x, result
+        return result
+
+    return run
+
+
 def int8_product(x, kernel, scale, quantizer):
     """Rounds `x`, [..., I] or [H, N, I], and multiplies it by a matrix, [I, J] or [H, I, J]."""
-    low, high = quantizer.value_range
-    x_scale = high / (x.abs().amax(-1, keepdim=True) + quantizer.epsilon)
-    rounded = (x * x_scale).round_().clamp_(low, high)
+    rounded = rounded_rows(tuple(quantizer.value_range), quantizer.epsilon)
+    numbers, small_numbers, x_scale = rounded(x)
     if kernel.ndim == 3:
-        y = rounded.float() @ kernel.float()  # exact for blocks of up to 1,040 inputs
+        y = numbers.float() @ kernel.float()  # exact for blocks of up to 1,040 inputs
     else:
-        y = int_mm(rounded.to(torch.int8).view(-1, x.shape[-1]), kernel)
+        y = int_mm(small_numbers.view(-1, x.shape[-1]), kernel)
         y = y.view(*x.shape[:-1], kernel.shape[-1])
-    return y.to(x.dtype) / (x_scale * scale)
+    return y.to(x.dtype).div_(x_scale * scale)
 
 
 def put_in_columns(kernel):

@@ -1,0 +1,18 @@
+"""Multiplies rows by a matrix of floats."""
+
+from keras_rgemma.backend import resolve
+
+
+def matmul(x, kernel, *, transpose_kernel=False, implementation="auto"):
+    """Multiplies rows by a matrix.
+
+    Args:
+        x: float [..., I].
+        kernel: float [I, J], or [J, I] with `transpose_kernel`, in the dtype of `x`.
+        transpose_kernel: bool, whether the rows of the kernel are outputs.
+        implementation: "auto", or the name of one of this backend's implementations.
+
+    Returns:
+        [..., J] in the dtype of `x`.
+    """
+    return resolve("matmul", implementation)(x, kernel, transpose_kernel)

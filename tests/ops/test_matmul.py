@@ -1,0 +1,56 @@
+"""Every implementation of the product of floats is right to the rounding of its dtype."""
+
+import importlib
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from compiled import compiled
+from gradients import gradients
+from keras_rgemma.ops.matmul import matmul, reference
+
+BACKEND = importlib.import_module(f"keras_rgemma.ops.matmul.{keras.config.backend()}")
+ROUNDING = {"float32": 2.0**-22, "bfloat16": 2.0**-8, "float16": 2.0**-10}
+
+
+def arrays(shape, transpose, dtype):
+    """Random arrays that `dtype` holds exactly."""
+    random = np.random.default_rng(0)
+    shapes = (*shape, 24), ((7, 24) if transpose else (24, 7)), (*shape, 7)
+    small = [random.integers(-16, 17, shape).astype("float32") / 8 for shape in shapes]
+    return small if dtype != "float32" else [random.normal(size=x.shape).astype("f") for x in small]
+
+
+@pytest.mark.parametrize("implementation", sorted(BACKEND.IMPLEMENTATIONS))
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (5,), (1, 1), (2, 3)])
+def test_products_and_gradients(implementation, dtype, transpose, shape):
+    x, kernel, weight = arrays(shape, transpose, dtype)
+
+    def product(x, kernel):
+        x, kernel = (ops.cast(y, dtype) for y in (x, kernel))
+        return matmul(x, kernel, transpose_kernel=transpose, implementation=implementation)
+
+    def loss(x, kernel):
+        return ops.sum(ops.multiply(ops.cast(product(x, kernel), "float32"), weight))
+
+    def check(found, expected):
+        # The sums round at the size of their terms, not of their result.
+        tolerance = ROUNDING[dtype] * (1 + np.abs(expected).max())
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+    check(compiled(product)(x, kernel), reference.matmul(x, kernel, transpose))
+    found = gradients(loss, x, kernel)
+    rows, upstream = x.reshape(-1, 24), weight.reshape(-1, 7)
+    check(found[0], reference.matmul(weight, kernel, not transpose))
+    expected = reference.matmul(rows.T, upstream)
+    check(found[1], expected.T if transpose else expected)
+
+
+@pytest.mark.parametrize("implementation", sorted(BACKEND.IMPLEMENTATIONS))
+def test_nothing_comes_of_no_rows(implementation):
+    run = compiled(lambda x, kernel: matmul(x, kernel, implementation=implementation))
+    assert run(np.zeros((2, 0, 3), "float32"), np.ones((3, 4), "float32")).shape == (2, 0, 4)
