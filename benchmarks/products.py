@@ -91,7 +91,7 @@ def markdown(report):
         "# Forms of a product on JAX",
         "",
         f"On {machine['cpus']} CPUs ({machine['processor']}, {limits['read_gb_per_s']:.1f} GB/s), "
-        f"jax {report['versions']['jax']}. Milliseconds for all products of six MLPs of 2B's sizes.",
+        f"jax {report['versions']['jax']}. Milliseconds for the products of six MLPs of 2B.",
         "",
         f"```\n{report['command']}\n```",
         "",

@@ -1,7 +1,10 @@
 """Keras and PyTorch still do what the parameters of a model need of them."""
 
+import copy
+
 import keras
 import keras_hub
+import numpy as np
 import pytest
 
 from keras_rgemma.keras_internals import layers
@@ -145,3 +148,37 @@ def test_int8_matrices_are_multiplied(rows):
         product = int_mm(x, laid_out)
         assert product.dtype == torch.int32
         assert torch.equal(product, x.int() @ kernel.int())
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="arrays of JAX")
+def test_an_array_is_turned_and_nobody_sees_it():
+    import jax.numpy as jnp
+
+    from keras_rgemma.keras_internals import jax as internals
+
+    layer = keras.layers.Dense(3)
+    layer.build((None, 2))
+    kernel, bias = layer.kernel, layer.bias
+    before = np.array(kernel)
+    internals.turn(kernel)
+    internals.turn(kernel)
+    arrays, is_turned = internals.arrays_of([kernel, bias])
+    assert is_turned == (True, False)
+    np.testing.assert_array_equal(arrays[0], before.T)
+    assert arrays[1] is bias.value
+    assert kernel.shape == (2, 3) and kernel in layer.weights
+    np.testing.assert_array_equal(kernel, before)
+    np.testing.assert_array_equal(layer(np.eye(2)), before)
+    kernel.assign(2 * before)
+    np.testing.assert_array_equal(internals.arrays_of([kernel])[0][0], 2 * before.T)
+    copied = copy.deepcopy(kernel)
+    copied.assign(before)
+    with keras.StatelessScope(state_mapping=[(kernel, jnp.ones((2, 3)))]):
+        assert float(kernel.value.sum()) == 6
+    kernel._value = None  # as Keras does while it trains
+    assert kernel._value is None
+    kernel.assign(3 * before)
+    kernel.turn_back()
+    assert type(kernel) is keras.Variable
+    np.testing.assert_array_equal(kernel, 3 * before)
+    np.testing.assert_array_equal(copied, before)

@@ -1,12 +1,16 @@
 """Compiles functions of a model and arrays on JAX."""
 
 import functools
+import math
 
 import jax
 import keras
 
 from keras_rgemma.generation.decode import decode_block
-from keras_rgemma.keras_internals.jax import program_count, values_of
+from keras_rgemma.keras_internals.jax import arrays_of, program_count, turn, values_of
+from keras_rgemma.keras_internals.layers import layers_of, stored_variable
+from keras_rgemma.layers.linear import Linear
+from keras_rgemma.layers.turned import turned_arrays
 
 __all__ = ["compile_program", "decode_block"]
 
@@ -31,21 +35,43 @@ def compile_program(function, model, sampler, jit_compile):
     read = [*model.trainable_variables, *model.non_trainable_variables]
     updated = list(sampler.variables) if sampler else []
 
-    @functools.partial(jax.jit, compiler_options=_compiler_options(model))
-    def program(values, seeds, args):
+    matrices = _matrices_to_turn(model)
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=_compiler_options(model))
+    def program(is_turned, arrays, seeds, args):
+        turned = {id(x): y for x, y, t in zip(read, arrays, is_turned, strict=True) if t}
+        values = [y.T if t else y for y, t in zip(arrays, is_turned, strict=True)]
         mapping = [*zip(read, values, strict=True), *zip(updated, seeds, strict=True)]
-        with keras.StatelessScope(state_mapping=mapping) as scope:
+        with keras.StatelessScope(state_mapping=mapping) as scope, turned_arrays(turned):
             outputs = function(model, *args)
             return outputs, [scope.get_current_value(seed) for seed in updated]
 
     def run(*args):
-        outputs, seeds = program(values_of(read), values_of(updated), args)
+        for matrix in matrices:
+            turn(matrix)
+        arrays, is_turned = arrays_of(read)
+        outputs, seeds = program(is_turned, arrays, values_of(updated), args)
         for variable, seed in zip(updated, seeds, strict=True):
             variable.assign(seed)
         return outputs
 
     run.count = functools.partial(program_count, program)
     return run
+
+
+def _matrices_to_turn(model):
+    """Lists the matrices that are to lie with their outputs in rows, variables.
+
+    XLA on a CPU multiplies one row by such a matrix of half precision or int8 three times as fast
+    (benchmarks/products.md).
+    """
+    if jax.default_backend() != "cpu":
+        return []
+    layers = [x for x in layers_of(model) if type(x) is Linear and "call" not in vars(x)]
+    kernels = [
+        stored_variable(x, "kernel") for x in layers if x.quantization_mode in (None, "int8")
+    ]
+    return [x for x in kernels if x.dtype in ("bfloat16", "float16", "int8")]
 
 
 def _compiler_options(model):
@@ -56,7 +82,7 @@ def _compiler_options(model):
     but takes more than twice the memory of the weights.
     """
     is_half = model.dtype_policy.variable_dtype in ("bfloat16", "float16")
-    size = sum(variable.value.nbytes for variable in model.variables)
+    size = sum(math.prod(variable.shape) * 2 for variable in model.variables)
     is_large = is_half and size > _LARGE and jax.default_backend() == "cpu"
     return _save_memory() if is_large else None
 

@@ -1,5 +1,6 @@
-"""Inspects compiled functions of JAX, and reads many variables at once."""
+"""Inspects compiled functions of JAX, reads many variables at once, and turns their arrays."""
 
+import jax.numpy as jnp
 import keras
 
 
@@ -20,3 +21,47 @@ def values_of(variables):
     if any(value is None for value in values):
         return [variable.value for variable in variables]
     return values
+
+
+class TurnedVariable(keras.Variable):
+    """Variable [I, J] whose array lies in memory as [J, I]; see `turn`.
+
+    Its value is made from the array each time that somebody asks for it.
+    """
+
+    @property
+    def _value(self):
+        return None if self._array is None else jnp.transpose(self._array)
+
+    @_value.setter
+    def _value(self, value):
+        self._array = None if value is None else jnp.transpose(value)
+
+    def turn_back(self):
+        """Stores the array as Keras does."""
+        vars(self)["_value"] = self._value
+        self.__class__ = keras.Variable
+        vars(self).pop("_array", None)
+
+
+def turn(variable):
+    """Stores the array of a matrix with its axes exchanged; everybody finds the matrix as it was.
+
+    A variable without a value stays, and one that is laid out over devices or of another class.
+    """
+    if type(variable) is not keras.Variable or variable._layout is not None:
+        return
+    value = variable._value
+    if value is None or keras.config.is_nnx_enabled():
+        return
+    vars(variable)["_array"] = jnp.transpose(value)
+    variable.__class__ = TurnedVariable
+    vars(variable).pop("_value", None)  # another thread may have turned it at the same time
+
+
+def arrays_of(variables):
+    """Lists the arrays of variables as they are stored, and for each whether it is turned."""
+    turned = tuple(type(variable) is TurnedVariable for variable in variables)
+    straight = iter(values_of([x for x, t in zip(variables, turned, strict=True) if not t]))
+    pairs = zip(variables, turned, strict=True)
+    return [x._array if is_turned else next(straight) for x, is_turned in pairs], turned

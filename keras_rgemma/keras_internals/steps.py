@@ -90,6 +90,9 @@ class RecoverableSteps:
 
     def _get_jax_state(self, purge_model_variables=False, **parts):
         with held_interrupts():
+            for variable in self.variables:  # each for itself: all at once would need twice as much
+                if hasattr(variable, "turn_back"):
+                    variable.turn_back()
             state = super()._get_jax_state(purge_model_variables=purge_model_variables, **parts)
             if purge_model_variables:
                 _keep(self, state)

@@ -3,7 +3,9 @@
 import keras
 from keras import ops
 
+from keras_rgemma.keras_internals.layers import stored_variable
 from keras_rgemma.layers.lora import LoRA
+from keras_rgemma.layers.turned import turned_array
 from keras_rgemma.ops.matmul import matmul
 
 
@@ -11,7 +13,11 @@ class _Dense(keras.layers.Dense):
     """`Dense` layer with the product that is fast on the backend."""
 
     def call(self, inputs, training=None):
-        y = matmul(inputs, ops.convert_to_tensor(self.kernel))
+        turned = turned_array(stored_variable(self, "kernel"))
+        if turned is None:
+            y = matmul(inputs, ops.convert_to_tensor(self.kernel))
+        else:
+            y = matmul(inputs, turned, transpose_kernel=True)
         y = y if self.bias is None else y + self.bias
         return y if self.activation is None else self.activation(y)
 

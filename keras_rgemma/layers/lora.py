@@ -21,6 +21,7 @@ from keras_rgemma.layers.int4 import int4_product
 from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.recomputed import Recomputed
 from keras_rgemma.layers.rounded import Rounded, after
+from keras_rgemma.layers.turned import turned_array
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
 _ALPHA = "lora_alpha"
@@ -79,7 +80,11 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         }
         mode, quantizer = self.quantization_mode, getattr(self, "inputs_quantizer", None)
         if mode == "int8" and quantizer is not None:
-            y = int8_product(inputs, *tensors.values(), quantizer)
+            kernel, scale = tensors.values()
+            turned = turned_array(stored_variable(self, "kernel"))
+            is_turned = turned is not None
+            kernel = turned if is_turned else kernel
+            y = int8_product(inputs, kernel, scale, quantizer, transpose_kernel=is_turned)
         elif mode == "int4" and "kernel_zero" in tensors and self.weight_shape[-1] % 2 == 0:
             layout = {"group_size": self.dtype_policy.block_size, "shape": self.weight_shape}
             y = int4_product(inputs, *tensors.values(), **layout)

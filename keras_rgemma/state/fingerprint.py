@@ -62,7 +62,8 @@ def fingerprint(backbone, counts=lambda name: True):
         counts: function of the last part of a weight's path; False leaves that weight out.
     """
     weights = [w for w in backbone.weights if counts(w.path.rpartition("/")[2])]
-    return _fingerprint(backbone.config, weights, [weight.value for weight in weights])
+    values = backend_module("keras_rgemma.state").values_of(weights)
+    return _fingerprint(backbone.config, weights, values)
 
 
 def fingerprint_later(backbone):
@@ -70,8 +71,8 @@ def fingerprint_later(backbone):
 
     Where it is computed anew each time, as on TensorFlow, it is computed only when it is asked for.
     """
-    weights = backbone.weights
-    values = backend_module("keras_rgemma.state").unchanging([weight.value for weight in weights])
+    weights, backend = backbone.weights, backend_module("keras_rgemma.state")
+    values = backend.unchanging(backend.values_of(weights))
     if values is None:
         now = fingerprint(backbone)
         return lambda: now

@@ -2,11 +2,13 @@
 
 import functools
 import weakref
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from keras_rgemma.keras_internals.jax import arrays_of
 from keras_rgemma.state.checksum import (
     SMALL,
     column_factors,
@@ -23,6 +25,18 @@ def register_pytree(cls):
     jax.tree_util.register_pytree_node_class(cls)
 
 
+class StoredArray(NamedTuple):
+    """Holds the array of a variable, and whether its axes are exchanged."""
+
+    array: jax.Array
+    is_turned: bool
+
+
+def values_of(variables):
+    """Lists the arrays of variables as they are stored, each a `StoredArray`."""
+    return [StoredArray(*pair) for pair in zip(*arrays_of(variables), strict=True)]
+
+
 def unchanging(values):
     """Returns None: training gives up the memory of arrays."""
     return None
@@ -34,33 +48,35 @@ def samples_and_checksums(values, strides):
     An array never changes: what was read of it is kept as long as it lives.
 
     Args:
-        values: list of arrays.
+        values: list of `StoredArray`.
         strides: list of tuples of int, one stride an axis.
 
     Returns:
         Two lists of NumPy arrays: samples [N], and checksums, two integers each.
     """
-    found = [_known_parts(value, steps) for value, steps in zip(values, strides, strict=True)]
+    found = [_known_parts(x.array, steps) for x, steps in zip(values, strides, strict=True)]
     missing = [i for i, parts in enumerate(found) if parts is None]
-    read = [_read(values[i], strides[i]) for i in missing]
+    read = [_read(*values[i], strides[i]) for i in missing]
     for i, parts in zip(missing, jax.device_get(read), strict=True):
         if not isinstance(parts, tuple):
             parts = sample_and_checksum(parts, strides[i])
         found[i] = parts
-        _keep(values[i], strides[i], parts)
+        _keep(values[i].array, strides[i], parts)
     return [sample for sample, _ in found], [checksum for _, checksum in found]
 
 
-def _read(value, steps):
-    """Returns a small array as it is; of a large one, its sample and checksum."""
-    if value.size <= SMALL:
-        return value
-    rows, columns = rows_and_columns(value.shape)
-    return _sample_and_checksum(value, steps, row_factors(rows), column_factors(columns))
+def _read(array, is_turned, steps):
+    """Returns a small matrix or vector as it is; of a large one, its sample and checksum."""
+    if array.size <= SMALL:
+        return array.T if is_turned else array
+    rows, columns = rows_and_columns(array.shape[::-1] if is_turned else array.shape)
+    factors = row_factors(rows), column_factors(columns)
+    return _sample_and_checksum(array, is_turned, steps, *factors)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _sample_and_checksum(value, steps, row_factors_R2, column_factors_C):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _sample_and_checksum(array, is_turned, steps, row_factors_R2, column_factors_C):
+    value = array.T if is_turned else array
     sample = lax.slice(value, (0,) * value.ndim, value.shape, steps).reshape(-1)
     bits_RC = _bits(value).reshape(len(row_factors_R2), len(column_factors_C))
     sums_R = jnp.sum(bits_RC * column_factors_C, axis=1, dtype="uint32")

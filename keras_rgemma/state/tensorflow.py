@@ -13,6 +13,11 @@ from keras_rgemma.state.checksum import (
 )
 
 
+def values_of(variables):
+    """Lists the values of variables."""
+    return [variable.value for variable in variables]
+
+
 def unchanging(values):
     """Reads variables: later assignments leave what was read as it is, without a copy before.
 

@@ -13,6 +13,11 @@ _CHUNK = 1 << 18  # numbers at a time: the arrays that are made of them stay in 
 _known = {}  # by the id of a tensor: a weak reference to it, its changes, sample and checksum
 
 
+def values_of(variables):
+    """Lists the values of variables."""
+    return [variable.value for variable in variables]
+
+
 def unchanging(values):
     """Returns None: training changes tensors in place."""
     return None

@@ -11,9 +11,11 @@ def default_implementation():
 
 
 def _dot(rows, kernel, transpose_kernel):
-    """Lets XLA multiply."""
-    kernel = jnp.swapaxes(kernel, -1, -2) if transpose_kernel else kernel
-    return jnp.matmul(rows, kernel, preferred_element_type="int32")
+    """Lets XLA multiply. A transposed kernel would be copied, as int32, before a loop."""
+    blocks = tuple(range(kernel.ndim - 2))
+    axis = kernel.ndim - (1 if transpose_kernel else 2)
+    dimensions = ((rows.ndim - 1,), (axis,)), (blocks, blocks)
+    return jax.lax.dot_general(rows, kernel, dimensions, preferred_element_type="int32")
 
 
 def _two_rows(rows, kernel, transpose_kernel):

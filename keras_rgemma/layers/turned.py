@@ -1,0 +1,26 @@
+"""Gives linear layers their matrices as [J, I] where a program has them so, beside [I, J]."""
+
+import contextlib
+import contextvars
+
+_arrays = contextvars.ContextVar("turned", default=None)  # dict of the ids of variables to arrays
+
+
+@contextlib.contextmanager
+def turned_arrays(arrays):
+    """Gives layers arrays [J, I] of their variables [I, J] inside of a `with` block.
+
+    Args:
+        arrays: dict of the id of a variable to its array.
+    """
+    token = _arrays.set(arrays)
+    try:
+        yield
+    finally:
+        _arrays.reset(token)
+
+
+def turned_array(variable):
+    """Returns the array [J, I] of a variable [I, J] in a program that has it, or None."""
+    arrays = _arrays.get()
+    return None if arrays is None else arrays.get(id(variable))
