@@ -80,10 +80,9 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         }
         mode, quantizer = self.quantization_mode, getattr(self, "inputs_quantizer", None)
         if mode == "int8" and quantizer is not None:
-            kernel, scale = tensors.values()
             turned = turned_array(stored_variable(self, "kernel"))
-            is_turned = turned is not None
-            kernel = turned if is_turned else kernel
+            kernel, is_turned = (tensors["kernel"], False) if turned is None else (turned, True)
+            scale = tensors["kernel_scale"]
             y = int8_product(inputs, kernel, scale, quantizer, transpose_kernel=is_turned)
         elif mode == "int4" and "kernel_zero" in tensors and self.weight_shape[-1] % 2 == 0:
             layout = {"group_size": self.dtype_policy.block_size, "shape": self.weight_shape}
