@@ -56,13 +56,13 @@ def contestants(args):
 def measure(contestant, folder, args):
     """Measures one contestant once; returns a dict of its numbers, or one of an `error`."""
     package, backend, variant = contestant
-    options = ["--size", args.size, "--repeats", args.repeats, "--measures", *args.measures]
+    is_rounded = variant in ("int8", "int4")
+    names = [x for x in args.measures if x != "train" or not is_rounded]
+    if not names:
+        return {"error": "is not measured"}
+    options = ["--size", args.size, "--repeats", args.repeats, "--measures", *names]
     options += ["--dtype", "bfloat16" if variant == "bfloat16" else args.dtype]
-    if variant in ("int8", "int4"):
-        options += ["--quantize", variant]
-        options[options.index("--measures") + 1 : options.index("--dtype")] = [
-            name for name in args.measures if name != "train"
-        ]
+    options += ["--quantize", variant] if is_rounded else []
     return in_child(backend, str(FOLDER / "peers" / _SCRIPTS[package]), folder, *options)
 
 

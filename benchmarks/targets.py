@@ -13,17 +13,16 @@ class Target(NamedTuple):
         backend: str.
         number: str, a kind of work, or "first train" for its first call.
         reference: str, the implementation it is compared with, or `BOUND`.
-        floor: float, the least of our speed / its speed.
-        goal: float, what that ratio should become.
+        floor: float, the least of our speed / its speed; or None.
+        goal: float, what that ratio should become; or None.
         variant: str, "", "bfloat16", "int8" or "int4": of our model.
-        reference_backend: str; None for the same backend, or the only one.
     """
 
     backend: str
     number: str
     reference: str
-    floor: float
-    goal: float
+    floor: float | None
+    goal: float | None
     variant: str = ""
 
 

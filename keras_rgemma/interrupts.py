@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 
-_lost = []  # what `no_lost_interrupts` has found
+_lost = []  # a mark for each interrupt that `no_lost_interrupts` has kept
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def held_interrupts():
 
 @contextlib.contextmanager
 def no_lost_interrupts():
-    """Keeps Ctrl-C that comes inside a `with` block where Python prints and forgets exceptions.
+    """Keeps Ctrl-C that comes inside a `with` block where Python would print and forget it.
 
     That is in a destructor, such as TensorFlow has, or in a callback of the garbage collector, such
     as JAX has. `raise_lost_interrupt` raises it, and so do `held_interrupts` and this block at
@@ -42,11 +42,12 @@ def no_lost_interrupts():
     if not _is_main_thread():
         yield
         return
-    hook = sys.unraisablehook
+    hook, is_inside = sys.unraisablehook, True
 
     def keep(unraisable):
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            _lost.append(unraisable.exc_value)
+        # Others may have put their hook on top of this one, and call it after the block, too.
+        if is_inside and issubclass(unraisable.exc_type, KeyboardInterrupt):
+            _lost.append(True)
         else:
             hook(unraisable)
 
@@ -54,17 +55,17 @@ def no_lost_interrupts():
     try:
         yield
     finally:
+        is_inside = False
         if sys.unraisablehook is keep:
             sys.unraisablehook = hook
         raise_lost_interrupt()
 
 
 def raise_lost_interrupt():
-    """Raises the KeyboardInterrupt that was lost since `no_lost_interrupts` began, if any."""
+    """Raises KeyboardInterrupt if Python would have lost one in a block of `no_lost_interrupts`."""
     if _lost and _is_main_thread():
-        error = _lost[0]
         _lost.clear()
-        raise error
+        raise KeyboardInterrupt
 
 
 def _is_main_thread():

@@ -102,6 +102,21 @@ def test_what_python_forgets_comes_at_the_end_of_a_block():
     assert sys.unraisablehook is hook
 
 
+def test_a_hook_that_stays_behind_keeps_nothing():
+    seen, hook = [], sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: seen.append(unraisable.exc_type)
+    try:
+        with no_lost_interrupts():
+            inner = sys.unraisablehook
+            sys.unraisablehook = lambda unraisable: inner(unraisable)  # as error trackers do
+        Deleted()
+        with held_interrupts():
+            pass
+    finally:
+        sys.unraisablehook = hook
+    assert seen == [KeyboardInterrupt]
+
+
 def test_other_exceptions_of_a_destructor_go_where_they_went():
     class Fails:
         def __del__(self):

@@ -554,6 +554,8 @@ def test_the_arrays_of_an_embedding_in_int4(block_size):
     embedding.build()
     config = keras.quantizers.Int4QuantizationConfig(block_size=block_size)
     embedding.quantize("int4", config=config)
+    assert layers.int4_group_size(embedding) == block_size
+    assert layers.int4_group_size(keras.layers.Dense(1)) == -1
     arrays = layers.embedding_arrays(embedding)
     by_row = {f"embeddings{x}": y for x, y in (("", (6, 2)), ("_scale", (6, 2)), ("_zero", (6, 2)))}
     expected = by_row if block_size == 2 else {"embeddings": (6, 2), "embeddings_scale": (6,)}

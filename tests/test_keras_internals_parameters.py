@@ -137,6 +137,17 @@ def test_tensors_of_inference_mode_are_normal_in_the_block():
 
 
 @on_torch
+def test_the_device_of_keras_is_known():
+    import torch
+
+    from keras_rgemma.keras_internals.torch import default_device
+
+    assert default_device() == keras.ops.zeros(()).device.type
+    with keras.device("meta"):
+        assert default_device() == torch.device("meta").type
+
+
+@on_torch
 @pytest.mark.parametrize("rows", [1, 2, 17])
 def test_int8_matrices_are_multiplied(rows):
     import torch
@@ -162,6 +173,7 @@ def test_an_array_is_turned_and_nobody_sees_it():
     before = np.array(kernel)
     internals.turn(kernel)
     internals.turn(kernel)
+    assert type(kernel) is internals.TurnedVariable
     arrays, is_turned = internals.arrays_of([kernel, bias])
     assert is_turned == (True, False)
     np.testing.assert_array_equal(arrays[0], before.T)

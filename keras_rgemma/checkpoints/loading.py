@@ -64,6 +64,8 @@ def load(config, source, make, rounding=None):
     for variable in model.variables:
         if not internals.has_value(variable):  # such as the seeds of dropout
             internals.initialize(variable)
+    if rounding:
+        rounding.lay_out(model)
     return model
 
 

@@ -94,3 +94,9 @@ class Rounding:
         if layer is None or name != layer.matrix_name:
             return {path: array}
         return {f"{owner}/{name}": value for name, value in layer.rounded(array).items()}
+
+    def lay_out(self, model):
+        """Stores the weights of a model that has them all as `quantize` does."""
+        for layer in layers_of(model):
+            if isinstance(layer, Rounded):
+                layer.lay_out()

@@ -95,6 +95,11 @@ def embedding_arrays(layer):
     return {name: ops.convert_to_tensor(array) for name, array in arrays.items()}
 
 
+def int4_group_size(layer):
+    """Returns how many numbers share a scale in int4, -1 for all of a column or in other modes."""
+    return getattr(layer, "_int4_block_size", None) or -1
+
+
 def set_own_policy(layer, policy):
     """Sets the dtype policy of one layer and quantizes nothing.
 

@@ -30,8 +30,8 @@ _PARTS_OF = {4: _PARTS, 3: (*_PARTS[:2], _PARTS[3]), 2: _PARTS[:2]}
 def recovers(method):
     """Decorates a method of a model with `RecoverableSteps` that runs a loop of Keras.
 
-    If the method raises, the model gets its values after the last whole step. Ctrl-C raises always,
-    at the end of a step at the latest.
+    If the method raises, the model gets its values after the last whole step. Ctrl-C that Python
+    would forget raises at the end of a step.
 
     Raises:
         RuntimeError: the values are gone with the memory of the device.

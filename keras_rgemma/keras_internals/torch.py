@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 import torch
+from keras.src.backend.torch.core import get_device
 
 
 class ParametersOfVariables:
@@ -92,6 +93,11 @@ def _check_conversion(fn, tensor):
 def change_count(tensor):
     """Returns how often a tensor was changed in place, int; None if PyTorch does not count."""
     return None if tensor.is_inference() else tensor._version
+
+
+def default_device():
+    """Returns the type of the device on which Keras computes, such as "cpu" or "cuda"."""
+    return get_device().split(":")[0]
 
 
 def int_mm(x, kernel):

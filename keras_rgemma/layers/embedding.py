@@ -5,8 +5,13 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
-from keras_rgemma.keras_internals.layers import embedding_arrays, with_arrays, with_attributes
-from keras_rgemma.layers.int4 import int4_row_product
+from keras_rgemma.keras_internals.layers import (
+    embedding_arrays,
+    int4_group_size,
+    with_arrays,
+    with_attributes,
+)
+from keras_rgemma.layers.int4 import int4_row_product, is_fast
 from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.rounded import MODES, Rounded, after
 from keras_rgemma.ops.matmul import matmul
@@ -22,7 +27,8 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
 
     In int4, and in int8 on some backends, Keras makes 32 bits of each number of the matrix in each
     call, which takes several times the memory of the matrix. Here a lookup unpacks the rows of its
-    tokens, and logits are computed for some rows of the vocabulary at a time.
+    tokens. Logits are products of int8, or in int4 computed for some rows of the vocabulary at a
+    time.
 
     The class has the name of Keras', after which the layer is called in files of weights.
     """
@@ -119,11 +125,12 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
 
     def _logits_of_rows(self, arrays, x):
         """Returns the logits of some rows of the vocabulary."""
-        size = getattr(self.dtype_policy, "block_size", -1)
-        is_even = self.output_dim % 2 == 0 and size % 2 == 0
-        if self.quantization_mode == "int4" and "embeddings_zero" in arrays and is_even:
-            return int4_row_product(x, *arrays.values(), size)
-        if self.quantization_mode == "int8":
+        size, zero = int4_group_size(self), arrays.get("embeddings_zero")
+        is_int4 = self.quantization_mode == "int4" and self.output_dim % 2 == 0
+        if is_int4 and is_fast(self.inputs_quantizer, zero, size):
+            packed, scale = arrays["embeddings"], arrays["embeddings_scale"]
+            return int4_row_product(x, packed, scale, zero, size)
+        if self.quantization_mode == "int8":  # without a quantizer for the inputs
             # As a column, since Keras transposes it: PyTorch warns of a transposed vector.
             scale = ops.expand_dims(arrays["embeddings_scale"], axis=-1)
             arrays = {**arrays, "embeddings_scale": scale}

@@ -9,6 +9,17 @@ from keras import ops
 from keras_rgemma.ops.int8_matmul import on_rows
 
 
+def is_fast(quantizer, zero, size):
+    """Returns whether these functions compute what a layer in int4 does.
+
+    Args:
+        quantizer: what rounds the layer's inputs, or None.
+        zero: the zero points of its groups; None if there are none.
+        size: int, of the axis of which each byte holds two numbers, or of a group along it.
+    """
+    return quantizer is None and zero is not None and size % 2 == 0
+
+
 def halves(packed):
     """Unpacks int4: int8 of the same shape from the low and from the high bits of each byte."""
     return ops.right_shift(ops.left_shift(packed, 4), 4), ops.right_shift(packed, 4)
@@ -66,7 +77,7 @@ def int4_product(inputs, packed, scale, zero, *, group_size, shape):
             for i, matrix in enumerate(matrices()):
                 turned = ops.swapaxes(matrix, -1, -2)
                 parts.append(on_rows(upstream[..., i::2], turned, _product_with(turned)))
-            return sum(parts), None, None, None
+            return sum(parts), None, None, None  # of inputs, packed, scale and zero
 
         columns = [on_rows(inputs, x, _product_with(x)) for x in matrices()]
         y = ops.stack(columns, axis=-1)
@@ -91,12 +102,13 @@ def int4_row_product(inputs, packed, scale, zero, group_size):
     columns = packed.shape[1]
     size = columns if scale.shape[1] == 1 else group_size // 2
     scale, zero = (ops.repeat(x, size, axis=1)[:, :columns] for x in (scale, zero))
-    y = 0
-    for i, numbers in enumerate(halves(packed)):
-        matrix = (ops.cast(numbers, scale.dtype) - ops.cast(zero, scale.dtype)) * scale
-        matrix = ops.transpose(ops.cast(matrix, inputs.dtype))
-        y = y + ops.matmul(inputs[..., i::2], matrix)
-    return y
+    zero = ops.cast(zero, scale.dtype)
+    matrices = [(ops.cast(numbers, scale.dtype) - zero) * scale for numbers in halves(packed)]
+    matrix = ops.cast(ops.concatenate(matrices, axis=1), inputs.dtype)
+    # One product: the sums of two would be rounded before they are added.
+    return ops.matmul(
+        ops.concatenate([inputs[..., i::2] for i in (0, 1)], -1), ops.transpose(matrix)
+    )
 
 
 def _product_with(matrix):

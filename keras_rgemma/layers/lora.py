@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_rgemma.keras_internals.layers import (
     SavesZeroPoint,
+    int4_group_size,
     kernel_variable,
     kernel_with_merged_lora,
     layers_of,
@@ -17,7 +18,7 @@ from keras_rgemma.keras_internals.layers import (
     with_arrays,
     with_attributes,
 )
-from keras_rgemma.layers.int4 import int4_product
+from keras_rgemma.layers.int4 import int4_product, is_fast
 from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.recomputed import Recomputed
 from keras_rgemma.layers.rounded import Rounded, after
@@ -72,21 +73,23 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
             return y + self._low_rank(inputs) if self.lora_enabled else y
 
     def _rounded_map(self, inputs):
-        """Computes in int8 or int4 what Keras computes, without LoRA; None in other modes."""
+        """Computes in int8 or int4 what Keras computes, without LoRA; None where Keras has to."""
         tensors = {
             name: ops.convert_to_tensor(variable)
             for name in ("kernel", "kernel_scale", "kernel_zero")
             if (variable := stored_variable(self, name)) is not None
         }
-        mode, quantizer = self.quantization_mode, getattr(self, "inputs_quantizer", None)
+        mode, shape = self.quantization_mode, self.weight_shape
+        quantizer = getattr(self, "inputs_quantizer", None)
         if mode == "int8" and quantizer is not None:
             turned = turned_array(stored_variable(self, "kernel"))
             kernel, is_turned = (tensors["kernel"], False) if turned is None else (turned, True)
             scale = tensors["kernel_scale"]
             y = int8_product(inputs, kernel, scale, quantizer, transpose_kernel=is_turned)
-        elif mode == "int4" and "kernel_zero" in tensors and self.weight_shape[-1] % 2 == 0:
-            layout = {"group_size": self.dtype_policy.block_size, "shape": self.weight_shape}
-            y = int4_product(inputs, *tensors.values(), **layout)
+        elif mode == "int4" and is_fast(quantizer, tensors.get("kernel_zero"), shape[-1]):
+            packed, scale, zero = tensors.values()
+            size = int4_group_size(self)
+            y = int4_product(inputs, packed, scale, zero, group_size=size, shape=shape)
         else:
             return None
         y = y if self.bias is None else y + self.bias

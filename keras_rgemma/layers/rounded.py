@@ -8,6 +8,7 @@ from keras import ops
 from keras_rgemma.backend import backend_module
 from keras_rgemma.keras_internals.layers import stored_variable
 from keras_rgemma.keras_internals.variables import initialize, uninitialized_variables
+from keras_rgemma.ops.int8_matmul import lay_out
 
 MODES = ("int8", "int4")
 
@@ -48,6 +49,14 @@ class Rounded:
     def quantize(self, mode=None, type_check=True, config=None):
         # With the type check Keras quantizes no subclass of its layers.
         super().quantize(mode, type_check=False, config=config)
+        self.lay_out()
+
+    def lay_out(self):
+        """Stores an int8 kernel as products read it; see `ops.int8_matmul.lay_out`."""
+        if self.quantization_mode == "int8" and self.matrix_name == "kernel":
+            kernel = stored_variable(self, self.matrix_name)
+            if len(kernel.shape) == 2:
+                lay_out(kernel)
 
     def rounded(self, matrix):
         """Rounds a matrix as `quantize` does.
@@ -90,15 +99,17 @@ class Rounded:
         keys = store.keys()  # a store is no iterable
         stored = {key: store[key] for key in keys}
         if not stored and self._refused:
-            # Keras comes to an embedding by two ways, has its weights on the first alone, and tells
-            # of what was raised last.
-            raise ValueError(self._refused)
+            # Keras visits an embedding several times, finds its weights in the file only the first
+            # time, and reports the last error.
+            raise ValueError(f"The weights of {self.path!r} were refused: {self._refused}")
         self._refused = None
         try:
             super().load_own_variables(self._rounded_store(stored))
         except ValueError as error:
             self._refused = str(error)
             raise
+        if self.built:
+            self.lay_out()
 
     def _rounded_store(self, stored):
         """Rounds a matrix of floats that a file has for this layer, if the layer is rounded.

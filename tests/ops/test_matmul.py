@@ -54,3 +54,20 @@ def test_products_and_gradients(implementation, dtype, transpose, shape):
 def test_nothing_comes_of_no_rows(implementation):
     run = compiled(lambda x, kernel: matmul(x, kernel, implementation=implementation))
     assert run(np.zeros((2, 0, 3), "float32"), np.ones((3, 4), "float32")).shape == (2, 0, 4)
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="exports of JAX")
+@pytest.mark.parametrize("implementation", sorted(BACKEND.IMPLEMENTATIONS))
+def test_the_number_of_rows_may_be_a_symbol(implementation):
+    import jax
+    from jax import export
+
+    def product(x, kernel):
+        return matmul(x, kernel, implementation=implementation)
+
+    (rows,) = export.symbolic_shape("b")
+    arguments = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in ((rows, 3), (3, 4))]
+    exported = export.export(jax.jit(product))(*arguments)
+    for count in (1, 5):
+        x, kernel = (np.ones(shape, "bfloat16") for shape in ((count, 3), (3, 4)))
+        np.testing.assert_array_equal(exported.call(x, kernel), 3 * np.ones((count, 4)))

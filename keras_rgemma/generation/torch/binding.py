@@ -11,12 +11,13 @@ import torch
 from torch.nn import functional
 
 from keras_rgemma.generation.torch.rounded import rounded_logits, rounded_product
-from keras_rgemma.keras_internals.layers import embedding_arrays
+from keras_rgemma.keras_internals.layers import embedding_arrays, int4_group_size
 from keras_rgemma.layers import activation, block_diagonal, local_attention
 from keras_rgemma.layers.block_diagonal import BlockDiagonal
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.embedding import ReversibleEmbedding
 from keras_rgemma.layers.gated_mlp import GatedMLP
+from keras_rgemma.layers.int4 import is_fast
 from keras_rgemma.layers.linear import Linear
 from keras_rgemma.layers.local_attention import LocalAttention
 from keras_rgemma.layers.recurrent_block import RecurrentBlock
@@ -65,7 +66,8 @@ def _quantized(layer):
     bias, low_rank = _value(parts.variables.get("bias"), dtype), _low_rank(parts, dtype)
     if not isinstance(layer, BlockDiagonal):
         return _linear_map(dtype, product, bias, low_rank)
-    on_rows = _linear_map(dtype, product, lambda: bias()[:, 0], low_rank)
+    bias_HJ = None if bias is None else lambda: bias()[:, 0]
+    on_rows = _linear_map(dtype, product, bias_HJ, low_rank)
     return lambda x_HBTI: on_rows(x_HBTI.flatten(1, 2)).unflatten(1, x_HBTI.shape[1:3])
 
 
@@ -89,7 +91,7 @@ def _rounded_product(layer, weights, dtype):
         weights,
         shape=layer.weight_shape,
         quantizer=getattr(layer, "inputs_quantizer", None),
-        group_size=getattr(layer.dtype_policy, "block_size", -1),
+        group_size=int4_group_size(layer),
         dtype=dtype,
     )
 
@@ -165,10 +167,9 @@ def _rounded_embedding(layer):
     """Binds an embedding in int8 or int4: its logits alone take much of a token's time."""
     dtype, cap = getattr(torch, layer.compute_dtype), layer.logit_soft_cap
     mode, quantizer = layer.quantization_mode, layer.inputs_quantizer
-    size = getattr(layer.dtype_policy, "block_size", -1)
-    arrays = embedding_arrays(layer)
+    size, arrays = int4_group_size(layer), embedding_arrays(layer)
     is_int8 = mode == "int8" and type(quantizer) is keras.quantizers.AbsMaxQuantizer
-    is_int4 = mode == "int4" and "embeddings_zero" in arrays and size % 2 == 0
+    is_int4 = mode == "int4" and is_fast(quantizer, arrays.get("embeddings_zero"), size)
     is_int4 = is_int4 and layer.output_dim % (size if size < layer.output_dim else 2) == 0
     if not (is_int8 or is_int4) or arrays["embeddings"].device.type != "cpu":
         return layer

@@ -1,16 +1,20 @@
 """Multiplies by matrices in int8 and int4 in few operations, for decoding on PyTorch's CPU.
 
-The results are those of `layers.int8` and `layers.int4`, whose functions keep what a gradient needs
-and compute for any number of rows; a token has one.
+The results are those of `layers.int8` and `layers.int4`, but for the order of sums. Those functions
+keep what a gradient needs, and are made for many rows; a token has one.
 """
 
 import functools
+import weakref
 
 import keras
 import torch
 
 from keras_rgemma.keras_internals.torch import int_mm
+from keras_rgemma.layers.int4 import is_fast
+from keras_rgemma.layers.rounded import MODES
 
+_KEPT = 1 << 16  # elements of rounded rows that may stay after a step
 _ELEMENTS = 1 << 22  # unpacked at a time: larger arrays come from the system, page by page
 
 
@@ -19,25 +23,23 @@ def rounded_product(mode, weights, *, shape, quantizer, group_size, dtype):
 
     Args:
         mode: str, how the layer is quantized.
-        weights: dict of names to tensors, see `LinearMapParts`; they are read in each call.
+        weights: dict of names to tensors, see `LinearMapParts`.
         shape: tuple of ints, of the matrix before it was rounded, [I, J] or [H, I, J].
         quantizer: what rounds the inputs, or None.
         group_size: int, rows that share a scale in int4.
-        dtype: `torch.dtype` of the results.
+        dtype: `torch.dtype` of the computation.
 
     Returns:
         The function; None where the layer's own method has to be called.
     """
-    kernel, scale, zero = (weights.get(x) for x in ("kernel", "kernel_scale", "kernel_zero"))
-    if kernel.device.type != "cpu":
+    if mode not in MODES or weights["kernel"].device.type != "cpu":
         return None
+    kernel, scale, zero = (weights.get(x) for x in ("kernel", "kernel_scale", "kernel_zero"))
     if mode == "int8" and type(quantizer) is keras.quantizers.AbsMaxQuantizer:
-        if kernel.ndim == 2:
-            put_in_columns(kernel)
-        else:
+        if kernel.ndim == 3:
             scale = scale[:, 0]  # of [H, 1, 1, J]
         return lambda x: int8_product(x.to(dtype), kernel, scale.to(dtype), quantizer)
-    if mode == "int4" and zero is not None and shape[-1] % 2 == 0:
+    if mode == "int4" and is_fast(quantizer, zero, shape[-1]):
         return int4_map(kernel, scale, zero, group_size, shape, dtype)
     return None
 
@@ -46,28 +48,31 @@ def rounded_product(mode, weights, *, shape, quantizer, group_size, dtype):
 def rounded_rows(value_range, epsilon):
     """Returns the function that rounds rows to int8 as `AbsMaxQuantizer` with these arguments.
 
-    It keeps its last result: layers that stand side by side round the same tensor. The function
-    returns whole numbers like its argument [..., I], in its dtype and in int8, and what they are
-    divided by, [..., 1].
+    For one token it keeps its last result: layers that stand side by side round the same tensor.
+    The function returns whole numbers like its argument [..., I], in its dtype and in int8, and
+    what they are divided by, [..., 1].
     """
-    (low, high), last = value_range, (None, None)
+    (low, high), last = value_range, (lambda: None, None)
+    # PyTorch divides a number by a tensor through a reciprocal, which rounds twice.
+    highest = torch.tensor(float(high))
 
     def run(x):
         nonlocal last
         rounded_x, result = last  # one tuple, for other threads
-        if rounded_x is not x:
-            largest = x.abs().amax(-1, keepdim=True)
-            scale = high / (largest + epsilon)
-            numbers = (x * scale).round_().clamp_(low, high)
-            result = numbers, numbers.to(torch.int8), scale
-            last = x, result
+        if rounded_x() is x:
+            return result
+        scale = highest / (x.abs().amax(-1, keepdim=True) + epsilon)
+        numbers = (x * scale).round_().clamp_(low, high)
+        result = numbers, numbers.to(torch.int8), scale
+        if x.numel() <= _KEPT:
+            last = weakref.ref(x), result
         return result
 
     return run
 
 
 def int8_product(x, kernel, scale, quantizer):
-    """Rounds `x`, [..., I] or [H, N, I], and multiplies it by a matrix, [I, J] or [H, I, J]."""
+    """Rounds `x`, [..., I] or [H, N, I], and multiplies by [I, J] or [H, I, J]; no gradient."""
     rounded = rounded_rows(tuple(quantizer.value_range), quantizer.epsilon)
     numbers, small_numbers, x_scale = rounded(x)
     if kernel.ndim == 3:
@@ -76,16 +81,6 @@ def int8_product(x, kernel, scale, quantizer):
         y = int_mm(small_numbers.view(-1, x.shape[-1]), kernel)
         y = y.view(*x.shape[:-1], kernel.shape[-1])
     return y.to(x.dtype).div_(x_scale * scale)
-
-
-def put_in_columns(kernel):
-    """Stores a matrix column by column, in place: then a product with one row reads it in order.
-
-    The tensor stays the same object with the same shape and numbers.
-    """
-    if kernel.is_contiguous():
-        with torch.inference_mode(False), torch.no_grad():
-            kernel.data = kernel.mT.contiguous().mT
 
 
 def int4_map(packed, scale, zero, group_size, shape, dtype):
@@ -105,6 +100,7 @@ def int4_map(packed, scale, zero, group_size, shape, dtype):
     run = _int4_by_groups if by_groups else _int4_by_matrices
 
     def product(x):
+        # In each call, for the weights may change.
         halves = ((i, scale[:, i::2].contiguous(), zero[:, i::2].to(scale.dtype)) for i in (0, 1))
         parts = [run(x.to(dtype), packed, *half, size, shape) for half in halves]
         return torch.stack(parts, -1).flatten(-2)
@@ -146,9 +142,10 @@ def rounded_logits(mode, x, arrays, quantizer, group_size):
     Returns:
         Float [..., V] in the dtype of `x`.
     """
-    packed, scale, *zero = arrays.values()
+    packed, scale = arrays["embeddings"], arrays["embeddings_scale"]
     if mode == "int8":
-        return int8_product(x, packed.mT, scale, quantizer)
+        return int8_product(x, packed.mT, scale.to(x.dtype), quantizer)
+    zero = arrays["embeddings_zero"]
     groups, half_size = scale.shape[1], packed.shape[1] // scale.shape[1]
     x_GMK = x.float().reshape(-1, groups, 2 * half_size).transpose(0, 1)
     sum_GM = x_GMK.sum(-1)
@@ -156,7 +153,7 @@ def rounded_logits(mode, x, arrays, quantizer, group_size):
     parts = []
     for start in range(0, len(packed), at_once):
         rows = slice(start, start + at_once)
-        y_GMV = -zero[0][rows].to(scale.dtype).mT[:, None] * sum_GM[:, :, None]
+        y_GMV = -zero[rows].to(scale.dtype).mT[:, None] * sum_GM[:, :, None]
         for half in (0, 1):
             numbers_VGK = _numbers(packed[rows], half).float().unflatten(1, (groups, half_size))
             y_GMV += x_GMK[..., half::2] @ numbers_VGK.permute(1, 2, 0)

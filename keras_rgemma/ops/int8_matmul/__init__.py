@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_rgemma.backend import resolve
+from keras_rgemma.backend import backend_module, resolve
 
 
 def int8_matmul(x, kernel, *, transpose_kernel=False, implementation="auto"):
@@ -20,6 +20,14 @@ def int8_matmul(x, kernel, *, transpose_kernel=False, implementation="auto"):
     """
     run = resolve("int8_matmul", implementation)
     return on_rows(x, kernel, lambda rows: run(rows, kernel, transpose_kernel))
+
+
+def lay_out(variable):
+    """Stores the matrix [I, J] of a variable as products with it read it, if that matters.
+
+    Call this when a variable has got its value, before anybody computes with it.
+    """
+    backend_module("keras_rgemma.ops.int8_matmul").lay_out(variable)
 
 
 def on_rows(x, kernel, function):

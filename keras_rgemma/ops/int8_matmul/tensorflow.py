@@ -32,4 +32,8 @@ def _float32(rows, kernel, transpose_kernel):
     return tf.concat([product, of_part(kernel[count * size :])], axis=-1)
 
 
+def lay_out(variable):
+    """Leaves a matrix as it is stored."""
+
+
 IMPLEMENTATIONS = {"float32": _float32, "int8": _int8}

@@ -3,12 +3,12 @@
 import torch
 from keras import ops
 
-from keras_rgemma.keras_internals.torch import int_mm
+from keras_rgemma.keras_internals.torch import default_device, int_mm
 
 
 def default_implementation():
-    # CUDA takes only some shapes, which Keras knows.
-    return "keras" if torch.cuda.is_available() else "int_mm"
+    # Other devices take only some shapes, which Keras knows.
+    return "int_mm" if default_device() == "cpu" else "keras"
 
 
 def _keras(rows, kernel, transpose_kernel):
@@ -20,6 +20,17 @@ def _int_mm(rows, kernel, transpose_kernel):
     """Multiplies in int8; small blocks in float32, which is exact for them."""
     kernel = kernel.mT if transpose_kernel else kernel
     return int_mm(rows, kernel) if kernel.ndim == 2 else rows.float() @ kernel.float()
+
+
+def lay_out(variable):
+    """Stores a matrix column by column, which a product with one row then reads in order.
+
+    The tensor stays the same object with the same shape and numbers.
+    """
+    kernel = variable.value
+    if kernel.device.type == "cpu" and kernel.is_contiguous():
+        with torch.inference_mode(False), torch.no_grad():
+            kernel.data = kernel.mT.contiguous().mT
 
 
 IMPLEMENTATIONS = {"int_mm": _int_mm, "keras": _keras}

@@ -1,6 +1,7 @@
 """Multiplies rows by a matrix on JAX."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def _float32_sums(x, kernel, transpose_kernel):
     dtype = jnp.result_type(x, kernel)
     if dtype not in (jnp.bfloat16, jnp.float16):
         return _xla(x, kernel, transpose_kernel)
-    rows = x.reshape((-1, x.shape[-1])).astype(dtype)
+    rows = x.reshape((math.prod(x.shape[:-1]), x.shape[-1])).astype(dtype)
     y = _product(transpose_kernel, rows, kernel.astype(dtype))
     return y.reshape((*x.shape[:-1], y.shape[-1]))
 
@@ -31,8 +32,12 @@ def _float32_sums(x, kernel, transpose_kernel):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(transpose_kernel, rows, kernel):
     """Multiplies [M, I] by [I, J], or by [J, I] with `transpose_kernel`."""
-    two = jnp.pad(rows, ((0, 1), (0, 0))) if len(rows) == 1 else rows
-    return _sums(two, kernel, 1 if transpose_kernel else 0)[: len(rows)].astype(rows.dtype)
+    axis = 1 if transpose_kernel else 0
+    is_one = isinstance(rows.shape[0], int) and rows.shape[0] == 1  # not a symbol of an export
+    if is_one:
+        rows = jnp.pad(rows, ((0, 1), (0, 0)))
+    y = _sums(rows, kernel, axis).astype(rows.dtype)
+    return y[:1] if is_one else y
 
 
 def _forward(transpose_kernel, rows, kernel):
