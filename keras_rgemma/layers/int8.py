@@ -1,5 +1,6 @@
 """Multiplies by a matrix that is rounded to int8, as Keras' quantized layers do, but fast."""
 
+import keras
 from keras import ops
 
 from keras_rgemma.ops.int8_matmul import int8_matmul, on_rows
@@ -19,7 +20,7 @@ def int8_product(inputs, kernel, scale, quantizer, *, transpose_kernel=False):
         Float [..., J] in the dtype of the inputs. The gradient is that of the product with the
         matrix as floats; rounded numbers have none.
     """
-    dtype = inputs.dtype
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
 
     @ops.custom_gradient
     def product(inputs, kernel, scale):
@@ -35,4 +36,4 @@ def int8_product(inputs, kernel, scale, quantizer, *, transpose_kernel=False):
         y = int8_matmul(rounded, kernel, transpose_kernel=transpose_kernel)
         return ops.cast(y, dtype) / (inputs_scale * scale), gradient
 
-    return product(inputs, kernel, scale)
+    return product(inputs, kernel, ops.cast(scale, dtype))
