@@ -5,17 +5,16 @@ and prints the seconds as JSON, in the last line.
 """
 
 import argparse
+import functools
 import gc
 import json
 import statistics
 import time
 
-import numpy as np
-
+from keras_rgemma.benchmarks import measure as measure_alone
 from keras_rgemma.benchmarks.machine import repeat, reset_peak, resident_bytes
 
-# Prompt tokens; new tokens; rows and tokens of a training step.
-WORK = {"110m": (2048, 64, 2, 512), "2b": (512, 16, 1, 512), "tiny": (64, 16, 2, 32)}
+WORK = {**measure_alone.WORK, "2b": (512, 16, 1, 512)}
 PROMPT = 16  # tokens before the new ones
 MEASURES = ("prefill", "decode B1", "decode B8", "train")
 
@@ -62,8 +61,7 @@ def _work(model, name, sizes):
     """Returns a function that does one kind of work, and the number of its tokens."""
     prompt, new_tokens, rows, length = sizes
 
-    def ids(rows, length):
-        return np.random.RandomState(0).randint(3, model.vocabulary_size, (rows, length))
+    ids = functools.partial(measure_alone.tokens, model.vocabulary_size)
 
     if name == "prefill":
         return model.prefill(ids(1, prompt)), prompt

@@ -21,7 +21,7 @@ from keras_rgemma.keras_internals.layers import (
 from keras_rgemma.layers.int4 import int4_product, is_fast
 from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.recomputed import Recomputed
-from keras_rgemma.layers.rounded import Rounded, after
+from keras_rgemma.layers.rounded import MODES, Rounded, after
 from keras_rgemma.layers.turned import turned_array
 
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
@@ -74,13 +74,15 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
 
     def _rounded_map(self, inputs):
         """Computes in int8 or int4 what Keras computes, without LoRA; None where Keras has to."""
+        mode = self.quantization_mode
+        if mode not in MODES:
+            return None
         tensors = {
             name: ops.convert_to_tensor(variable)
             for name in ("kernel", "kernel_scale", "kernel_zero")
             if (variable := stored_variable(self, name)) is not None
         }
-        mode, shape = self.quantization_mode, self.weight_shape
-        quantizer = getattr(self, "inputs_quantizer", None)
+        quantizer, shape = self.inputs_quantizer, self.weight_shape
         if mode == "int8" and quantizer is not None:
             turned = turned_array(stored_variable(self, "kernel"))
             kernel, is_turned = (tensors["kernel"], False) if turned is None else (turned, True)

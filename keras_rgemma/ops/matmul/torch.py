@@ -1,15 +1,10 @@
 """Multiplies rows by a matrix on PyTorch."""
 
-from keras import ops
+from keras_rgemma.ops.matmul.plain import multiply
 
 
 def default_implementation():
     return "keras"
 
 
-def _keras(x, kernel, transpose_kernel):
-    """Lets Keras multiply."""
-    return ops.matmul(x, ops.transpose(kernel) if transpose_kernel else kernel)
-
-
-IMPLEMENTATIONS = {"keras": _keras}
+IMPLEMENTATIONS = {"keras": multiply}
