@@ -13,6 +13,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 import environments
@@ -28,10 +29,19 @@ QUIET_AND_SINGLE_THREADED = {
 }
 
 
-def run(python, backend, arguments):
+def compiled_once(folder):
+    """The settings with which JAX keeps every program that it compiles, for all tests."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def run(python, backend, arguments, settings):
     """The exit code, the output and the seconds of pytest on one backend."""
     start = time.monotonic()
-    environment = {**os.environ, "KERAS_BACKEND": backend, **QUIET_AND_SINGLE_THREADED}
+    environment = {**os.environ, "KERAS_BACKEND": backend, **QUIET_AND_SINGLE_THREADED, **settings}
     result = subprocess.run(
         [python, "-m", "pytest", *arguments],
         cwd=ROOT,
@@ -44,16 +54,17 @@ def run(python, backend, arguments):
 
 
 def jobs(arguments):
-    """Pairs of a backend and the arguments of pytest, the longest first.
+    """Pairs of a backend and the arguments of pytest.
 
     Each backend is cut in three: both cores have work to the end, and no process compiles so many
-    programs that XLA runs out of memory maps, of which Linux gives 65,530 to each.
+    programs that XLA runs out of memory maps, of which Linux gives 65,530 to each. The three runs
+    of JAX are apart, so that later ones find programs of earlier ones.
     """
     if arguments:
         return [(backend, arguments) for backend in BACKENDS]
     entries = sorted(str(path.parent) for path in ROOT.glob("tests/*/test_*.py"))
     entries = sorted({*entries, *map(str, ROOT.glob("tests/test_*.py"))})
-    return [(backend, entries[start::3]) for backend in BACKENDS for start in range(3)]
+    return [(backend, entries[start::3]) for start in range(3) for backend in BACKENDS]
 
 
 def parse(arguments):
@@ -83,9 +94,14 @@ def main():
     else:
         python, codes = sys.executable, check_style()
     # Most of a run is compilation on one core.
-    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool,
+    ):
+        settings = compiled_once(folder)
         runs = [
-            (backend, pool.submit(run, python, backend, more)) for backend, more in jobs(arguments)
+            (backend, pool.submit(run, python, backend, more, settings))
+            for backend, more in jobs(arguments)
         ]
         for backend, pending in runs:
             code, output, seconds = pending.result()
