@@ -75,14 +75,16 @@ def resolve(operation, implementation="auto"):
 
     Args:
         operation: str, one of `OPERATIONS`.
-        implementation: str, the argument of the operation. "auto" takes the choice of the
+        implementation: the argument of the operation, a str. "auto" takes the choice of the
             innermost `with keras_rgemma.implementation(...)`, or that of
             `keras_rgemma.set_implementation`, or the default of the backend and device, in this
-            order.
+            order. A function, which this one returned before, is returned as it is.
 
     Raises:
         ValueError: the operation, or the implementation on this backend, does not exist.
     """
+    if callable(implementation):
+        return implementation
     if implementation == "auto":
         implementation = _choices().get(operation, "auto")
     module = _check(operation, implementation)

@@ -166,7 +166,7 @@ def test_the_kernel_is_kept_without_lora(make):
     layer.enable_lora(2)
     layer.lora_kernel_b.assign(np.ones((2, 4)))
     assert np.abs(tiny.numpy(layer.kernel) - before).max() > 0
-    np.testing.assert_array_equal(tiny.numpy(layers.kernel_variable(layer)), before)
+    np.testing.assert_array_equal(tiny.numpy(layers.stored_variable(layer, "kernel")), before)
 
 
 @pytest.mark.parametrize("mode, shape", [("int8", (8, 4)), ("int4", (8, 2))])
@@ -174,7 +174,7 @@ def test_the_kernel_is_kept_without_lora(make):
 def test_the_kernel_is_kept_rounded(make, mode, shape):
     layer = make()
     layer.quantize(mode)
-    kernel = layers.kernel_variable(layer)
+    kernel = layers.stored_variable(layer, "kernel")
     assert (kernel.shape, kernel.dtype in ("int8", "uint8")) == (shape, True)
 
 
@@ -188,7 +188,7 @@ def test_a_policy_of_its_own_leaves_the_shared_map_and_the_kernel_alone():
     assert layer.dtype_policy is own
     assert layer.quantization_mode == "int8"
     assert policies["here"].name == "bfloat16"
-    assert layers.kernel_variable(layer).dtype == "bfloat16"
+    assert layers.stored_variable(layer, "kernel").dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
@@ -203,7 +203,7 @@ def test_lora_is_merged_into_a_rounded_kernel(make, mode):
     kernel, scale, zero = layers.kernel_with_merged_lora(layer)
     layers.remove_variables(layer, ("lora_kernel_a", "lora_kernel_b"))
     layer.lora_enabled = False
-    layers.kernel_variable(layer).assign(kernel)
+    layers.stored_variable(layer, "kernel").assign(kernel)
     layer.kernel_scale.assign(scale)
     if zero is not None:
         layer.kernel_zero.assign(zero)

@@ -98,7 +98,7 @@ def test_a_copy_computes_from_arrays(mode):
     layer.lora_kernel_b.assign(np.ones((1, 3)))
     names = {*layer.variable_serialization_spec[mode], "lora_kernel_a", "lora_kernel_b"}
     arrays = {name: keras.ops.copy(getattr(layer, name).value) for name in names - {"kernel"}}
-    arrays["kernel"] = keras.ops.copy(layers.kernel_variable(layer).value)
+    arrays["kernel"] = keras.ops.copy(layers.stored_variable(layer, "kernel").value)
     copied = layers.with_arrays(layer, arrays)
     call = (lambda x: x.quantized_call) if mode else (lambda x: x.call)
     inputs = keras.ops.convert_to_tensor([[1.0, 2.0]])
@@ -109,16 +109,15 @@ def test_a_copy_computes_from_arrays(mode):
     assert np.abs(expected).min() > 0
 
 
-def test_the_kernel_variable_is_the_kernel_without_lora(dense):
+def test_the_stored_kernel_is_the_kernel_without_lora(dense):
     before = tiny.numpy(dense.kernel)
     dense.enable_lora(1)
     dense.lora_kernel_b.assign(np.ones((1, 3)))
-    np.testing.assert_array_equal(tiny.numpy(layers.kernel_variable(dense)), before)
+    np.testing.assert_array_equal(tiny.numpy(layers.stored_variable(dense, "kernel")), before)
     assert (tiny.numpy(dense.kernel) != before).any()
 
 
 def test_the_variables_in_files(dense):
-    assert layers.stored_variable(dense, "kernel") is layers.kernel_variable(dense)
     assert layers.stored_variable(dense, "bias") is dense.bias
     assert layers.stored_variable(dense, "kernel_scale") is None
     dense.quantize("int8")
@@ -154,7 +153,7 @@ def test_lora_is_merged_into_a_quantized_kernel():
     layer.enable_lora(1)
     layer.lora_kernel_b.assign(np.ones((1, 3)))
     kernel, scale = map(tiny.numpy, layers.kernel_with_merged_lora(layer)[:2])
-    expected = tiny.numpy(layers.kernel_variable(layer)) / tiny.numpy(layer.kernel_scale)
+    expected = tiny.numpy(layers.stored_variable(layer, "kernel")) / tiny.numpy(layer.kernel_scale)
     expected = expected + tiny.numpy(layer.lora_kernel_a) @ np.ones((1, 3))
     np.testing.assert_allclose(kernel / scale, expected, atol=0.02)
 
@@ -174,7 +173,9 @@ def test_keras_forgets_the_zero_point_of_a_layer_that_was_calibrated():
 def test_a_policy_of_its_own_quantizes_nothing(dense):
     layers.set_own_policy(dense, keras.dtype_policies.get("int8_from_float32"))
     assert dense.quantization_mode == "int8"
-    assert keras.backend.standardize_dtype(layers.kernel_variable(dense).dtype) == "float32"
+    assert (
+        keras.backend.standardize_dtype(layers.stored_variable(dense, "kernel").dtype) == "float32"
+    )
 
 
 @pytest.mark.parametrize("name", ["lm.weights.h5", "lm.weights.json", "lm.keras"])

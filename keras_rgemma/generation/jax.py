@@ -12,9 +12,14 @@ from keras_rgemma.keras_internals.layers import layers_of, stored_variable
 from keras_rgemma.layers.linear import Linear
 from keras_rgemma.layers.turned import turned_arrays
 
-__all__ = ["compile_program", "decode_block"]
+__all__ = ["compile_program", "compiles_slowly", "decode_block"]
 
 _LARGE = 1 << 30  # bytes of weights
+
+
+def compiles_slowly():
+    """Returns whether a program of a large model takes a minute to compile, as for TPUs."""
+    return jax.default_backend() != "cpu"
 
 
 def compile_program(function, model, sampler, jit_compile):

@@ -1,5 +1,6 @@
 """Defines the protocol of a model that can generate."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -31,8 +32,13 @@ class GenerativeModel(Model, Protocol):
     backbone: Any
     sampler: Any
 
-    def bound(self, bind):
-        """Returns the `BoundModel` of bound parts, see `layers.binding.unchanged`."""
+    def bound(self, bind, compiled):
+        """Returns the `BoundModel` of bound parts, see `layers.binding.unchanged`.
+
+        Args:
+            bind: function of a part.
+            compiled: function that is applied to the forward pass and to that of the logits.
+        """
 
     def initial_state(self, batch_size):
         """Returns the `ModelState` of rows that have consumed no token."""
@@ -61,10 +67,12 @@ class BoundModel(NamedTuple):
 
     Attributes:
         step, compute_logits: functions as of `Model`.
-        step_in_place: as `step`, but it may write into the ring buffers of its argument `state`;
-            None where arrays cannot change.
+        decoding: the `BoundModel` for one new token a row, whose `step` may write into the ring
+            buffers of its argument `state`; None where arrays cannot change.
+        context: function that returns the context manager in which decoding runs.
     """
 
     step: Callable
     compute_logits: Callable
-    step_in_place: Callable | None = None
+    decoding: Any = None
+    context: Callable = contextlib.nullcontext

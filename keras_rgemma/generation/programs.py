@@ -26,7 +26,7 @@ def buffer_size(length):
     return size
 
 
-def chunk_sizes(length, chunk_size=PREFILL_CHUNK):
+def chunk_sizes(length, chunk_size=PREFILL_CHUNK, is_one_size=False):
     """Yields the sizes of a prompt's chunks: `chunk_size`, then some of 512, 128 and 32.
 
     A chunk that would be half empty gives way to smaller chunks, so that pads cost little.
@@ -34,15 +34,18 @@ def chunk_sizes(length, chunk_size=PREFILL_CHUNK):
     Args:
         length: int, the tokens of the prompt.
         chunk_size: int, the largest chunk.
+        is_one_size: bool, whether all chunks have the smallest size that holds the prompt, or
+            `chunk_size`: a prompt needs one program then.
     """
-    sizes = [chunk_size]
     smaller = [SMALLEST_CHUNK * CHUNK_GROWTH**n for n in range(8)]
-    sizes += [size for size in reversed(smaller) if size < chunk_size]
+    sizes = [chunk_size, *(size for size in reversed(smaller) if size < chunk_size)]
     while length > 0:
-        while len(sizes) > 1 and 2 * length <= sizes[0]:
+        while len(sizes) > 1 and (length <= sizes[1] if is_one_size else 2 * length <= sizes[0]):
             sizes.pop(0)
         yield sizes[0]
         length -= sizes[0]
+        if is_one_size:
+            sizes = sizes[:1]
 
 
 def padded_length(length):
@@ -109,7 +112,8 @@ class GenerationPrograms(Programs):
 
     Shapes come from few sizes, so that another prompt length, limit or set of stop tokens seldom
     needs another program: prompts run in chunks of `chunk_sizes`, padded on the right, and new
-    tokens come in blocks, of which `stream` asks for one token and `generate` for all.
+    tokens come in blocks, of which `stream` asks for one token and `generate` for all. On devices
+    whose compilers take a minute a program, the chunks of a prompt have one size.
 
     Args:
         model: `generation.model.GenerativeModel`.
@@ -159,7 +163,8 @@ class GenerationPrograms(Programs):
         hidden = [[] for _ in rows]
         keeps_hidden = self.hidden_dim and progress is None
         start, longest = 0, max(len(row) for row in rows)
-        for size in chunk_sizes(longest, chunk_size):
+        is_one_size = backend_module("keras_rgemma.generation").compiles_slowly()
+        for size in chunk_sizes(longest, chunk_size, is_one_size):
             chunks = [row[start : start + size] for row in rows]
             token_ids, mask = pad_right(chunks, size)
             chunk_hidden, state = self.compiled(self._prefill_step)(

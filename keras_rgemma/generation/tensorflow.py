@@ -5,7 +5,12 @@ import tensorflow as tf
 from keras_rgemma.generation.decode import decode_block
 from keras_rgemma.keras_internals.tensorflow import run_graph
 
-__all__ = ["compile_program", "decode_block"]
+__all__ = ["compile_program", "compiles_slowly", "decode_block"]
+
+
+def compiles_slowly():
+    """Returns whether a program of a large model takes a minute to compile, as for TPUs."""
+    return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
 
 
 def compile_program(function, model, sampler, jit_compile):

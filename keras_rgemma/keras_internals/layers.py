@@ -79,11 +79,6 @@ def stored_variable(layer, name):
     return getattr(layer, _STORED.get(name, name), None)
 
 
-def kernel_variable(layer):
-    """Returns the variable with the kernel of a `Dense` or `EinsumDense` layer."""
-    return stored_variable(layer, "kernel")
-
-
 def embedding_arrays(layer):
     """Returns the arrays of a quantized embedding that have a row for each token, a dict.
 

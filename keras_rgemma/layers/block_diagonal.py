@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_rgemma.keras_internals.layers import kernel_variable
+from keras_rgemma.keras_internals.layers import stored_variable
 from keras_rgemma.layers.lora import CALIBRATED, LoRA
 
 
@@ -15,7 +15,9 @@ class BlockDiagonal(LoRA, keras.layers.EinsumDense):
     def weight_shape(self):
         """Returns the shape of the kernel before quantization, a tuple of ints."""
         is_packed = self.quantization_mode == "int4"
-        return tuple(self.original_kernel_shape if is_packed else kernel_variable(self).shape)
+        return tuple(
+            self.original_kernel_shape if is_packed else stored_variable(self, "kernel").shape
+        )
 
     def quantize(self, mode=None, type_check=True, config=None):
         """Rounds the kernel to int8, int4 or float8; GPTQ and AWQ leave it as it is.

@@ -6,7 +6,7 @@ longer than the product. Here the even and the odd columns stay apart.
 
 from keras import ops
 
-from keras_rgemma.ops.int8_matmul import on_rows
+from keras_rgemma.ops.on_rows import on_rows
 
 
 def is_fast(quantizer, zero, size):

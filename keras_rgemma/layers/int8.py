@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_rgemma.ops.int8_matmul import int8_matmul, on_rows
+from keras_rgemma.ops.int8_matmul import int8_matmul
+from keras_rgemma.ops.on_rows import on_rows
 
 
 def int8_product(inputs, kernel, scale, quantizer, *, transpose_kernel=False):

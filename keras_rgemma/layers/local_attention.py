@@ -93,6 +93,8 @@ class LocalAttention(RecomputedInShape, keras.layers.Layer):
             attention_output=bind(self.attention_output),
             split_heads=bind(split_heads),
             join_heads=bind(join_heads),
+            rotate=bind(apply_rotation),
+            attend=bind(window_attention),
             updated_ring=bind(updated_ring),
             head_dim=self.head_dim,
             window=self.sliding_window_size,
@@ -134,6 +136,8 @@ def local_attention(
     attention_output,
     split_heads,
     join_heads,
+    rotate,
+    attend,
     updated_ring,
     head_dim,
     window,
@@ -146,16 +150,17 @@ def local_attention(
         query, key, value, attention_output: linear maps.
         split_heads: function of [B, T, H * K] and K that returns [B, T, H, K].
         join_heads: function of [B, T, H, K] that returns [B, T, H * K].
-        updated_ring: as `ops.window_attention.updated_ring`.
+        rotate: as `ops.rope.apply_rotation`.
+        attend, updated_ring: as the functions of `ops.window_attention`.
         head_dim: int, K.
         window: int, W.
         rope: pair of `max_wavelength` and `rotated_size`.
     """
     places = places_of(places, rope)
-    query_BTHK = apply_rotation(split_heads(query(x), head_dim), places.rotation)
-    key_BTHK = apply_rotation(split_heads(key(x), head_dim), places.rotation)
+    query_BTHK = rotate(split_heads(query(x), head_dim), places.rotation)
+    key_BTHK = rotate(split_heads(key(x), head_dim), places.rotation)
     value_BTHK = split_heads(value(x), head_dim)
-    out_BTHK = window_attention(query_BTHK, key_BTHK, value_BTHK, places, window, state)
+    out_BTHK = attend(query_BTHK, key_BTHK, value_BTHK, places, window, state)
     out_BTD = attention_output(join_heads(out_BTHK))
     if not return_state:
         return out_BTD

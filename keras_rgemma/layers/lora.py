@@ -8,7 +8,6 @@ from keras import ops
 from keras_rgemma.keras_internals.layers import (
     SavesZeroPoint,
     int4_group_size,
-    kernel_variable,
     kernel_with_merged_lora,
     layers_of,
     remove_variables,
@@ -190,7 +189,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
             self._add_to_kernel(*factors, self.lora_scale)
         else:
             kernel, scale, zero = kernel_with_merged_lora(self)
-            kernel_variable(self).assign(kernel)
+            stored_variable(self, "kernel").assign(kernel)
             self.kernel_scale.assign(scale)
             if zero is not None:
                 self.kernel_zero.assign(zero)
@@ -245,7 +244,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
 
     def _add_to_kernel(self, a, b, scale):
         """Adds `scale * A B` to the kernel."""
-        kernel = kernel_variable(self)
+        kernel = stored_variable(self, "kernel")
         value = ops.convert_to_numpy(kernel.value).astype("float32")
         kernel.assign(value + scale * (a @ b))
 

@@ -94,6 +94,7 @@ class RGLRU(RecomputedInShape, keras.layers.Layer):
             a_param=bind(self.a_param),
             to_blocks=lambda x_BTL: split_blocks(x_BTL, self.num_blocks),
             root=bind(bounded_sqrt),
+            recurrence=bind(linear_recurrence),
         )
 
     def get_config(self):
@@ -101,7 +102,17 @@ class RGLRU(RecomputedInShape, keras.layers.Layer):
 
 
 def rg_lru(
-    x, places, state=None, return_state=False, *, input_gate, a_gate, a_param, to_blocks, root
+    x,
+    places,
+    state=None,
+    return_state=False,
+    *,
+    input_gate,
+    a_gate,
+    a_param,
+    to_blocks,
+    root,
+    recurrence,
 ):
     """Computes `RGLRU` with two gates.
 
@@ -111,6 +122,7 @@ def rg_lru(
         a_param: [L].
         to_blocks: function of [B, T, L] that returns [H, B, T, L / H].
         root: function, the square root.
+        recurrence: as `ops.linear_recurrence`.
     """
     places = places_of(places)
     x_HBTK = to_blocks(x)
@@ -131,6 +143,6 @@ def rg_lru(
         token_BT1 = places.is_token[:, :, None]
         a_BTL = ops.where(token_BT1, a_BTL, 1.0)
         normed_BTL = ops.where(token_BT1, normed_BTL, 0.0)
-    h_BTL, last_BL = linear_recurrence(normed_BTL, a_BTL, state)
+    h_BTL, last_BL = recurrence(normed_BTL, a_BTL, state)
     h_BTL = ops.cast(h_BTL, x.dtype)
     return (h_BTL, last_BL) if return_state else h_BTL

@@ -137,9 +137,9 @@ class BackboneState:
         """
         return self.bound_step(unchanged)(token_ids, padding_mask, state, has_begun)
 
-    def bound_step(self, bind):
-        """Returns `step` with bound parts, see `layers.binding.unchanged`."""
-        return functools.partial(step, self.bound(bind), self.rope)
+    def bound_step(self, bind, compiled=unchanged):
+        """Returns `step` with bound parts, see `generation.model.GenerativeModel.bound`."""
+        return functools.partial(step, compiled(self.bound(bind)), self.rope)
 
     def initial_state(self, batch_size):
         """Returns the `ModelState` of `batch_size` rows that have consumed no token."""

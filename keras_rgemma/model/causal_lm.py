@@ -11,6 +11,7 @@ from keras_rgemma.files import preset_folder
 from keras_rgemma.generation.model import BoundModel
 from keras_rgemma.generation.programs import GenerationPrograms
 from keras_rgemma.keras_internals.parameters import normal_tensors
+from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.lora import peft
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.keras_model import KerasModel
@@ -228,10 +229,10 @@ class RGemmaCausalLM(CausalLM):
         """Consumes more tokens of each row: see `RGemmaBackbone.step`."""
         return self.backbone.step(token_ids, padding_mask, state, has_begun)
 
-    def bound(self, bind):
-        """Returns the `BoundModel` of bound parts, see `layers.binding.unchanged`."""
+    def bound(self, bind, compiled=unchanged):
+        """Returns the `BoundModel` of bound parts, see `generation.model.GenerativeModel`."""
         logits = functools.partial(bind(self.backbone.token_embedding), reverse=True)
-        return BoundModel(self.backbone.bound_step(bind), logits)
+        return BoundModel(self.backbone.bound_step(bind, compiled), compiled(logits))
 
     def compute_logits(self, hidden):
         """Returns the logits [..., V] of final hidden states [..., D], soft cap included."""

@@ -162,9 +162,48 @@ def test_prompts_longer_than_a_prefill_chunk(lm, prompts, greedy_texts, monkeypa
 
     sizes = programs.chunk_sizes
     monkeypatch.setattr(programs, "SMALLEST_CHUNK", 2)
-    monkeypatch.setattr(programs, "chunk_sizes", lambda length, _: sizes(length, chunk_size=6))
-    assert list(programs.chunk_sizes(13, None)) == [6, 6, 2]
+    monkeypatch.setattr(programs, "chunk_sizes", lambda length, *_: sizes(length, chunk_size=6))
+    assert list(programs.chunk_sizes(13)) == [6, 6, 2]
     assert new_tokens(lm, prompts) == greedy_texts
+
+
+@pytest.mark.parametrize(
+    "length, sizes, one_size",
+    [
+        (1, [32], [32]),
+        (32, [32], [32]),
+        (140, [128, 32], [512]),
+        (700, [512, 128, 32, 32], [2048]),
+        (2048, [2048], [2048]),
+        (2300, [2048, 128, 128], [2048, 2048]),
+    ],
+)
+def test_sizes_of_chunks(length, sizes, one_size):
+    from keras_rgemma.generation.programs import chunk_sizes
+
+    assert list(chunk_sizes(length)) == sizes
+    assert list(chunk_sizes(length, is_one_size=True)) == one_size
+
+
+def test_a_first_call_compiles_two_programs_where_that_takes_long(
+    lm, prompts, greedy_texts, monkeypatch
+):
+    if keras.backend.backend() == "torch":
+        pytest.skip("nothing is compiled on PyTorch")
+    from keras_rgemma.backend import backend_module
+    from keras_rgemma.generation import programs
+
+    monkeypatch.setattr(programs, "SMALLEST_CHUNK", 2)
+    other = keras_rgemma.RGemmaCausalLM(lm.backbone)
+    counts = []
+    for is_slow in (False, True):
+        monkeypatch.setattr(
+            backend_module("keras_rgemma.generation"), "compiles_slowly", lambda x=is_slow: x
+        )
+        other.compile(sampler="greedy")
+        assert new_tokens(other, prompts) == greedy_texts
+        counts.append(other.make_generate_function().num_compiled)
+    assert counts[0] > counts[1] == 2
 
 
 def test_lengths_in_a_bucket_seen_before_compile_nothing(lm, prompts, monkeypatch):

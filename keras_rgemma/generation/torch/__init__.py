@@ -1,11 +1,17 @@
-"""Runs functions of a model and tensors on PyTorch, uncompiled."""
+"""Runs functions of a model and tensors on PyTorch; `torch.compile` may compile the decode step."""
 
 import torch
 
 from keras_rgemma.generation.torch.binding import bind, bind_in_place
-from keras_rgemma.generation.torch.block import decode_block
+from keras_rgemma.generation.torch.block import decode_block, with_plain_strides
+from keras_rgemma.layers.binding import unchanged
 
-__all__ = ["compile_program", "decode_block"]
+__all__ = ["compile_program", "compiles_slowly", "decode_block"]
+
+
+def compiles_slowly():
+    """Returns False: a prompt runs uncompiled."""
+    return False
 
 
 def compile_program(function, model, sampler, jit_compile):
@@ -15,16 +21,18 @@ def compile_program(function, model, sampler, jit_compile):
         function: of a `generation.model.Model` and of tensors.
         model: `generation.model.GenerativeModel`.
         sampler: unused here.
-        jit_compile: unused here.
+        jit_compile: bool, whether `torch.compile` compiles the functions that write a token.
 
     Returns:
         The program, a function of the tensors, with an attribute `count`: a function that returns
         0, the number of compiled programs.
     """
-    del sampler, jit_compile
+    del sampler
     with torch.no_grad():
-        in_place = model.bound(bind_in_place).step
-        bound = model.bound(bind)._replace(step_in_place=in_place)
+        # Compiled functions check what they are given, which tensors of inference mode refuse.
+        context = torch.no_grad if jit_compile else torch.inference_mode
+        decoding = model.bound(bind_in_place, _compiled if jit_compile else unchanged)
+        bound = model.bound(bind)._replace(decoding=decoding._replace(context=context))
 
     def run(*args):
         with torch.no_grad():
@@ -32,3 +40,14 @@ def compile_program(function, model, sampler, jit_compile):
 
     run.count = lambda: 0
     return run
+
+
+def _compiled(function):
+    """Compiles a function for each batch size."""
+
+    def run(*args, **kwargs):
+        return with_plain_strides(function(*args, **kwargs))
+
+    # PyTorch counts the programs of a code object and stops after eight; each model has its own.
+    run.__code__ = run.__code__.replace()
+    return torch.compile(run, dynamic=False)

@@ -6,10 +6,13 @@ operations run few kernels. A layer of another type, such as a user's subclass o
 as it is.
 """
 
+import functools
+
 import keras
 import torch
 from torch.nn import functional
 
+from keras_rgemma.backend import resolve
 from keras_rgemma.generation.torch.rounded import rounded_logits, rounded_product
 from keras_rgemma.keras_internals.layers import embedding_arrays, int4_group_size
 from keras_rgemma.layers import activation, block_diagonal, local_attention
@@ -25,7 +28,9 @@ from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.layers.rg_lru import RGLRU
 from keras_rgemma.layers.rms_norm import RMSNorm, rms_norm
 from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
-from keras_rgemma.ops.window_attention import updated_ring, with_token
+from keras_rgemma.ops.linear_recurrence import linear_recurrence
+from keras_rgemma.ops.rope import apply_rotation
+from keras_rgemma.ops.window_attention import updated_ring, window_attention, with_token
 from keras_rgemma.ops.window_attention.torch import write_slots_in_place
 
 
@@ -38,6 +43,8 @@ def bind(part, bind_part=None):
     """
     if isinstance(part, keras.Variable):
         return part.value
+    if part in CHOSEN:  # a program is made anew when the choice changes
+        return functools.partial(part, implementation=resolve(CHOSEN[part]))
     if not isinstance(part, keras.layers.Layer):
         return OPERATIONS.get(part, part)
     if "call" in vars(part):  # the call of this one layer was replaced
@@ -219,6 +226,11 @@ OPERATIONS = {
     block_diagonal.from_blocks: _from_blocks,
     local_attention.split_heads: _split_heads,
     local_attention.join_heads: _join_heads,
+}
+CHOSEN = {
+    apply_rotation: "rope",
+    linear_recurrence: "linear_recurrence",
+    window_attention: "window_attention",
 }
 MAPS = {
     Linear: _linear,

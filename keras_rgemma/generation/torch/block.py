@@ -10,15 +10,14 @@ from keras_rgemma.state.records import AttentionState
 def decode_block(model, sampler, stop_token_ids, state, size):
     """Writes tokens as `generation.decode.decode_block` does; returns [N, B], N at most `size`."""
     # The ring buffers of the argument belong to the caller; the copies belong to this block.
-    layers = tuple(map(_copy_rings, state.model.layers))
+    layers = tuple(map(_own, state.model.layers))
     state = state._replace(model=state.model._replace(layers=layers))
-    with torch.inference_mode():
-        tokens, state = _decode_block(model, sampler, stop_token_ids, state, int(size))
+    with model.decoding.context():
+        tokens, state = _decode_block(model.decoding, sampler, stop_token_ids, state, int(size))
     return tokens, keras.tree.map_structure(_normal, state)
 
 
 def _decode_block(model, sampler, stop_token_ids, state, size):
-    model = model._replace(step=model.step_in_place)
     has_begun = bool((state.model.num_tokens > 0).all())
     ended = state.ended.tolist()
     columns = []
@@ -32,10 +31,22 @@ def _decode_block(model, sampler, stop_token_ids, state, size):
     return torch.stack(columns), state
 
 
-def _copy_rings(layer):
+def with_plain_strides(structure):
+    """Gives tensors the strides of new tensors; compiled functions are made for given strides."""
+
+    def plain(x):
+        if x.stride() == x.new_empty(x.shape).stride():
+            return x
+        return x.clone(memory_format=torch.contiguous_format)
+
+    return keras.tree.map_structure(plain, structure)
+
+
+def _own(layer):
+    """Copies ring buffers; other arrays get the strides that they have in later steps."""
     if isinstance(layer, AttentionState):
         return AttentionState(layer.keys.clone(), layer.values.clone())
-    return layer
+    return with_plain_strides(layer)
 
 
 def _normal(tensor):

@@ -56,14 +56,19 @@ def rounded_rows(value_range, epsilon):
     # PyTorch divides a number by a tensor through a reciprocal, which rounds twice.
     highest = torch.tensor(float(high))
 
+    def rounded(x):
+        scale = highest / (x.abs().amax(-1, keepdim=True) + epsilon)
+        numbers = (x * scale).round_().clamp_(low, high)
+        return numbers, numbers.to(torch.int8), scale
+
     def run(x):
         nonlocal last
+        if torch.compiler.is_compiling():  # finds out itself what it has computed before
+            return rounded(x)
         rounded_x, result = last  # one tuple, for other threads
         if rounded_x() is x:
             return result
-        scale = highest / (x.abs().amax(-1, keepdim=True) + epsilon)
-        numbers = (x * scale).round_().clamp_(low, high)
-        result = numbers, numbers.to(torch.int8), scale
+        result = rounded(x)
         if x.numel() <= _KEPT:
             last = weakref.ref(x), result
         return result
@@ -97,9 +102,11 @@ def int4_map(packed, scale, zero, group_size, shape, dtype):
     rows = len(packed)
     size = rows if len(zero) == 1 else group_size
     by_groups = len(shape) == 2 and rows % size == 0
-    run = _int4_by_groups if by_groups else _int4_by_matrices
 
     def product(x):
+        run = _int4_by_groups if by_groups else _int4_by_matrices
+        if by_groups and torch.compiler.is_compiling() and x.numel() == rows:
+            run = _int4_in_one_loop
         # In each call, for the weights may change.
         halves = ((i, scale[:, i::2].contiguous(), zero[:, i::2].to(scale.dtype)) for i in (0, 1))
         parts = [run(x.to(dtype), packed, *half, size, shape) for half in halves]
@@ -120,6 +127,15 @@ def _int4_by_groups(x, packed, half, scale, zero, size, shape):
         product = torch.bmm(x_GM[part], numbers.unflatten(0, (-1, size)))
         y = y + ((product - zero[part, None] * sum_GM[part]) * scale[part, None]).sum(0)
     return y.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def _int4_in_one_loop(x, packed, half, scale, zero, size, shape):
+    """Sums as `_int4_by_groups` for a single row; compiled, it needs no room for the matrix."""
+    x_GK1 = x.reshape(len(zero), size, 1).float()
+    numbers_GKN = _numbers(packed, half).float().unflatten(0, (-1, size))
+    product_GN = (x_GK1 * numbers_GKN).sum(1)
+    y_N = ((product_GN - zero * x_GK1.sum(1)) * scale).sum(0)
+    return y_N.view(*x.shape[:-1], -1).to(x.dtype)
 
 
 def _int4_by_matrices(x, packed, half, scale, zero, size, shape):

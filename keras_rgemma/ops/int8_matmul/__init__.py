@@ -1,8 +1,7 @@
 """Multiplies matrices of int8 numbers; the sums have 32 bits."""
 
-from keras import ops
-
 from keras_rgemma.backend import backend_module, resolve
+from keras_rgemma.ops.on_rows import on_rows
 
 
 def int8_matmul(x, kernel, *, transpose_kernel=False, implementation="auto"):
@@ -28,10 +27,3 @@ def lay_out(variable):
     Call this when a variable has got its value, before anybody computes with it.
     """
     backend_module("keras_rgemma.ops.int8_matmul").lay_out(variable)
-
-
-def on_rows(x, kernel, function):
-    """Applies a function of rows, [M, I] or [H, M, I] as the kernel has blocks, to [..., I]."""
-    blocks = kernel.shape[:-2]
-    y = function(ops.reshape(x, (*blocks, -1, x.shape[-1])))
-    return ops.reshape(y, (*ops.shape(x)[:-1], y.shape[-1]))

@@ -1,5 +1,6 @@
 """Computes rotary position embedding (RoPE) with angles that are exact at any position."""
 
+import functools
 import math
 
 import numpy as np
@@ -70,12 +71,20 @@ def _angles(positions, max_wavelength, half):
     a frequency for each base-2048 digit of the position keeps the error under 5e-6 rad at every
     position.
     """
-    turns = max_wavelength ** (-np.arange(half, dtype="float64") / half) / (2 * math.pi)
     phase, rest = 0, positions[:, :, None]
-    for digit_value in (1, _DIGIT, _DIGIT**2):
+    for digit_value, units in _units(max_wavelength, half):
         digit = rest % _DIGIT if digit_value < _DIGIT**2 else rest
         rest = rest // _DIGIT
-        units = np.rint(turns * digit_value % 1.0 * 2.0**32).astype("int64")
-        units = units.astype("uint32").view("int32")
         phase = phase + digit * ops.convert_to_tensor(units, "int32")
     return ops.cast(phase, "float32") * (2 * math.pi / 2**32)
+
+
+@functools.cache
+def _units(max_wavelength, half):
+    """Lists pairs of a digit's value and the units that it turns each feature by, int32 [half]."""
+    turns = max_wavelength ** (-np.arange(half, dtype="float64") / half) / (2 * math.pi)
+    units = {value: turns * value % 1.0 * 2.0**32 for value in (1, _DIGIT, _DIGIT**2)}
+    return [
+        (value, np.rint(x).astype("int64").astype("uint32").view("int32"))
+        for value, x in units.items()
+    ]
