@@ -252,7 +252,11 @@ def test_the_default(monkeypatch, device, found, cuda, capability, default):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if found else None)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert implementations.default_implementation() == default
+    triton_operators.find_problem.cache_clear()
+    try:
+        assert implementations.default_implementation() == default
+    finally:
+        triton_operators.find_problem.cache_clear()
 
 
 @pytest.mark.skipif(default_device() == "cuda", reason="other tests run the kernels, too")

@@ -21,10 +21,16 @@ def _kernels():
     return importlib.import_module(KERNELS)
 
 
-# A compiled program holds for one kind of device, and Dynamo cannot read code that imports.
+# A compiled program holds for one type of device, and Dynamo cannot read code that imports.
 @torch.compiler.assume_constant_result
 def problem_with(device):
     """Returns why Triton cannot run on a type of device ("cuda") and what to do, or None."""
+    return find_problem(device)
+
+
+@functools.cache  # it is asked for each layer of each token
+def find_problem(device):
+    """Computes `problem_with`."""
     if importlib.util.find_spec("triton") is None:
         return "The package `triton` is not installed: install it."
     if device == "cuda":
@@ -41,20 +47,23 @@ def problem_with(device):
     )
 
 
-def _check(x, a, initial_state):
-    """Raises ValueError where the kernels cannot run, or would read beyond the arrays."""
-    problem = None if x.device.type == "meta" else problem_with(x.device.type)
+def _check_device(device):
+    """Raises ValueError if the kernels cannot run on a type of device."""
+    problem = problem_with(device)
     if problem is not None:
         raise ValueError(
             "The implementation 'triton' of 'linear_recurrence' cannot run here. "
             f"{problem} Or choose 'chunked', or 'auto' for the best that runs."
         )
-    shapes = [tuple(y.shape) for y in (x, a, initial_state)]
-    batch, length, width = shapes[0]
-    if shapes[1:] != [(batch, length, width), (batch, width)]:
+
+
+def _check_shapes(x, a, initial_state):
+    """Raises ValueError if the kernels would read beyond an array."""
+    batch, length, width = x.shape
+    if (a.shape, initial_state.shape) != ((batch, length, width), (batch, width)):
+        shapes = ", ".join(str(tuple(y.shape)) for y in (x, a, initial_state))
         raise ValueError(
-            "x and a must be [B, T, L] and the initial state [B, L]. Received the shapes "
-            f"{', '.join(map(str, shapes))}."
+            f"x and a must be [B, T, L] and the initial state [B, L]. Received the shapes {shapes}."
         )
 
 
@@ -139,9 +148,12 @@ def linear_recurrence(x, a, initial_state):
 
     One pass: x and a are read once, in half precision if they come in it, and h is written once.
     """
-    _check(x, a, initial_state)
-    x, a = (y if y.dtype in HALF_OR_FLOAT32 else y.float() for y in (x, a))
+    device = x.device.type
+    if device != "meta":  # where only shapes are computed
+        _check_device(device)
     if x.shape[1] == 1:  # one operation, where an operator of our own costs more than its kernel
         h_BL = torch.addcmul(x[:, 0].float(), a[:, 0].float(), initial_state)
         return h_BL[:, None], h_BL
+    _check_shapes(x, a, initial_state)
+    x, a = (y if y.dtype in HALF_OR_FLOAT32 else y.float() for y in (x, a))
     return _forward(x, a, initial_state)
