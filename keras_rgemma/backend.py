@@ -26,6 +26,7 @@ OPERATIONS = (
 _of_process = {}  # names of implementations by operation, chosen by `set_implementation`
 _of_context = contextvars.ContextVar("implementation", default=())  # the same as sorted pairs
 _keys = {}
+_modules = {}
 
 
 def check_backend():
@@ -55,7 +56,11 @@ def backend_module(package):
     Args:
         package: str, the dotted name of the package.
     """
-    return _imported(f"{package}.{check_backend()}")
+    name = f"{package}.{check_backend()}"
+    # PyTorch, where it compiles a function, can read a dict, and no cache of a function.
+    if name not in _modules:
+        _modules[name] = _imported(name)
+    return _modules[name]
 
 
 def tensor_of(array):

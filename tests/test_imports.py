@@ -9,7 +9,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "keras_rgemma"
 FILES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 BACKENDS = {"jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "tensorflow_text": None}
-BACKENDS |= {"torch": "torch", "flax": None}
+BACKENDS |= {"torch": "torch", "triton": "torch", "flax": None}
 # Where a backend may be imported in any file, and where KerasHub may.
 ANY_BACKEND = ("checkpoints", "distribution", "evaluation", "benchmarks")
 KERAS_HUB = ("model", "keras_internals", "evaluation", "benchmarks")
@@ -227,6 +227,7 @@ def test_no_exception_is_stale():
         ("ops/rope/__init__.py", "import torch"),
         ("ops/linear_recurrence/jax.py", "import tensorflow as tf"),
         ("layers/rg_lru.py", "from jax import lax"),
+        ("ops/linear_recurrence/__init__.py", "import triton.language as tl"),
         ("model/backbone.py", "import torch.nn"),
         ("layers/rg_lru.py", "if True:\n    from keras_hub import models"),
         ("generation/decode.py", "import keras_hub"),
@@ -252,6 +253,7 @@ def test_the_law_notices(file, source):
         ("ops/linear_recurrence/jax.py", "import jax\nfrom jax import lax"),
         ("generation/torch.py", "import torch"),
         ("generation/torch/step.py", "import torch"),
+        ("ops/linear_recurrence/torch/triton_kernels.py", "import triton.language as tl"),
         ("benchmarks/measure.py", "import torch, jax, keras_hub"),
         ("model/causal_lm.py", "from keras_rgemma.generation import decode"),
         ("checkpoints/hub.py", "def f():\n    import kagglehub"),

@@ -25,6 +25,8 @@ FILES = sorted(
 STANDARD = {"_asdict", "_fields", "_make", "_replace", "_field_defaults"}
 # What `typing.Protocol` sets on its classes.
 STANDARD |= {"_abc_impl", "_is_protocol", "_is_runtime_protocol"}
+# What `torch.autograd.Function` sets on its classes.
+STANDARD |= {"_backward_cls"}
 # Functions and methods that are given names in a string, as one of their first two arguments.
 NAMING = {"getattr", "hasattr", "setattr", "delattr", "attrgetter", "methodcaller"}
 NAMING |= {"get", "pop", "setdefault"}  # of keyword arguments
@@ -122,7 +124,7 @@ def classes():
     found = {}
     for file in FILES:
         parts = pathlib.PurePath("keras_rgemma", file).with_suffix("").parts
-        if parts[-1] in ("__main__", "jax", "tensorflow", "torch"):
+        if parts[-1] in ("__main__", "jax", "tensorflow", "torch", "triton_kernels"):
             continue
         name = ".".join(parts).removesuffix(".__init__")
         for _, cls in inspect.getmembers(importlib.import_module(name), inspect.isclass):

@@ -15,8 +15,13 @@ from gradients import gradients
 from keras_rgemma.ops.linear_recurrence import linear_recurrence, reference
 
 BACKEND = keras.config.backend()
+# Those that run on any device; tests/ops/test_triton_recurrence.py has the one that does not.
 IMPLEMENTATIONS = tuple(
-    importlib.import_module(f"keras_rgemma.ops.linear_recurrence.{BACKEND}").IMPLEMENTATIONS
+    name
+    for name in importlib.import_module(
+        f"keras_rgemma.ops.linear_recurrence.{BACKEND}"
+    ).IMPLEMENTATIONS
+    if name != "triton"
 )
 BATCH, WIDTH = 2, 3
 # float32 rounds each of at most 100 steps on values of magnitude 10 by 6e-8 of it.

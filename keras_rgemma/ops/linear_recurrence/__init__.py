@@ -19,13 +19,14 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
         initial_state: float [B, L], h before the first step. None: zeros.
         implementation: "auto" for the choice of `keras_rgemma.implementation`, or the name of one
             of this backend's implementations ("loop" and "associative" on JAX, "chunked" on
-            TensorFlow and PyTorch).
+            TensorFlow and PyTorch, and on PyTorch "triton", the default on CUDA devices).
 
     Returns:
         A pair of float32 arrays: h [B, T, L] and its last step [B, L].
 
     Raises:
-        ValueError: the backend, or the implementation on this backend, does not exist.
+        ValueError: the backend, or the implementation on this backend, does not exist, or it was
+            chosen by name and cannot run on the device.
 
     Example:
     ```python
@@ -34,8 +35,7 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
     ```
     """
     function = resolve("linear_recurrence", implementation)
-    x = ops.cast(x, "float32")
-    a = ops.cast(a, "float32")
+    x, a = ops.convert_to_tensor(x), ops.convert_to_tensor(a)
     if initial_state is None:
-        initial_state = ops.zeros_like(x[:, 0])
+        initial_state = ops.zeros_like(x[:, 0], dtype="float32")
     return function(x, a, ops.cast(initial_state, "float32"))

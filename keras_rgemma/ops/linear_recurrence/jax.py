@@ -1,4 +1,4 @@
-"""Computes the linear recurrence on JAX. All arrays are float32."""
+"""Computes the linear recurrence on JAX, in float32."""
 
 import functools
 
@@ -72,7 +72,17 @@ def _backward(run, residuals, gradients):
 
 _recurrence.defvjp(_forward, _backward)
 
+
+def _in_float32(run):
+    """Makes an implementation of a function that runs in either direction."""
+
+    def linear_recurrence(x, a, initial_state):
+        return _recurrence(run, x.astype("float32"), a.astype("float32"), initial_state)
+
+    return linear_recurrence
+
+
 IMPLEMENTATIONS = {
-    "loop": functools.partial(_recurrence, _run_loop),
-    "associative": functools.partial(_recurrence, _run_associative),
+    "loop": _in_float32(_run_loop),
+    "associative": _in_float32(_run_associative),
 }

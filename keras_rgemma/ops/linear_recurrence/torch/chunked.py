@@ -1,13 +1,9 @@
-"""Computes the linear recurrence on PyTorch. All tensors are float32."""
+"""Computes the linear recurrence by chunks of time, in operations of PyTorch in float32."""
 
 import torch
 from torch.nn import functional
 
 CHUNK = 32
-
-
-def default_implementation():
-    return "chunked"
 
 
 def _run(x, a, initial_state):
@@ -63,10 +59,9 @@ class _LinearRecurrence(torch.autograd.Function):
         return x_gradient, x_gradient * before_BTL, a[:, 0] * x_gradient[:, 0]
 
 
-def _linear_recurrence(x, a, initial_state):
+def linear_recurrence(x, a, initial_state):
+    """Computes what `ops.linear_recurrence` does, on any device."""
+    x, a = x.float(), a.float()
     if torch.is_grad_enabled():
         return _LinearRecurrence.apply(x, a, initial_state)
     return _run(x, a, initial_state)
-
-
-IMPLEMENTATIONS = {"chunked": _linear_recurrence}
