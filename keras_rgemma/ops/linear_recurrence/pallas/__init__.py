@@ -1,0 +1,1 @@
+"""Holds the linear recurrence as kernels in Pallas."""
