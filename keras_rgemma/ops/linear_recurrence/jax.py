@@ -1,4 +1,4 @@
-"""Computes the linear recurrence on JAX. All arrays are float32."""
+"""Computes the linear recurrence on JAX."""
 
 import functools
 
@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from keras_rgemma.backend import backend_module
+
+# A loop reads each byte once, which is the cost on a CPU; accelerators launch a kernel for each
+# step of a loop, so they need the parallel form, or a kernel that has the loop inside.
+BEST = {"cpu": "loop", "tpu": "pallas"}
+
 
 def default_implementation():
-    # A loop reads each byte once, which is the cost on a CPU; accelerators launch a kernel for each
-    # step of a loop, so they need the parallel form.
-    return "loop" if jax.default_backend() == "cpu" else "associative"
+    return BEST.get(jax.default_backend(), "associative")
 
 
 def _run_loop(x, a, initial_state, reverse):
@@ -72,7 +76,20 @@ def _backward(run, residuals, gradients):
 
 _recurrence.defvjp(_forward, _backward)
 
+
+
+def _in_float32(run, x, a, initial_state):
+    return _recurrence(run, x.astype("float32"), a.astype("float32"), initial_state)
+
+
+def _pallas(x, a, initial_state):
+    # Imported at the first use: Pallas for TPUs takes a moment that other devices need not wait.
+    kernels = backend_module("keras_rgemma.ops.linear_recurrence.pallas")
+    return kernels.linear_recurrence(x, a, initial_state)
+
+
 IMPLEMENTATIONS = {
-    "loop": functools.partial(_recurrence, _run_loop),
-    "associative": functools.partial(_recurrence, _run_associative),
+    "loop": functools.partial(_in_float32, _run_loop),
+    "associative": functools.partial(_in_float32, _run_associative),
+    "pallas": _pallas,
 }

@@ -1,4 +1,4 @@
-"""Computes the linear recurrence on TensorFlow. All tensors are float32."""
+"""Computes the linear recurrence on TensorFlow."""
 
 import tensorflow as tf
 
@@ -71,4 +71,8 @@ def _linear_recurrence(x, a, initial_state):
     return (h_BTL, last_BL), gradient
 
 
-IMPLEMENTATIONS = {"chunked": _linear_recurrence}
+def _in_float32(x, a, initial_state):
+    return _linear_recurrence(tf.cast(x, "float32"), tf.cast(a, "float32"), initial_state)
+
+
+IMPLEMENTATIONS = {"chunked": _in_float32}

@@ -1,4 +1,4 @@
-"""Computes the linear recurrence on PyTorch. All tensors are float32."""
+"""Computes the linear recurrence on PyTorch."""
 
 import torch
 from torch.nn import functional
@@ -64,6 +64,7 @@ class _LinearRecurrence(torch.autograd.Function):
 
 
 def _linear_recurrence(x, a, initial_state):
+    x, a = x.float(), a.float()
     if torch.is_grad_enabled():
         return _LinearRecurrence.apply(x, a, initial_state)
     return _run(x, a, initial_state)
