@@ -77,7 +77,6 @@ def _backward(run, residuals, gradients):
 _recurrence.defvjp(_forward, _backward)
 
 
-
 def _in_float32(run, x, a, initial_state):
     return _recurrence(run, x.astype("float32"), a.astype("float32"), initial_state)
 

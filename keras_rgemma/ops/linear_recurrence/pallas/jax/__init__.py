@@ -1,20 +1,34 @@
 """Computes the linear recurrence on TPUs in one pass over memory, forwards and backwards."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from keras_rgemma.ops.linear_recurrence.pallas.jax import kernels
-from keras_rgemma.ops.linear_recurrence.pallas.jax.operation import operation
+from keras_rgemma.ops.linear_recurrence.pallas.jax.devices import (
+    mesh_in_force,
+    on_shards,
+    only_on_tpus,
+)
+
+
+class Options(NamedTuple):
+    """What a program is made for, beside shapes: `interpret`, x's dtype, and the devices."""
+
+    interpret: bool
+    x_dtype: str
+    mesh: jax.sharding.Mesh | None
+    batch_axis: str | None
 
 
 def linear_recurrence(x, a, initial_state, interpret=False):
     """Computes `linear_recurrence`; reads x and a as they are if they are bfloat16 or float32.
 
-    In a program for several devices each of them runs the kernels on its rows and channels,
-    without communication; if T is sharded, it is gathered. Under `jax.vmap` the mapped axis joins
-    B. It was compiled for TPUs, never run on one.
+    With a `keras.distribution` each device runs the kernels on its rows of B, and channels of L,
+    without communication. Arrays that are sharded by other means need a `jax.shard_map` around the
+    call, as JAX says. Compiled for TPUs; never run on one.
 
     Args:
         x, a: float [B, T, L].
@@ -25,7 +39,8 @@ def linear_recurrence(x, a, initial_state, interpret=False):
         ValueError: the program is compiled for another device than a TPU, without `interpret`.
     """
     x, a = (v if v.dtype == jnp.bfloat16 else v.astype("float32") for v in (x, a))
-    return _recurrence((interpret, x.dtype.name), x, a, initial_state)
+    options = Options(interpret, x.dtype.name, *mesh_in_force())
+    return _recurrence(options, x, a, initial_state)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -33,7 +48,7 @@ def _recurrence(options, x, a, initial_state):
     if x.shape[1] == 1:
         h_BL = a[:, 0].astype("float32") * initial_state + x[:, 0]
         return h_BL[:, None], h_BL
-    (h_BTL,) = _run_forward(options, x, a, initial_state)
+    (h_BTL,) = _run(kernels.forward, options, x, a, initial_state)
     return h_BTL, h_BTL[:, -1]
 
 
@@ -45,12 +60,15 @@ def _forward(options, x, a, initial_state):
 def _backward(options, residuals, gradients):
     a, initial_state, h_BTL = residuals
     h_gradient, last_gradient = gradients
-    return tuple(_run_backward(options, h_gradient, a, h_BTL, initial_state, last_gradient))
+    arrays = (h_gradient, a, h_BTL, initial_state, last_gradient)
+    return _run(kernels.backward, options, *arrays)
 
 
 _recurrence.defvjp(_forward, _backward)
 
-_run_forward = operation(kernels.forward, "b t l, b t l, b l -> b t l")
-_run_backward = operation(
-    kernels.backward, "b t l, b t l, b t l, b l, b l -> b t l, b t l, b l"
-)
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(kernel, options, *arrays):
+    if not options.interpret:
+        arrays = (only_on_tpus(arrays[0]), *arrays[1:])
+    return on_shards(functools.partial(kernel, options), options.mesh, options.batch_axis, *arrays)
