@@ -48,8 +48,7 @@ def _recurrence(options, x, a, initial_state):
     if x.shape[1] == 1:
         h_BL = a[:, 0].astype("float32") * initial_state + x[:, 0]
         return h_BL[:, None], h_BL
-    (h_BTL,) = _run(kernels.forward, options, x, a, initial_state)
-    return h_BTL, h_BTL[:, -1]
+    return _run(kernels.forward, options, x, a, initial_state)
 
 
 def _forward(options, x, a, initial_state):

@@ -25,17 +25,22 @@ CHUNK = 256  # x WIDTH in float32 is 1 MB; backwards ten such blocks are in fast
 
 
 def forward(options, x, a, initial_state):
-    """Computes h [B, T, L] in float32, a tuple of one."""
+    """Computes h [B, T, L] and its last step [B, L], both in float32."""
     blocks = _Blocks(x.shape)
-    return _call(
-        _forward_kernel,
+    sequence, state = blocks.sequence(), blocks.state()
+    h, last = _call(
+        functools.partial(_forward_kernel, length=x.shape[1]),
         blocks,
         options,
         inputs=(x, a, initial_state[:, None]),
-        in_specs=[blocks.sequence(), blocks.sequence(), blocks.state()],
-        outputs=(jax.ShapeDtypeStruct(x.shape, jnp.float32),),
-        out_specs=(blocks.sequence(),),
+        in_specs=(sequence, sequence, state),
+        outputs=(
+            jax.ShapeDtypeStruct(x.shape, jnp.float32),
+            jax.ShapeDtypeStruct((x.shape[0], 1, x.shape[2]), jnp.float32),
+        ),
+        out_specs=(sequence, state),
     )
+    return h, last[:, 0]
 
 
 def backward(options, h_gradient, a, h, initial_state, last_gradient):
@@ -47,7 +52,7 @@ def backward(options, h_gradient, a, h, initial_state, last_gradient):
         blocks,
         options,
         inputs=(h_gradient, a, h, h, initial_state[:, None], last_gradient[:, None]),
-        in_specs=[sequence, sequence, sequence, blocks.tile_before(), state, state],
+        in_specs=(sequence, sequence, sequence, blocks.tile_before(), state, state),
         outputs=(
             jax.ShapeDtypeStruct(a.shape, options.x_dtype),
             jax.ShapeDtypeStruct(a.shape, a.dtype),
@@ -122,7 +127,9 @@ def _bytes_moved(spec, grid, x):
     return min(visited, x.size) * x.dtype.itemsize
 
 
-def _forward_kernel(x_ref, a_ref, initial_ref, h_ref, carried_ref):
+def _forward_kernel(x_ref, a_ref, initial_ref, h_ref, last_ref, carried_ref, *, length):
+    steps = x_ref.shape[0]
+
     @pl.when(pl.program_id(2) == 0)
     def _():
         carried_ref[...] = initial_ref[...]
@@ -140,7 +147,11 @@ def _forward_kernel(x_ref, a_ref, initial_ref, h_ref, carried_ref):
         h_ref[group] = jnp.concatenate(tiles)
         return carried_1L
 
-    carried_ref[...] = lax.fori_loop(0, x_ref.shape[0] // GROUP, step, carried_ref[...])
+    carried_ref[...] = lax.fori_loop(0, steps // GROUP, step, carried_ref[...])
+
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    def _():
+        last_ref[...] = h_ref[pl.ds((length - 1) % steps, 1)]
 
 
 def _backward_kernel(
