@@ -26,10 +26,10 @@ CHUNK = 256  # x WIDTH in float32 is 1 MB; backwards ten such blocks are in fast
 
 def forward(options, x, a, initial_state):
     """Computes h [B, T, L] and its last step [B, L], both in float32."""
-    blocks = _Blocks(x.shape)
+    blocks = Blocks(x.shape)
     sequence, state = blocks.sequence(), blocks.state()
     h, last = _call(
-        functools.partial(_forward_kernel, length=x.shape[1]),
+        functools.partial(_forward, length=x.shape[1]),
         blocks,
         options,
         inputs=(x, a, initial_state[:, None]),
@@ -45,10 +45,10 @@ def forward(options, x, a, initial_state):
 
 def backward(options, h_gradient, a, h, initial_state, last_gradient):
     """Computes the gradients of x and a [B, T, L] and of the initial state [B, L]."""
-    blocks = _Blocks(a.shape, reverse=True)
+    blocks = Blocks(a.shape, reverse=True)
     sequence, state = blocks.sequence(), blocks.state()
     *gradients, initial_gradient = _call(
-        functools.partial(_backward_kernel, length=a.shape[1]),
+        functools.partial(_backward, length=a.shape[1]),
         blocks,
         options,
         inputs=(h_gradient, a, h, h, initial_state[:, None], last_gradient[:, None]),
@@ -63,7 +63,7 @@ def backward(options, h_gradient, a, h, initial_state, last_gradient):
     return (*gradients, initial_gradient[:, 0])
 
 
-class _Blocks:
+class Blocks:
     """The blocks of [B, T, L] that kernels visit. They need not divide T and L: of a block that
     reaches beyond an array nothing is written there, and what is read there is undefined.
     """
@@ -118,6 +118,7 @@ def _call(kernel, blocks, options, inputs, in_specs, outputs, out_specs):
             transcendentals=0,
         ),
         interpret=options.interpret,
+        name=f"linear_recurrence{kernel.func.__name__}",
     )(*inputs)
 
 
@@ -127,7 +128,7 @@ def _bytes_moved(spec, grid, x):
     return min(visited, x.size) * x.dtype.itemsize
 
 
-def _forward_kernel(x_ref, a_ref, initial_ref, h_ref, last_ref, carried_ref, *, length):
+def _forward(x_ref, a_ref, initial_ref, h_ref, last_ref, carried_ref, *, length):
     steps = x_ref.shape[0]
 
     @pl.when(pl.program_id(2) == 0)
@@ -154,7 +155,7 @@ def _forward_kernel(x_ref, a_ref, initial_ref, h_ref, last_ref, carried_ref, *, 
         last_ref[...] = h_ref[pl.ds((length - 1) % steps, 1)]
 
 
-def _backward_kernel(
+def _backward(
     h_gradient_ref,
     a_ref,
     h_ref,
