@@ -15,6 +15,7 @@ import time
 os.environ |= {
     "JAX_PLATFORMS": "cpu",  # of arrays that this process makes
     "KERAS_BACKEND": "jax",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a lock keeps other processes off a TPU: there is none
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
@@ -101,9 +102,9 @@ def newest_schedule(folder, name):
         cycle.
     """
     of_runs = collections.defaultdict(dict)
-    for path in folder.glob(f"*-{name}-*.txt"):
-        stamp, _, stage = path.name.removesuffix(".txt").partition(f"-{name}-")
-        of_runs[stamp][stage.split("-", 1)[1]] = path
+    for path in folder.glob(f"*-{name}.*-*.txt"):
+        stamp, _, stage = path.name.removesuffix(".txt").partition(f"-{name}.")
+        of_runs[stamp][stage.split("-", 2)[2]] = path
     stages = of_runs[max(of_runs)]
     buffers = re.findall(r"#allocation.*space=vmem, size = (0x\w+)", stages["original"].read_text())
     # One line a word: its address, at times a label, and a ">" for each loop around it.

@@ -150,19 +150,18 @@ def markdown(report):
     """Writes a report as a page."""
     rows = []
     for x in report["results"]:
-        sizes = (x[name] / 1e9 for name in ("argument_bytes", "temporary_bytes", "bytes_accessed"))
+        sizes = (x[name] / 1e9 for name in ("argument_bytes", "temporary_bytes"))
         cells = [x["work"], 1 if x["work"] == "decode" else x["tokens"], x["recurrence"]]
         cells += [f"{x[name]:.0f}" for name in ("trace_s", "compile_s")]
         rows.append([*cells, *(f"{size:.2f}" for size in sizes)])
     names = ["work", "tokens", "recurrence", "traced s", "compiled s"]
-    names += ["inputs GB", "temporary GB", "moved GB"]
+    names += ["inputs GB", "temporary GB"]
     lines = [
         f"# {report['preset']} compiled for a TPU",
         "",
         f"For one {report['chip']} in bfloat16, by the TPU's own compiler on {report['cpus']} CPUs "
         f"of a machine without one, jax {report['versions']['jax']}, libtpu {report['libtpu']}. "
-        "Nothing of it has run on a TPU. GB: of weights and inputs, of temporaries, and of all "
-        "that is read and written, as XLA counts.",
+        "Nothing of it has run on a TPU. Inputs are weights, tokens and the state.",
         "",
         f"```\n{report['command']}\n```",
         "",

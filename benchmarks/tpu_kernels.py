@@ -138,8 +138,8 @@ def markdown(report):
         "",
         f"```\n{report['command']}\n```",
         "",
-        "Bytes read and written, also as multiples of the floor (x, a and h once; for gradients the "
-        "gradients of h, x and a, and a and h, once more), and seconds of the compiler.",
+        "Bytes read and written, also as multiples of the floor (x, a, h once; with gradients "
+        "theirs, a and h once more), and seconds of the compiler.",
         "",
         *tpu.table(["chip", "dtype", "B", "T", "L", "implementation", *columns], programs),
         "",

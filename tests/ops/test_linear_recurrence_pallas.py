@@ -126,6 +126,13 @@ def test_a_tpu_gets_both_kernels(size, dtype):
     assert program.mlir_module().count("tpu_custom_call") >= 2
 
 
+def test_a_tpu_gets_them_under_vmap_too():
+    arrays = [x[None] for x in sample(SIZES[0], "float32")]
+    gradients = jax.jit(jax.vmap(jax.grad(on_a_tpu, argnums=(0, 1, 2))))
+    program = jax.export.export(gradients, platforms=["tpu"])(*arrays)
+    assert program.mlir_module().count("tpu_custom_call") >= 2
+
+
 def test_another_device_is_refused_when_the_program_is_made():
     arrays = sample((1, 4, 8), "float32")[:3]
     for function in (lambda *x: operation(*x, implementation="pallas"), linear_recurrence):

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from keras_rgemma.backend import backend_module
 from keras_rgemma.ops.window_attention.blocks import attend
 
 
@@ -21,4 +22,9 @@ def write_slots(ring_BWKH, slot_B, new_BKH, is_token_B1):
     )
 
 
-IMPLEMENTATIONS = {"blocks": attend}
+def _splash(*args):
+    # Imported at the first use: Pallas for TPUs takes a moment that other devices need not wait.
+    return backend_module("keras_rgemma.ops.window_attention.splash").attend(*args)
+
+
+IMPLEMENTATIONS = {"blocks": attend, "splash": _splash}

@@ -6,12 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from keras_rgemma.ops.jax import only_on_tpus
 from keras_rgemma.ops.linear_recurrence.pallas.jax import kernels
-from keras_rgemma.ops.linear_recurrence.pallas.jax.devices import (
-    mesh_in_force,
-    on_shards,
-    only_on_tpus,
-)
+from keras_rgemma.ops.linear_recurrence.pallas.jax.devices import mesh_in_force, on_shards
 
 
 class Options(NamedTuple):
@@ -69,5 +66,6 @@ _recurrence.defvjp(_forward, _backward)
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(kernel, options, *arrays):
     if not options.interpret:
-        arrays = (only_on_tpus(arrays[0]), *arrays[1:])
+        first = only_on_tpus(arrays[0], "linear_recurrence", "pallas")
+        arrays = (first, *arrays[1:])
     return on_shards(functools.partial(kernel, options), options.mesh, options.batch_axis, *arrays)

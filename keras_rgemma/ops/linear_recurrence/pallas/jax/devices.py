@@ -1,9 +1,7 @@
-"""Runs kernels on the devices that they are made for."""
+"""Divides the work of a kernel among devices."""
 
 import jax
 import keras
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 from jax.sharding import PartitionSpec
 
 
@@ -52,28 +50,3 @@ def _divided(size, axes, mesh):
     for axis in axes:
         devices *= mesh.shape[axis]
     return axes if size % devices == 0 else ()
-
-
-def only_on_tpus(x):
-    """Returns x; in a program for another device this is an error, with what to do instead.
-
-    A program knows its device when it is lowered, not before.
-    """
-    return _only_on_tpus.bind(x)
-
-
-_only_on_tpus = Primitive("only_on_tpus")
-_only_on_tpus.def_abstract_eval(lambda x: x)
-
-
-def _refuse(context, x):
-    platforms = context.module_context.platforms
-    raise ValueError(
-        "The implementation 'pallas' of 'linear_recurrence' runs on TPUs. Received: a program for "
-        f"{platforms}. Choose 'auto' there. Tests run the kernels on any device by "
-        "keras_rgemma.ops.linear_recurrence.pallas.jax.linear_recurrence(..., interpret=True)."
-    )
-
-
-mlir.register_lowering(_only_on_tpus, _refuse)
-mlir.register_lowering(_only_on_tpus, lambda _, x: [x], platform="tpu")

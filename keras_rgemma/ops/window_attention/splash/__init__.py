@@ -1,0 +1,1 @@
+"""Holds local attention by JAX's splash attention."""
