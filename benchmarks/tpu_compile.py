@@ -6,12 +6,13 @@
 
 Of a model without values: "prefill" reads `--tokens` tokens of one row into a state, "decode" makes
 the next token of one row, greedily, and "train" computes the loss and the gradients of LoRA of rank
-8 on one row of `--tokens` tokens, layers recomputed. Each is compiled with the implementations of
-the linear recurrence that `--recurrence` names, all else as on a TPU. `--write NAME` writes
-benchmarks/results/NAME.json and benchmarks/NAME.md.
+8 on one row of `--tokens` tokens, layers recomputed. Each is compiled with each implementation of
+the linear recurrence and of attention that `--recurrence` and `--attention` name, all else as on a
+TPU. `--write NAME` writes benchmarks/results/NAME.json and benchmarks/NAME.md.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import shlex
@@ -131,7 +132,7 @@ def state_of(backbone):
     return jax.eval_shape(lambda: zeros(backbone.config, 1, backbone.compute_dtype))
 
 
-def measure(preset, chip, work, recurrence, tokens):
+def measure(preset, chip, work, recurrence, attention, tokens):
     """Compiles one program; returns a dict of what is known about it."""
     backbone = build(preset, needs_lora=work == "train")
     function, arguments = WORK[work](backbone, tokens)
@@ -140,10 +141,11 @@ def measure(preset, chip, work, recurrence, tokens):
     # As on a TPU: operations choose their implementations by it.
     with (
         mock.patch("jax.default_backend", lambda: "tpu"),
-        keras_rgemma.implementation(linear_recurrence=recurrence),
+        keras_rgemma.implementation(linear_recurrence=recurrence, window_attention=attention),
     ):
         _, found = tpu.compile_for_tpu(function, *arguments)
-    return {"work": work, "recurrence": recurrence, "tokens": tokens} | found
+    names = {"work": work, "recurrence": recurrence, "attention": attention, "tokens": tokens}
+    return names | found
 
 
 def markdown(report):
@@ -151,10 +153,11 @@ def markdown(report):
     rows = []
     for x in report["results"]:
         sizes = (x[name] / 1e9 for name in ("argument_bytes", "temporary_bytes"))
-        cells = [x["work"], 1 if x["work"] == "decode" else x["tokens"], x["recurrence"]]
+        tokens = 1 if x["work"] == "decode" else x["tokens"]
+        cells = [x["work"], tokens, x["recurrence"], x["attention"]]
         cells += [f"{x[name]:.0f}" for name in ("trace_s", "compile_s")]
         rows.append([*cells, *(f"{size:.2f}" for size in sizes)])
-    names = ["work", "tokens", "recurrence", "traced s", "compiled s"]
+    names = ["work", "tokens", "recurrence", "attention", "traced s", "compiled s"]
     names += ["inputs GB", "temporary GB"]
     lines = [
         f"# {report['preset']} compiled for a TPU",
@@ -178,17 +181,15 @@ def main():
     parser.add_argument("--preset", choices=presets, default="rgemma_2b_en")
     parser.add_argument("--chip", choices=tpu.CHIPS, default="v5e")
     parser.add_argument("--work", choices=WORK, nargs="+", default=["prefill", "decode"])
-    parser.add_argument(
-        "--recurrence", nargs="+", default=["associative", "pallas"], help="implementations"
-    )
+    parser.add_argument("--recurrence", nargs="+", default=["associative", "pallas"])
+    parser.add_argument("--attention", nargs="+", default=["blocks"])
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--write", metavar="NAME", help="write results/NAME.json and NAME.md")
     args = parser.parse_args()
     results = []
-    for work in args.work:
-        for recurrence in args.recurrence:
-            results.append(measure(args.preset, args.chip, work, recurrence, args.tokens))
-            print(json.dumps(results[-1]), file=sys.stderr)
+    for choice in itertools.product(args.work, args.recurrence, args.attention):
+        results.append(measure(args.preset, args.chip, *choice, args.tokens))
+        print(json.dumps(results[-1]), file=sys.stderr)
     report = {"command": f"python benchmarks/tpu_compile.py {shlex.join(sys.argv[1:])}".strip()}
     report |= {"preset": args.preset, "chip": args.chip, **host(), "versions": versions()}
     report |= {"libtpu": tpu.version(), "results": results}
