@@ -5,8 +5,8 @@
     python benchmarks/tpu_kernels.py --write tpu_kernels
 
 Compares the implementations "pallas" and, in float32, "associative" of the operation. The floor is
-one read of x and a and one write of h, and for gradients one read of the gradient of h, of a and of
-h, and one write of the gradients of x and a. XLA counts the bytes of its own operations; those of a
+one read of x and a and one write of h; backwards one read of the gradient of h, of a and of h, and
+one write of the gradients of x and a. XLA counts the bytes of its own operations; those of a
 kernel it takes from the kernel, which counts the blocks that it moves. `--write NAME` writes
 benchmarks/results/NAME.json and benchmarks/NAME.md.
 """
@@ -35,39 +35,38 @@ from keras_rgemma.ops.linear_recurrence.pallas.jax.kernels import GROUP, LANES, 
 HERE = pathlib.Path(__file__).resolve().parent
 WIDTHS = (768, 2560, 4096)
 DTYPES = ("float32", "bfloat16")
+DIRECTIONS = ("forward", "backward")
 HBM_GB_PER_S = {"v5e": 819, "v6e": 1640}  # as Google states them
 
 
-def with_gradients(run, x, a, state, gradients):
-    """Computes the results and the gradients of all inputs for gradients of the results."""
-    results, pull = jax.vjp(run, x, a, state)
-    return results, pull(gradients)
+def program_of(implementation, direction, shape, dtype, sharding):
+    """Returns the function of a direction and its abstract arguments, a tuple.
 
-
-def program_of(implementation, needs_gradients, shape, dtype, sharding):
-    """Returns a function of an implementation and its abstract arguments, a tuple."""
+    Backwards they are what the forward pass keeps, and the gradients of h and of the last state.
+    """
     run = IMPLEMENTATIONS[implementation]
     array = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
     sequence, state = array(shape, dtype), array((shape[0], shape[2]), "float32")
-    if not needs_gradients:
-        return run, (sequence, sequence, state)
+    arguments = (sequence, sequence, state)
+    if direction == "forward":
+        return run, arguments
+    pull = jax.eval_shape(lambda *x: jax.vjp(run, *x)[1], *arguments)
     gradients = (array(shape, "float32"), state)
-    return functools.partial(with_gradients, run), (sequence, sequence, state, gradients)
+    return (lambda pull, gradients: pull(gradients)), (tpu.abstract(pull, sharding), gradients)
 
 
-def floor(needs_gradients, shape, dtype):
-    """Returns the bytes that must move: of x, a and h, and as much again for their gradients."""
-    size, item = math.prod(shape), jnp.dtype(dtype).itemsize
-    forwards = size * (2 * item + 4)
-    return forwards + size * (2 * 4 + 3 * item) if needs_gradients else forwards
+def floor(direction, shape, dtype):
+    """Returns the bytes that must move: of x, a and h, or of a, h and three gradients."""
+    item = jnp.dtype(dtype).itemsize
+    return math.prod(shape) * (2 * item + 4 if direction == "forward" else 3 * item + 2 * 4)
 
 
-def measure(chip, implementation, needs_gradients, shape, dtype):
+def measure(chip, implementation, direction, shape, dtype):
     """Compiles one program; returns a dict of what is known about it."""
     sharding = tpu.sharding_of(chip)
-    function, arguments = program_of(implementation, needs_gradients, shape, dtype, sharding)
+    function, arguments = program_of(implementation, direction, shape, dtype, sharding)
     _, found = tpu.compile_for_tpu(function, *arguments)
-    return found | {"floor_bytes": floor(needs_gradients, shape, dtype)}
+    return found | {"floor_bytes": floor(direction, shape, dtype)}
 
 
 def measure_all(args):
@@ -79,7 +78,7 @@ def measure_all(args):
         result = {"chip": chip, "dtype": dtype, "shape": shape}
         for name in ("pallas", "associative"):
             if name == "pallas" or (dtype == "float32" and rows == 1):
-                result[name] = [measure(chip, name, x, shape, dtype) for x in (False, True)]
+                result[name] = [measure(chip, name, x, shape, dtype) for x in DIRECTIONS]
         print(json.dumps(result), file=sys.stderr)
         results.append(result)
     return results
@@ -92,20 +91,18 @@ def schedules(chips):
     clock at which the loop is as fast as the memory: at a higher one the memory is the limit.
     """
     folder, found = tpu.keep_schedules(), []
-    for chip, dtype, width in itertools.product(chips, DTYPES, WIDTHS):
+    for chip, dtype, width, direction in itertools.product(chips, DTYPES, WIDTHS, DIRECTIONS):
         shape = (1, 2048, width)
-        function, arguments = program_of("pallas", True, shape, dtype, tpu.sharding_of(chip))
+        sharding = tpu.sharding_of(chip)
+        function, arguments = program_of("pallas", direction, shape, dtype, sharding)
         tpu.compile_for_tpu(function, *arguments)
+        schedule = tpu.newest_schedule(folder, f"linear_recurrence_{direction}")
         tiles = GROUP // STEPS * -(-Blocks(shape).channels // LANES)
-        for kernel in ("forward", "backward"):
-            schedule = tpu.newest_schedule(folder, f"linear_recurrence_{kernel}")
-            moved = floor(True, shape, dtype) - floor(False, shape, dtype)
-            moved = moved if kernel == "backward" else floor(False, shape, dtype)
-            bytes_of_tile = moved * STEPS * LANES / math.prod(shape)
-            cycles = schedule["loop_cycles"] / tiles
-            result = {"chip": chip, "dtype": dtype, "width": width, "kernel": kernel}
-            result |= {"vmem_bytes": schedule["vmem_bytes"], "cycles": cycles}
-            found.append(result | {"least_ghz": HBM_GB_PER_S[chip] * cycles / bytes_of_tile})
+        cycles = schedule["loop_cycles"] / tiles
+        bytes_of_tile = floor(direction, shape, dtype) * STEPS * LANES / math.prod(shape)
+        result = {"chip": chip, "dtype": dtype, "width": width, "kernel": direction}
+        result |= {"vmem_bytes": schedule["vmem_bytes"], "cycles": cycles}
+        found.append(result | {"least_ghz": HBM_GB_PER_S[chip] * cycles / bytes_of_tile})
     shutil.rmtree(folder)
     return found
 
@@ -128,7 +125,7 @@ def markdown(report):
     for x in report["schedules"]:
         numbers = f"{x['vmem_bytes'] / 1e6:.1f}", f"{x['cycles']:.1f}", f"{x['least_ghz']:.2f}"
         kernels.append([x["chip"], x["dtype"], x["width"], x["kernel"], *numbers])
-    columns = [f"{x}{y}" for x in ("", "with gradients ") for y in ("GB", "of floor", "seconds")]
+    columns = [f"{x} {y}" for x in DIRECTIONS for y in ("GB", "of floor", "seconds")]
     lines = [
         "# The linear recurrence, compiled for TPUs",
         "",
@@ -138,8 +135,8 @@ def markdown(report):
         "",
         f"```\n{report['command']}\n```",
         "",
-        "Bytes read and written, also as multiples of the floor (x, a, h once; with gradients "
-        "theirs, a and h once more), and seconds of the compiler.",
+        "Bytes read and written, also as multiples of the floor (forward x, a and h once; backward "
+        "a, h and the gradients of h, x and a once), and seconds of the compiler.",
         "",
         *tpu.table(["chip", "dtype", "B", "T", "L", "implementation", *columns], programs),
         "",
