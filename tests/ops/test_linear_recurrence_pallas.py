@@ -93,8 +93,8 @@ def test_a_step_that_is_not_finite_spoils_none_before_it():
 
 @functools.cache
 def small():
-    """The sample of (2, 40, 8), and its values and gradients as a flat list."""
-    arrays = sample((2, 40, 8), "float32")
+    """The sample of (2, 270, 8), two blocks a row, and its values and gradients as a flat list."""
+    arrays = sample((2, 270, 8), "float32")
     return arrays, jax.tree.leaves(run(with_gradients, *arrays))
 
 

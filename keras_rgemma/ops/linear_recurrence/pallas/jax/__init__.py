@@ -12,7 +12,7 @@ from keras_rgemma.ops.linear_recurrence.pallas.jax.devices import mesh_in_force,
 
 
 class Options(NamedTuple):
-    """What a program is made for, beside shapes: `interpret`, x's dtype, and the devices."""
+    """Holds what a program is made for, see `linear_recurrence` and `on_shards`."""
 
     interpret: bool
     x_dtype: str

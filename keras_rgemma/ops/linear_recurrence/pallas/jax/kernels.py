@@ -64,8 +64,14 @@ def backward(options, h_gradient, a, h, initial_state, last_gradient):
 
 
 class Blocks:
-    """The blocks of [B, T, L] that kernels visit. They need not divide T and L: of a block that
-    reaches beyond an array nothing is written there, and what is read there is undefined.
+    """Divides [B, T, L] into the blocks that kernels visit.
+
+    They need not divide T and L: of a block that reaches beyond an array nothing is written there,
+    and what is read there is undefined.
+
+    Args:
+        shape: B, T and L.
+        reverse: bool, whether the last steps come first.
     """
 
     def __init__(self, shape, reverse=False):
@@ -80,12 +86,12 @@ class Blocks:
         self._chunk = (lambda t: chunks - 1 - t) if reverse else (lambda t: t)
 
     def sequence(self):
-        """A block of [B, T, L]."""
+        """Returns the specification of a block of [B, T, L]."""
         shape = (None, self.steps, self.channels)
         return pl.BlockSpec(shape, lambda b, l, t: (b, self._chunk(t), l))
 
     def tile_before(self):
-        """The tile of [B, T, L] before a block; in front of the first block, its own first."""
+        """Returns that of the tile before a block; at the first block, of its own first tile."""
         tiles = self.steps // STEPS
         return pl.BlockSpec(
             (None, STEPS, self.channels),
@@ -93,7 +99,7 @@ class Blocks:
         )
 
     def state(self):
-        """The channels of a block, of [B, 1, L]."""
+        """Returns that of the channels of a block, of [B, 1, L]."""
         return pl.BlockSpec((None, 1, self.channels), lambda b, l, t: (b, 0, l))
 
 
@@ -129,6 +135,7 @@ def _bytes_moved(spec, grid, x):
 
 
 def _forward(x_ref, a_ref, initial_ref, h_ref, last_ref, carried_ref, *, length):
+    """Computes a block of h, and behind the last block the last h."""
     steps = x_ref.shape[0]
 
     @pl.when(pl.program_id(2) == 0)
@@ -169,7 +176,10 @@ def _backward(
     *,
     length,
 ):
-    """Carries `c_t = a_t * g_t`, where `g_t = dh_t + c_{t+1}`, so each a is read once."""
+    """Computes a block of the gradients, and behind the first block that of the initial state.
+
+    Carries `c_t = a_t * g_t`, where `g_t = dh_t + c_{t+1}`, so that each a is read once.
+    """
     steps = a_ref.shape[0]
     chunk = pl.num_programs(2) - 1 - pl.program_id(2)
 
