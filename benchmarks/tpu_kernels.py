@@ -136,7 +136,8 @@ def markdown(report):
         f"```\n{report['command']}\n```",
         "",
         "Bytes read and written, also as multiples of the floor (forward x, a and h once; backward "
-        "a, h and the gradients of h, x and a once), and seconds of the compiler.",
+        "a, h and the gradients of h, x and a once), and seconds of the compiler. XLA counts those "
+        "of its own operations; those of a kernel are counted from the blocks that it moves.",
         "",
         *tpu.table(["chip", "dtype", "B", "T", "L", "implementation", *columns], programs),
         "",
