@@ -164,8 +164,8 @@ def markdown(report):
         "",
         f"For one {report['chip']} in bfloat16, by the TPU's own compiler on {report['cpus']} CPUs "
         f"of a machine without one, jax {report['versions']['jax']}, libtpu {report['libtpu']}. "
-        "Nothing of it has run on a TPU. Inputs are weights, tokens and the state. Other programs may run "
-        "beside the compiler, so its seconds are good to a factor of two.",
+        "Nothing of it has run on a TPU. Inputs are weights, tokens and the state. Other "
+        "programs may run beside the compiler, so its seconds are good to a factor of two.",
         "",
         f"```\n{report['command']}\n```",
         "",
