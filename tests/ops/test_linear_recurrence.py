@@ -15,20 +15,27 @@ from gradients import gradients
 from keras_rgemma.ops.linear_recurrence import linear_recurrence, reference
 
 BACKEND = keras.config.backend()
+MODULE = importlib.import_module(f"keras_rgemma.ops.linear_recurrence.{BACKEND}")
 # Those that run on any device; tests/ops/test_triton_recurrence.py has the one that does not.
-IMPLEMENTATIONS = tuple(
-    name
-    for name in importlib.import_module(
-        f"keras_rgemma.ops.linear_recurrence.{BACKEND}"
-    ).IMPLEMENTATIONS
-    if name != "triton"
-)
+IMPLEMENTATIONS = tuple(name for name in MODULE.IMPLEMENTATIONS if name != "triton")
 BATCH, WIDTH = 2, 3
 # float32 rounds each of at most 100 steps on values of magnitude 10 by 6e-8 of it.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 every_length = pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 100])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreted_kernels():
+    """Runs the kernels for TPUs in Pallas' interpreter where there is no TPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "pallas" in IMPLEMENTATIONS and MODULE.default_implementation() != "pallas":
+            from keras_rgemma.ops.linear_recurrence.jax.pallas import linear_recurrence
+
+            run = functools.partial(linear_recurrence, interpret=True)
+            patch.setitem(MODULE.IMPLEMENTATIONS, "pallas", run)
+        yield
 
 
 @functools.cache

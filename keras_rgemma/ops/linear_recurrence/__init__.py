@@ -18,8 +18,8 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
         a: float [B, T, L].
         initial_state: float [B, L], h before the first step. None: zeros.
         implementation: "auto" for the choice of `keras_rgemma.implementation`, or the name of one
-            of this backend's implementations ("loop" and "associative" on JAX, "chunked" on
-            TensorFlow and PyTorch, and on PyTorch "triton", the default on CUDA devices).
+            of this backend's implementations ("loop", "associative" and, on TPUs, "pallas" on
+            JAX; "chunked" on TensorFlow and PyTorch, and "triton" on PyTorch with CUDA).
 
     Returns:
         A pair of float32 arrays: h [B, T, L] and its last step [B, L].
@@ -35,6 +35,7 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
     ```
     """
     function = resolve("linear_recurrence", implementation)
+    # Not cast here: a kernel reads half precision as it is.
     x, a = ops.convert_to_tensor(x), ops.convert_to_tensor(a)
     if initial_state is None:
         initial_state = ops.zeros_like(x[:, 0], dtype="float32")

@@ -1,4 +1,4 @@
-"""Computes the linear recurrence on TensorFlow, in float32."""
+"""Computes the linear recurrence on TensorFlow."""
 
 import tensorflow as tf
 

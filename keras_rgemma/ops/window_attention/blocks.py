@@ -100,8 +100,8 @@ def _attend_in_blocks(query, key, value, positions, window, history, block):
         before = [(0, 0), (num_earlier * block, 0), (0, 0), (0, 0)]
         key, value = ops.pad(key, before), ops.pad(value, before)
     else:
-        key = _after_history(history[0], key, positions, window, num_earlier * block)
-        value = _after_history(history[1], value, positions, window, num_earlier * block)
+        key = after_history(history[0], key, positions, window, num_earlier * block)
+        value = after_history(history[1], value, positions, window, num_earlier * block)
     blocks = -(-ops.shape(query)[1] // block)
     padding = blocks * block - ops.shape(query)[1]
     query_N = _to_blocks(query, padding, block)
@@ -118,7 +118,7 @@ def _attend_in_blocks(query, key, value, positions, window, history, block):
     return out[:, : ops.shape(query)[1]]
 
 
-def _after_history(ring, row, positions, window, space):
+def after_history(ring, row, positions, window, space):
     """Joins pads, the ring buffer in the order of time (`space` together) and the row."""
     num_tokens_B1 = at_least(positions[:, :1], 0)
     slots_BW = (num_tokens_B1 + ops.arange(window, dtype="int32")[None]) % window

@@ -1,16 +1,10 @@
-"""Computes the linear recurrence on JAX, in float32."""
+"""Computes the linear recurrence by operations of JAX, in float32."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-
-def default_implementation():
-    # A loop reads each byte once, which is the cost on a CPU; accelerators launch a kernel for each
-    # step of a loop, so they need the parallel form.
-    return "loop" if jax.default_backend() == "cpu" else "associative"
 
 
 def _run_loop(x, a, initial_state, reverse):
@@ -73,16 +67,11 @@ def _backward(run, residuals, gradients):
 _recurrence.defvjp(_forward, _backward)
 
 
-def _in_float32(run):
-    """Makes an implementation of a function that runs in either direction."""
-
-    def linear_recurrence(x, a, initial_state):
-        return _recurrence(run, x.astype("float32"), a.astype("float32"), initial_state)
-
-    return linear_recurrence
+def loop(x, a, initial_state):
+    """Computes `linear_recurrence` step by step."""
+    return _recurrence(_run_loop, x.astype("float32"), a.astype("float32"), initial_state)
 
 
-IMPLEMENTATIONS = {
-    "loop": _in_float32(_run_loop),
-    "associative": _in_float32(_run_associative),
-}
+def associative(x, a, initial_state):
+    """Computes `linear_recurrence` in parallel."""
+    return _recurrence(_run_associative, x.astype("float32"), a.astype("float32"), initial_state)

@@ -1,5 +1,7 @@
 """Computes local attention on JAX."""
 
+import importlib
+
 import jax.numpy as jnp
 
 from keras_rgemma.ops.window_attention.blocks import attend
@@ -21,4 +23,9 @@ def write_slots(ring_BWKH, slot_B, new_BKH, is_token_B1):
     )
 
 
-IMPLEMENTATIONS = {"blocks": attend}
+def _splash(*args):
+    # Imported at the first use: Pallas for TPUs takes a moment that other devices need not wait.
+    return importlib.import_module("keras_rgemma.ops.window_attention.jax.splash").attend(*args)
+
+
+IMPLEMENTATIONS = {"blocks": attend, "splash": _splash}

@@ -1,0 +1,122 @@
+"""Compiles functions for TPUs with their own compiler, without a TPU: needs `pip install libtpu`.
+
+Import it before JAX. What is compiled is the program that a TPU would run: the memory that it
+needs, what it moves, and whether the compiler takes it are real. Speed is not known before it runs.
+"""
+
+import collections
+import importlib.metadata
+import os
+import pathlib
+import re
+import tempfile
+import time
+
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",  # of arrays that this process makes
+    "KERAS_BACKEND": "jax",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a lock keeps other processes off a TPU: there is none
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+import jax
+from jax.experimental import topologies
+
+CHIPS = {"v5e": "TPU v5 lite", "v6e": "TPU v6 lite"}
+
+
+def version():
+    """Returns the version of the TPU's compiler."""
+    return importlib.metadata.version("libtpu")
+
+
+def sharding_of(chip):
+    """Returns the sharding of arrays that lie on one chip of a kind, such as "v5e"."""
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=f"{chip}:1x1", chips_per_host_bounds=[1, 1, 1]
+    )
+    (device,) = topology.devices
+    assert device.device_kind == CHIPS[chip], device.device_kind
+    return jax.sharding.SingleDeviceSharding(device)
+
+
+def abstract(tree, sharding):
+    """Returns a tree of arrays or their specifications without values, on a device."""
+
+    def without_value(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(without_value, tree)
+
+
+def compile_for_tpu(function, *arguments, **options):
+    """Compiles a function of abstract arrays for the device that they lie on.
+
+    Args:
+        function: function of the arguments.
+        *arguments: trees of `jax.ShapeDtypeStruct`.
+        **options: of `jax.jit`.
+
+    Returns:
+        A pair of the compiled program and a dict: seconds of tracing and of compiling, and the
+        bytes of arguments, temporaries and generated code, and of all that is read and written.
+    """
+    start = time.perf_counter()
+    lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=("tpu",))
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    end = time.perf_counter()
+    memory = compiled.memory_analysis()
+    return compiled, {
+        "trace_s": traced - start,
+        "compile_s": end - traced,
+        "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+    }
+
+
+def keep_schedules():
+    """Makes the compiler write its schedules into a new folder, whose path is returned.
+
+    Call it before the first program is compiled. Compiling takes longer then.
+    """
+    folder = pathlib.Path(tempfile.mkdtemp())
+    os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    return folder
+
+
+def newest_schedule(folder, name):
+    """Reads what the compiler wrote about the kernel that was compiled last.
+
+    Args:
+        folder: of `keep_schedules`.
+        name: str, the kernel's name in the program.
+
+    Returns:
+        A dict: `vmem_bytes`, the fast memory that the kernel's buffers take, and `loop_cycles`, the
+        instruction words in one turn of the kernel's inner loop, of which a core starts one a
+        cycle.
+    """
+    of_runs = collections.defaultdict(dict)
+    for path in folder.glob(f"*-{name}.*-*.txt"):
+        stamp, _, stage = path.name.removesuffix(".txt").partition(f"-{name}.")
+        of_runs[stamp][stage.split("-", 2)[2]] = path
+    stages = of_runs[max(of_runs)]
+    buffers = re.findall(r"#allocation.*space=vmem, size = (0x\w+)", stages["original"].read_text())
+    # One line a word: its address, at times a label, and a ">" for each loop around it.
+    words = re.findall(r"^ *0x\w+ .*?: (>*) +\{", stages["final_bundles"].read_text(), re.M)
+    innermost = max(words, key=len)
+    return {
+        "vmem_bytes": sum(int(size, 16) for size in buffers),
+        "loop_cycles": words.count(innermost),
+    }
+
+
+def table(names, rows):
+    """Returns the lines of a table in Markdown."""
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    return lines + [f"| {' | '.join(map(str, row))} |" for row in rows]

@@ -1,0 +1,71 @@
+"""Computes the linear recurrence on TPUs in one pass over memory, forwards and backwards."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from keras_rgemma.ops.jax import only_on_tpus
+from keras_rgemma.ops.linear_recurrence.jax.pallas import kernels
+from keras_rgemma.ops.linear_recurrence.jax.pallas.devices import mesh_in_force, on_shards
+
+
+class Options(NamedTuple):
+    """Holds what a program is made for, see `linear_recurrence` and `on_shards`."""
+
+    interpret: bool
+    x_dtype: str
+    mesh: jax.sharding.Mesh | None
+    batch_axis: str | None
+
+
+def linear_recurrence(x, a, initial_state, interpret=False):
+    """Computes `linear_recurrence`; reads x and a as they are if they are bfloat16 or float32.
+
+    With a `keras.distribution` each device runs the kernels on its rows of B, and channels of L,
+    without communication. Arrays that are sharded by other means need a `jax.shard_map` around the
+    call, as JAX says. Compiled for TPUs; never run on one.
+
+    Args:
+        x, a: float [B, T, L].
+        initial_state: float32 [B, L].
+        interpret: bool, runs the kernels in Pallas' interpreter: slowly, and on any device.
+
+    Raises:
+        ValueError: the program is compiled for another device than a TPU, without `interpret`.
+    """
+    x, a = (v if v.dtype == jnp.bfloat16 else v.astype("float32") for v in (x, a))
+    options = Options(interpret, x.dtype.name, *mesh_in_force())
+    return _recurrence(options, x, a, initial_state)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(options, x, a, initial_state):
+    if x.shape[1] == 1:
+        h_BL = a[:, 0].astype("float32") * initial_state + x[:, 0]
+        return h_BL[:, None], h_BL
+    return _run(kernels.forward, options, x, a, initial_state)
+
+
+def _forward(options, x, a, initial_state):
+    h_BTL, last_BL = _recurrence(options, x, a, initial_state)
+    return (h_BTL, last_BL), (a, initial_state, h_BTL)
+
+
+def _backward(options, residuals, gradients):
+    a, initial_state, h_BTL = residuals
+    h_gradient, last_gradient = gradients
+    arrays = (h_gradient, a, h_BTL, initial_state, last_gradient)
+    return _run(kernels.backward, options, *arrays)
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(kernel, options, *arrays):
+    if not options.interpret:
+        first = only_on_tpus(arrays[0], "linear_recurrence", "pallas")
+        arrays = (first, *arrays[1:])
+    return on_shards(functools.partial(kernel, options), options.mesh, options.batch_axis, *arrays)
