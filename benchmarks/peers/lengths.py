@@ -187,7 +187,7 @@ def work(model, args, rows, length):
     """
     if args.measure in ("decode", "throughput"):
         new = min(args.new_tokens, length)
-        # What is read before the first of these tokens.
+        # The tokens before the first new one.
         context = length if args.measure == "decode" else args.prompt + length - new
         run, held = model.extend(context, rows, new)
         return run, run, rows * new, held
@@ -214,7 +214,8 @@ def main():
     parser.add_argument("--memory", type=float, default=8, help="gigabytes of the process")
     args = parser.parse_args()
     __import__(keras.config.backend())
-    report = {"results": [], "stopped": False, "imports_bytes": resident_bytes("VmRSS")}
+    report = {"results": [], "stopped": False, "length": None, "rows": None}
+    report["imports_bytes"] = resident_bytes("VmRSS")
     end_above(args.memory * 1e9, lambda: {**report, "stopped": True})
     keras.utils.set_random_seed(0)
     config = RGemmaConfig(**SIZES[args.size], gradient_checkpointing=args.measure == "train")
