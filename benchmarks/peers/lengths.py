@@ -85,7 +85,6 @@ class GemmaOfAContext(keras_hub.models.GemmaCausalLM):
     def generate_step(self, inputs, stop_token_ids=None):
         """Writes tokens behind the prompts of a batch: see `GemmaCausalLM.generate_step`."""
         tokens, mask = inputs["token_ids"], inputs["padding_mask"]
-        cache = ops.ones(self.cache_shape(*ops.shape(tokens)), dtype=self.compute_dtype)
 
         def next(prompt, cache, index):
             token = ops.slice(prompt, [0, index - 1], [ops.shape(prompt)[0], 1])
@@ -95,13 +94,17 @@ class GemmaOfAContext(keras_hub.models.GemmaCausalLM):
         tokens = self.sampler(
             next=next,
             prompt=tokens,
-            cache=cache,
+            cache=self.first_cache(tokens),
             index=ops.min(ops.sum(ops.cast(mask, "int32"), axis=-1)),
             mask=mask,
             stop_token_ids=stop_token_ids,
             model=self,
         )
         return {"token_ids": tokens, "padding_mask": ops.ones_like(tokens, dtype="bool")}
+
+    def first_cache(self, tokens):
+        """Returns the cache before the first new token."""
+        return ops.ones(self.cache_shape(*ops.shape(tokens)), dtype=self.compute_dtype)
 
     def cache_shape(self, rows, length):
         """Returns the shape of the keys and values of all layers."""
