@@ -176,7 +176,7 @@ def main():
         }
         for measure in args.measures
     }
-    reports.finish(args, report, page(report))
+    reports.finish(args, report, page(report), bool(report["errors"]))
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def main():
         reports.plot(args, figures)
         return
     report = reports.run(args, jobs(args))
-    reports.finish(args, report, page(report))
+    reports.finish(args, report, page(report), bool(report["errors"]))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def run(args, jobs):
     labels = {job: dict(zip(("measure", "package", "backend"), job, strict=False)) for job in jobs}
     found = [(labels[job], result) for job in jobs for result in results[job]]
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command(),
         "machine": host(),
         "versions": versions(),
         "ceilings": {
@@ -100,6 +100,12 @@ def run(args, jobs):
         ],
         "errors": [label | result for label, result in found if "error" in result],
     }
+
+
+def command():
+    """Returns the command line of this process, as one types it in the checkout."""
+    script = pathlib.Path(sys.argv[0]).name
+    return shlex.join(["python", f"{FOLDER.name}/{script}", *sys.argv[1:]])
 
 
 def merged(results):
@@ -187,16 +193,23 @@ def lines(report, measure, pair):
     ]
 
 
-def head(title, report):
-    """Writes the beginning of a page: where, with what and how it was measured."""
+def where(report):
+    """Describes the machine and the libraries of a report."""
     machine, limits = report["machine"], report["ceilings"]
     libraries = ", ".join(f"{x} {y}" for x, y in report["versions"].items() if y and x != "commit")
     return (
-        f"# {title}\n\n"
-        f"On {machine['cpus']} CPUs ({machine['processor']}; products of float32 "
+        f"{machine['cpus']} CPUs ({machine['processor']}; products of float32 "
         f"{limits['matmul_gflops']:.0f} GFLOP/s, reading {limits['read_gb_per_s']:.1f} GB/s), "
-        f"{libraries}. Float32, random weights, batch 1 where nothing else is said. Medians of "
-        f"{report['rounds']} rounds of {report['repeats']} calls (fewer where they take more than "
+        f"{libraries}"
+    )
+
+
+def head(title, report):
+    """Writes the beginning of a page: where, with what and how it was measured."""
+    return (
+        f"# {title}\n\n"
+        f"On {where(report)}. Float32, random weights, batch 1 where nothing else is said. Medians "
+        f"of {report['rounds']} rounds of {report['repeats']} calls (fewer where they take more than "
         "10 seconds together). A process ended where it held more than "
         f"{report['memory']:g} GB. KerasHub's Gemma has the vocabulary, layers, widths and query "
         "heads of our model, one head of keys and values as well, and global attention.\n\n"
@@ -204,20 +217,23 @@ def head(title, report):
     )
 
 
-def finish(args, report, page):
+def finish(args, report, page, has_failed):
     """Prints a report, and writes it if that is wanted; ends the process.
 
     Args:
-        args: the parsed arguments.
-        report: dict, see `run`.
+        args: the parsed arguments, with `write` and `folder`.
+        report: dict.
         page: str, the same as a page.
+        has_failed: bool, whether a measurement has failed.
     """
     print(page)
     print(json.dumps(report))
     if args.write:
-        write_json(args.folder / "results" / f"{args.write}.json", report)
+        path = args.folder / "results" / f"{args.write}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, report)
         (args.folder / f"{args.write}.md").write_text(page, encoding="utf-8")
-    sys.exit(bool(report["errors"]))
+    sys.exit(has_failed)
 
 
 def plot(args, figures):

@@ -14,13 +14,12 @@ import concurrent.futures
 import json
 import os
 import pathlib
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 
 import keras
+import reports
 from against_peers import markdown
 from targets import SIDE_BY_SIDE
 
@@ -28,7 +27,6 @@ import keras_rgemma
 from keras_rgemma.backend import BACKENDS
 from keras_rgemma.benchmarks.machine import ceilings, host, in_child, versions
 from keras_rgemma.benchmarks.measure import SIZES, tokens
-from keras_rgemma.files import write_json
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 NEW_TOKENS = 16  # of a call
@@ -113,19 +111,16 @@ def cells(result):
 
 def page(report):
     """Writes a report as a page."""
-    machine, limits = report["machine"], report["ceilings"]
-    libraries = ", ".join(f"{x} {y}" for x, y in report["versions"].items() if y and x != "commit")
     rows = [["backend", "alone", "each of several", "lowest share", "all together"]]
     for backend, result in report["results"].items():
         error = [result.get("error", "").replace("|", "/"), "", "", ""]
         rows.append([backend, *(error if "error" in result else cells(result))])
     return (
         "# Side by side\n\n"
-        f"{report['processes']} processes that write at once on {machine['cpus']} CPUs "
-        f"({machine['processor']}, {limits['read_gb_per_s']:.1f} GB/s), {libraries}. Tokens a "
+        f"{report['processes']} processes that write at once on {reports.where(report)}. Tokens a "
         f"second of `generate` at batch 1, {report['size']}, float32, medians of "
         f"{report['rounds']} rounds; shares are of the speed alone in the same round, of which "
-        f"each process must have {SIDE_BY_SIDE:.2f}.\n\n"
+        f"each process must keep {SIDE_BY_SIDE:.2f}.\n\n"
         f"```\n{report['command']}  # {report['versions']['commit']}\n```\n\n{markdown(rows)}\n"
     )
 
@@ -147,19 +142,15 @@ def main():
         print(json.dumps(measure(args)))
         return
     report = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": reports.command(),
         "machine": host(),
         "versions": versions(),
         "ceilings": ceilings(),
         **{name: getattr(args, name) for name in ("size", "processes", "seconds", "rounds")},
         "results": {backend: compare(backend, args) for backend in args.backends},
     }
-    print(page(report))
-    print(json.dumps(report))
-    if args.write:
-        write_json(args.folder / "results" / f"{args.write}.json", report)
-        (args.folder / f"{args.write}.md").write_text(page(report), encoding="utf-8")
-    sys.exit(any("error" in result for result in report["results"].values()))
+    has_failed = any("error" in result for result in report["results"].values())
+    reports.finish(args, report, page(report), has_failed)
 
 
 if __name__ == "__main__":

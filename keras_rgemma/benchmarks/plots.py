@@ -8,7 +8,7 @@ The background is transparent, and every colour is one that stands out from whit
 import pathlib
 from typing import NamedTuple
 
-TEXT = "#7d868f"
+TEXT = "#727a84"
 COLORS = {"jax": "#2f81f7", "tensorflow": "#d55e00", "torch": "#009e73"}
 NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 _MARKERS = {"jax": "o", "tensorflow": "s", "torch": "^"}
@@ -158,4 +158,5 @@ def _draw_legend(matplotlib, figure, panels):
     handles = [
         matplotlib.lines.Line2D([], [], label=label, **look) for label, look in entries.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    columns = 3 if len(panels) == 1 else len(handles)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

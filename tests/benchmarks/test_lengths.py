@@ -24,18 +24,18 @@ def models(lengths):
     return {lengths.OURS: lengths.Ours(config), lengths.GEMMA: lengths.Gemma(config)}
 
 
-def work(lengths, models, package, measure, **options):
+def work(script, models, package, measure, **options):
     """The results of a measure in this process."""
     defaults = {"lengths": LENGTHS, "rows": [1], "prompt": 5, "new_tokens": 4, "repeats": 2}
     args = argparse.Namespace(package=package, measure=measure, **{**defaults, **options})
     report = {"results": [], "imports_bytes": 0}
-    lengths.points(models[package], args, report)
+    script.points(models[package], args, report)
     assert (report["length"], report["rows"]) == (args.lengths[-1], args.rows[-1])
     return report["results"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("measure", ["decode", "prefill", "train", "latency"])
+@pytest.mark.parametrize("measure", ["decode", "prefill", "latency"])
 @pytest.mark.parametrize("package", ["keras-rgemma", "Gemma"])
 def test_every_length_is_timed(lengths, models, package, measure):
     results = work(lengths, models, package, measure)
@@ -45,6 +45,19 @@ def test_every_length_is_timed(lengths, models, package, measure):
     for point in results:
         assert len(point["seconds"]) == 2 and min(point["seconds"]) > 0
         assert point["peak_bytes"] > 1e8  # a process with a backend in it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["keras-rgemma", "Gemma"])
+def test_a_step_is_timed_and_trains(lengths, package):
+    config = lengths.RGemmaConfig(**lengths.SIZES["tiny"], gradient_checkpointing=True)
+    model = (lengths.Ours if package == lengths.OURS else lengths.Gemma)(config)
+    before = [keras.ops.convert_to_numpy(x) for x in model.lm.trainable_variables]
+    results = work(lengths, {package: model}, package, "train")
+    assert [point["tokens"] for point in results] == LENGTHS
+    assert all(len(point["seconds"]) == 2 and min(point["seconds"]) > 0 for point in results)
+    for old, new in zip(before, model.lm.trainable_variables, strict=True):
+        assert np.any(old != keras.ops.convert_to_numpy(new)), new.path
 
 
 @pytest.mark.slow
