@@ -61,6 +61,11 @@ def rate(point):
     return point["tokens"] / point["seconds"]
 
 
+def rows_of(point):
+    """Returns the number of rows as text."""
+    return f"{point['rows']} rows" if point["rows"] > 1 else "1 row"
+
+
 def best(points):
     """Returns the points, dicts, with the highest rate of each length, as a dict by length."""
     found = {}
@@ -109,7 +114,7 @@ def page(report):
     scales = report["scales"]
     if "latency" in measures:
         text += (
-            f"\n## Latency\n\nSeconds to read a prompt of {scales['latency']['prompt']:,} tokens "
+            f"\n## Latency\n\n{reports.sizes(report, 'latency')} Seconds to read a prompt of {scales['latency']['prompt']:,} tokens "
             "and to sample so many more, at batch 1, compilation aside: the experiment of the "
             f"model card of RecurrentGemma 9B, with its lengths times "
             f"{scales['latency']['scale']:g}, with {report['size']} instead of 9B, and on this "
@@ -140,9 +145,7 @@ def figures(report):
         strict=True,
     ):
         highest = best(points.values())
-        pairs = {
-            (length, rate(point)): f"{point['rows']} rows" for length, point in highest.items()
-        }
+        pairs = {(length, rate(point)): rows_of(point) for length, point in highest.items()}
         rates.append(line._replace(points=sorted(pairs)))
         notes |= pairs
     title = "Reading a prompt and sampling, batch 1"

@@ -21,7 +21,7 @@ from keras_rgemma.backend import BACKENDS
 from keras_rgemma.benchmarks.plots import Panel
 
 CONTEXTS = (1000, 3000, 10_000, 30_000, 100_000)
-STEPS = (512, 1024, 2048, 4096, 8192, 32_768)
+STEPS = (512, 2048, 4096, 8192, 32_768)
 # The size and the lengths of each measure.
 DEFAULTS = {"decode": ("110m", CONTEXTS), "prefill": ("8m", STEPS), "train": ("8m", STEPS)}
 TITLES = {
@@ -78,11 +78,12 @@ def page(report):
         best = bound("decode B1", point["parameters"], report["ceilings"], "float32")
         text += (
             f"\n## {TITLES['decode']}\n\n"
-            "Tokens a second behind a context of so many tokens, and the last as a share of the "
-            f"first. Reading the weights once a token allows {best:.0f} at best. Our model has "
-            "read the context (`prefill`), and then writes behind each context in turn. Gemma's "
-            "cache has that length, but holds ones: its speed does not depend on their values, "
-            "and reading takes the square of the length.\n\n"
+            f"{reports.sizes(report, 'decode')} Tokens a second behind a context of so many tokens, "
+            "and the last as a share of the first. Reading the weights once a token allows "
+            f"{best:.0f} at best. Our model has read the context (`prefill`), and then writes behind "
+            "each context in turn. Gemma's cache has that length, but holds ones: its speed does "
+            "not depend on their values, and reading takes the square of the length. Where a token "
+            "takes long, Gemma writes fewer of them in a call, 8 at least.\n\n"
         )
         text += markdown(
             reports.table(report, "decode", lambda x: f"{rate(x):.3g}", ("last / first", kept))
@@ -98,8 +99,8 @@ def page(report):
     ):
         if measure in measures:
             text += (
-                f"\n## {TITLES[measure]}\n\n{what}; the exponent n of time ~ T^n is fitted to all "
-                "lengths, of which the shortest is our window."
+                f"\n## {TITLES[measure]}\n\n{reports.sizes(report, measure)} {what}; the exponent n "
+                "of time ~ T^n is fitted to all lengths."
             )
             if measure == "train":
                 text += " Ours with `gradient_checkpointing`, Gemma as it comes."

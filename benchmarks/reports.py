@@ -19,7 +19,7 @@ from keras_rgemma.files import write_json
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 PACKAGES = (OURS, GEMMA)
-MODELS = {OURS: "RecurrentGemma", GEMMA: "Gemma of KerasHub"}
+MODELS = {OURS: "RecurrentGemma", GEMMA: "Gemma (KerasHub)"}
 
 
 class Job(NamedTuple):
@@ -179,6 +179,17 @@ def table(report, measure, value, last=("", lambda line: "")):
     return rows
 
 
+def sizes(report, measure):
+    """Writes a sentence about the parameters of the models of a measure."""
+    found = {
+        MODELS[point["package"]]: point["parameters"]
+        for point in report["points"]
+        if point["measure"] == measure
+    }
+    counts = (f"{name} has {count / 1e6:.3g} million" for name, count in found.items())
+    return f"{', '.join(counts)} parameters."
+
+
 def lines(report, measure, pair):
     """Makes the `Line`s of a plot.
 
@@ -209,8 +220,8 @@ def head(title, report):
     return (
         f"# {title}\n\n"
         f"On {where(report)}. Float32, random weights, batch 1 where nothing else is said. Medians "
-        f"of {report['rounds']} rounds of {report['repeats']} calls (fewer where they take more than "
-        "10 seconds together). A process ended where it held more than "
+        f"of {report['rounds']} rounds of {report['repeats']} calls (fewer where these take more "
+        "than 5 seconds). A process ended where it held more than "
         f"{report['memory']:g} GB. KerasHub's Gemma has the vocabulary, layers, widths and query "
         "heads of our model, one head of keys and values as well, and global attention.\n\n"
         f"```\n{report['command']}  # {report['versions']['commit']}\n```\n"

@@ -13,6 +13,7 @@ COLORS = {"jax": "#2f81f7", "tensorflow": "#d55e00", "torch": "#009e73"}
 NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 _MARKERS = {"jax": "o", "tensorflow": "s", "torch": "^"}
 _PANEL = (3.9, 2.9)  # inches
+_MOST_TICKS = 8
 _SETTINGS = {
     "axes.edgecolor": TEXT,
     "axes.labelcolor": TEXT,
@@ -130,13 +131,16 @@ def _draw_panel(matplotlib, axes, panel):
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.set(xscale="log", yscale="log")
     axes.grid(True)
-    plain = matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,g}")
-    values = [[point[i] for line in panel.lines for point in line.points] for i in (0, 1)]
-    for axis, found in zip((axes.xaxis, axes.yaxis), values, strict=True):
-        is_wide = max(found) > 50 * min(found)
-        steps = (1.0,) if is_wide else (1.0, 2.0, 5.0)
-        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=steps))
-        axis.set_major_formatter(plain)
+    axes.margins(0.08, 0.12)
+    xs, ys = ({point[i] for line in panel.lines for point in line.points} for i in (0, 1))
+    steps = (1.0, 2.0, 5.0) if max(ys) < 300 * min(ys) else (1.0,)
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=steps))
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator())
+    if len(xs) <= _MOST_TICKS:
+        axes.set_xticks(sorted(xs))
+        axes.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     for point, text in (panel.notes or {}).items():
         axes.annotate(text, point, (0, 5), textcoords="offset points", ha="center", fontsize=7)
@@ -145,7 +149,8 @@ def _draw_panel(matplotlib, axes, panel):
 def _draw_legend(matplotlib, figure, panels):
     """Says below the panels which colour is which backend, and which dashes which model."""
     lines = [line for panel in panels for line in panel.lines if line.points]
-    backends = {line.backend: line for line in lines}
+    used = {line.backend: line for line in lines}
+    backends = {backend: used[backend] for backend in COLORS if backend in used}
     models = {line.package: line for line in lines}
     entries = {
         NAMES[backend]: {**_style(line), "linestyle": ""} for backend, line in backends.items()
