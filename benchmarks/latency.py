@@ -109,30 +109,41 @@ def rows_of_throughput(report):
 
 def page(report):
     """Writes a report as a page."""
-    text = reports.head("Latency and throughput", report)
     measures = {point["measure"] for point in report["points"]}
-    scales = report["scales"]
-    if "latency" in measures:
-        text += (
-            f"\n## Latency\n\n{reports.sizes(report, 'latency')} Seconds to read a prompt of {scales['latency']['prompt']:,} tokens "
-            "and to sample so many more, at batch 1, compilation aside: the experiment of the "
-            f"model card of RecurrentGemma 9B, with its lengths times "
-            f"{scales['latency']['scale']:g}, with {report['size']} instead of 9B, and on this "
-            f"machine.\n\n{markdown(rows_of_latency(report))}\n"
-        )
-    if "throughput" in measures:
-        text += (
-            "\n## Throughput\n\nThe most tokens a second of all rows together, and at how many "
-            f"rows, of {', '.join(map(str, report['rows']))} that were tried as far as they fit "
-            f"{report['memory']:g} GB. The prompt has {scales['throughput']['prompt']:,} tokens, "
-            "and the column says how many are sampled after it: the experiment of figure 1a of "
-            f"the report (arXiv 2404.07839), with its lengths times "
-            f"{scales['throughput']['scale']:g}. The last {report['new_tokens']} of them are "
-            "timed, which stand for all: our state has one size, and the cache of KerasHub has "
-            "that of the whole text from the first token on. Gemma's holds ones instead of a "
-            f"text.\n\n{markdown(rows_of_throughput(report))}\n"
-        )
-    return text
+    sections = [
+        section(report, **report["scales"][measure])
+        for measure, section in SECTIONS.items()
+        if measure in measures
+    ]
+    return "\n".join([reports.head("Latency and throughput", report), *sections])
+
+
+def latency_section(report, scale, prompt):
+    """Writes about the time of one text."""
+    return (
+        f"## Latency\n\n{reports.sizes(report, 'latency')} Seconds to read a prompt of "
+        f"{prompt:,} tokens and to sample so many more, at batch 1, compilation aside. That is the "
+        f"experiment of the model card of RecurrentGemma 9B with its lengths times {scale:g}, and "
+        f"with a small model on the machine above.\n\n{markdown(rows_of_latency(report))}\n"
+    )
+
+
+def throughput_section(report, scale, prompt):
+    """Writes about the speed of batches."""
+    return (
+        f"## Throughput\n\n{reports.sizes(report, 'throughput')} The most tokens a second of all "
+        f"rows together, and at how many rows, of {', '.join(map(str, report['rows']))} that were "
+        f"tried in turn as far as {report['memory']:g} GB allow. The prompt has {prompt:,} tokens; "
+        "a column says how many are sampled after it. That is the experiment of figure 1a of the "
+        f"report (arXiv 2404.07839) with its lengths times {scale:g}, and with a small model. The "
+        f"last {report['new_tokens']} tokens of a row are timed and stand for all: our state has "
+        "one size, and the cache of KerasHub has that of the whole text from the first token on. "
+        "Gemma's holds ones instead of a text.\n\n"
+        f"{markdown(rows_of_throughput(report))}\n"
+    )
+
+
+SECTIONS = {"latency": latency_section, "throughput": throughput_section}
 
 
 def figures(report):

@@ -71,52 +71,61 @@ def kept(points):
 
 def page(report):
     """Writes a report as a page."""
-    text = reports.head("Length", report)
     measures = {point["measure"] for point in report["points"]}
-    if "decode" in measures:
-        point = next(x for x in report["points"] if x["measure"] == "decode")
-        best = bound("decode B1", point["parameters"], report["ceilings"], "float32")
-        text += (
-            f"\n## {TITLES['decode']}\n\n"
-            f"{reports.sizes(report, 'decode')} Tokens a second behind a context of so many tokens, "
-            "and the last as a share of the first. Reading the weights once a token allows "
-            f"{best:.0f} at best. Our model has read the context (`prefill`), and then writes behind "
-            "each context in turn. Gemma's cache has that length, but holds ones: its speed does "
-            "not depend on their values, and reading takes the square of the length. Where a token "
-            "takes long, Gemma writes fewer of them in a call, 8 at least.\n\n"
-        )
-        text += markdown(
-            reports.table(report, "decode", lambda x: f"{rate(x):.3g}", ("last / first", kept))
-        )
-        text += "\n\nMegabytes of the state, or of the cache:\n\n"
-        rows = reports.table(report, "decode", lambda x: f"{x['held_bytes'] / 1e6:.3g}")
-        # The same on every backend.
-        text += markdown(list({row[0]: [row[0], *row[2:-1]] for row in rows}.values()))
-        text += _memory(report, "decode")
-    for measure, what in (
-        ("prefill", "Milliseconds a token until the first new token is there (`generate`)"),
-        ("train", "Milliseconds a token of a step of Adam on one row (`train_on_batch`)"),
-    ):
-        if measure in measures:
-            text += (
-                f"\n## {TITLES[measure]}\n\n{reports.sizes(report, measure)} {what}; the exponent n "
-                "of time ~ T^n is fitted to all lengths."
-            )
-            if measure == "train":
-                text += " Ours with `gradient_checkpointing`, Gemma as it comes."
-            last = ("exponent", exponent)
-            text += "\n\n" + markdown(
-                reports.table(report, measure, lambda x: f"{per_token(x):.3g}", last)
-            )
-            text += _memory(report, measure)
-    return text
+    sections = [section(report) for measure, section in SECTIONS.items() if measure in measures]
+    return "\n".join([reports.head("Length", report), *sections])
+
+
+def decode_section(report):
+    """Writes about the speed behind contexts."""
+    point = next(x for x in report["points"] if x["measure"] == "decode")
+    best = bound("decode B1", point["parameters"], report["ceilings"], "float32")
+    rates = reports.table(report, "decode", lambda x: f"{rate(x):.3g}", ("last / first", kept))
+    held = reports.table(report, "decode", lambda x: f"{x['held_bytes'] / 1e6:.3g}")
+    # The same on every backend.
+    held = list({row[0]: [row[0], *row[2:-1]] for row in held}.values())
+    return (
+        f"## {TITLES['decode']}\n\n{reports.sizes(report, 'decode')} Tokens a second behind a "
+        "context of so many tokens, and the last as a share of the first. Reading the weights once "
+        f"a token allows {best:.0f} at best. Our model has read the context (`prefill`), and then "
+        "writes behind each context in turn. Gemma's cache has that length, but holds ones: its "
+        "speed does not depend on their values, and reading takes the square of the length. Where "
+        "a token takes long, Gemma writes fewer of them in a call, 8 at least.\n\n"
+        f"{markdown(rates)}\n\nMegabytes of the state, or of the cache:\n\n{markdown(held)}\n\n"
+        f"{_memory(report, 'decode')}"
+    )
+
+
+def prefill_section(report):
+    """Writes about the time of prompts."""
+    what = "Milliseconds a token until the first new token is there (`generate`)"
+    return _section_of_times(report, "prefill", what)
+
+
+def train_section(report):
+    """Writes about the time of training steps."""
+    what = (
+        "Milliseconds a token of a step of Adam on one row (`train_on_batch`), of our model with "
+        "`gradient_checkpointing`, of Gemma as it comes"
+    )
+    return _section_of_times(report, "train", what)
+
+
+SECTIONS = {"decode": decode_section, "prefill": prefill_section, "train": train_section}
+
+
+def _section_of_times(report, measure, what):
+    times = reports.table(report, measure, lambda x: f"{per_token(x):.3g}", ("exponent", exponent))
+    return (
+        f"## {TITLES[measure]}\n\n{reports.sizes(report, measure)} {what}; the exponent n of "
+        f"time ~ T^n is fitted to all lengths.\n\n{markdown(times)}\n\n{_memory(report, measure)}"
+    )
 
 
 def _memory(report, measure):
     rows = reports.table(report, measure, lambda x: f"{x['peak_bytes'] / 1e6:.0f}")
     return (
-        "\n\nMegabytes of the process at its peak, less those after its imports:\n\n"
-        f"{markdown(rows)}\n"
+        f"Megabytes of the process at its peak, less those after its imports:\n\n{markdown(rows)}\n"
     )
 
 
