@@ -70,6 +70,7 @@ DEFERRED = {
     "kagglehub": "the client of a hub, needed for handles alone",
     "modelscope": "optional, the client of a hub",
     "orbax": "optional, and starts JAX",
+    "matplotlib": "optional, draws plots of benchmarks",
     "torch": "optional, for `.pt` files and for a dtype that NumPy lacks",
     "peft": "optional, a peer in a benchmark",
     "transformers": "optional, a peer in a benchmark",

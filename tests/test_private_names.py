@@ -21,8 +21,9 @@ FILES = sorted(
     for path in PACKAGE.rglob("*.py")
     if HOME not in path.relative_to(PACKAGE).parts
 )
-# Documented names of `typing.NamedTuple` and `dataclasses`.
+# Documented names of the standard library, first of `typing.NamedTuple` and `dataclasses`.
 STANDARD = {"_asdict", "_fields", "_make", "_replace", "_field_defaults"}
+STANDARD |= {"_exit"}  # of `os`
 # What `typing.Protocol` sets on its classes.
 STANDARD |= {"_abc_impl", "_is_protocol", "_is_runtime_protocol"}
 # What `torch.autograd.Function` sets on its classes.

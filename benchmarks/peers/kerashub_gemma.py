@@ -1,27 +1,36 @@
 """Measures KerasHub's Gemma of the same size on the backend of KERAS_BACKEND; see work.py."""
 
-import json
-import pathlib
-
 import keras_hub
 import ours
 import work
 
+from keras_rgemma.checkpoints.folder import open_checkpoint
+
+
+def gemma(config, dtype, lm_class=keras_hub.models.GemmaCausalLM):
+    """Makes a Gemma with random weights.
+
+    Args:
+        config: `RGemmaConfig` of the sizes.
+        dtype: str, of the weights and the computation.
+        lm_class: the class of the causal LM.
+    """
+    backbone = keras_hub.models.GemmaBackbone(
+        vocabulary_size=config.vocabulary_size,
+        num_layers=config.num_layers,
+        num_query_heads=config.num_query_heads,
+        num_key_value_heads=1,
+        hidden_dim=config.hidden_dim,
+        intermediate_dim=2 * config.intermediate_dim,  # of both halves
+        head_dim=config.hidden_dim // config.num_query_heads,
+        dtype=dtype,
+    )
+    return lm_class(backbone, preprocessor=None)
+
 
 def make(args):
-    """Makes a Gemma with random weights and with the sizes of the checkpoint."""
-    config = json.loads((pathlib.Path(args.folder) / "config.json").read_text(encoding="utf-8"))
-    backbone = keras_hub.models.GemmaBackbone(
-        vocabulary_size=config["vocab_size"],
-        num_layers=config["num_hidden_layers"],
-        num_query_heads=config["num_attention_heads"],
-        num_key_value_heads=1,
-        hidden_dim=config["hidden_size"],
-        intermediate_dim=config["intermediate_size"],  # of both halves, in both configs
-        head_dim=config["hidden_size"] // config["num_attention_heads"],
-        dtype=args.dtype,
-    )
-    return ours.KerasModel(keras_hub.models.GemmaCausalLM(backbone, preprocessor=None))
+    """Makes a Gemma with the sizes of the checkpoint."""
+    return ours.KerasModel(gemma(open_checkpoint(args.folder).config, args.dtype))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -109,6 +110,26 @@ def resident_peak_bytes():
         return resident_bytes("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def end_above(limit, report):
+    """Ends this process as soon as it holds more memory than `limit`: a child of `in_child`.
+
+    A library that runs out of memory may crash, or make the machine crawl; a process that ends in
+    time still tells what it has measured.
+
+    Args:
+        limit: int, bytes.
+        report: function that returns the dict to print as the last line.
+    """
+
+    def watch():
+        while resident_bytes("VmRSS") <= limit:
+            time.sleep(0.02)
+        print(json.dumps(report()), flush=True)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def in_child(backend, module, *arguments, environment=None):
