@@ -4,7 +4,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rgemma.backend import tensor_of
 from keras_rgemma.keras_internals.layers import (
     embedding_arrays,
     int4_group_size,
@@ -15,6 +14,7 @@ from keras_rgemma.layers.int4 import int4_row_product, is_fast
 from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.rounded import MODES, Rounded, after
 from keras_rgemma.ops.matmul import matmul
+from keras_rgemma.ops.soft_cap import soft_cap
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
 _ROUNDED_ELEMENTS = 1 << 21  # rounded in one go: Keras makes six arrays of float32
@@ -68,22 +68,15 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
             without = with_attributes(self, logit_soft_cap=None)
             # Not `without.call`, which may be a user's own function that calls this one.
             logits = super(ReversibleEmbedding, without).call(inputs, reverse=True)
-        return logits if self.logit_soft_cap is None else self._bounded(logits)
+        return logits if self.logit_soft_cap is None else soft_cap(logits, self.logit_soft_cap)
 
     def quantized_call(self, inputs, reverse=False, **kwargs):
         with after(inputs):
             if reverse and self.logit_soft_cap is not None:
                 without = with_attributes(self, logit_soft_cap=None)
-                return self._bounded(without._quantized_call(inputs, True, **kwargs))
+                logits = without._quantized_call(inputs, True, **kwargs)
+                return soft_cap(logits, self.logit_soft_cap)
             return self._quantized_call(inputs, reverse, **kwargs)
-
-    def _bounded(self, logits):
-        """Applies `logit_soft_cap` to logits in their own dtype.
-
-        Keras makes a tensor of floatx of it, whose dtype JAX may promote beyond that of the logits.
-        """
-        cap = ops.cast(tensor_of(np.float32(self.logit_soft_cap)), logits.dtype)
-        return ops.tanh(logits / cap) * cap
 
     def _quantized_call(self, inputs, reverse, **kwargs):
         is_plain = self.tie_weights and not self.lora_enabled

@@ -14,11 +14,10 @@ class _Dense(keras.layers.Dense):
 
     def call(self, inputs, training=None):
         turned = turned_array(stored_variable(self, "kernel"))
-        if turned is None:
-            y = matmul(inputs, ops.convert_to_tensor(self.kernel))
-        else:
-            y = matmul(inputs, turned, transpose_kernel=True)
-        y = y if self.bias is None else y + self.bias
+        is_turned = turned is not None
+        kernel = turned if is_turned else ops.convert_to_tensor(self.kernel)
+        bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
+        y = matmul(inputs, kernel, bias, transpose_kernel=is_turned)
         return y if self.activation is None else self.activation(y)
 
 

@@ -26,28 +26,33 @@ def arrays(shape, transpose, dtype):
 @pytest.mark.parametrize("implementation", sorted(BACKEND.IMPLEMENTATIONS))
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (5,), (1, 1), (2, 3)])
-def test_products_and_gradients(implementation, dtype, transpose, shape):
+def test_products_and_gradients(implementation, dtype, transpose, has_bias, shape):
     x, kernel, weight = arrays(shape, transpose, dtype)
+    biases = [np.arange(7, dtype="float32")] if has_bias else []
 
-    def product(x, kernel):
-        x, kernel = (ops.cast(y, dtype) for y in (x, kernel))
-        return matmul(x, kernel, transpose_kernel=transpose, implementation=implementation)
+    def product(x, kernel, *biases):
+        arguments = [ops.cast(y, dtype) for y in (x, kernel, *biases)]
+        return matmul(*arguments, transpose_kernel=transpose, implementation=implementation)
 
-    def loss(x, kernel):
-        return ops.sum(ops.multiply(ops.cast(product(x, kernel), "float32"), weight))
+    def loss(*arguments):
+        return ops.sum(ops.multiply(ops.cast(product(*arguments), "float32"), weight))
 
     def check(found, expected):
         # The sums round at the size of their terms, not of their result.
         tolerance = ROUNDING[dtype] * (1 + np.abs(expected).max())
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
-    check(compiled(product)(x, kernel), reference.matmul(x, kernel, transpose))
-    found = gradients(loss, x, kernel)
+    expected = reference.matmul(x, kernel, *biases or [None], transpose)
+    check(compiled(product)(x, kernel, *biases), expected)
+    found = gradients(loss, x, kernel, *biases)
     rows, upstream = x.reshape(-1, 24), weight.reshape(-1, 7)
-    check(found[0], reference.matmul(weight, kernel, not transpose))
+    check(found[0], reference.matmul(weight, kernel, None, not transpose))
     expected = reference.matmul(rows.T, upstream)
     check(found[1], expected.T if transpose else expected)
+    if has_bias:
+        check(found[2], upstream.sum(axis=0))
 
 
 @pytest.mark.parametrize("implementation", sorted(BACKEND.IMPLEMENTATIONS))

@@ -30,6 +30,7 @@ from keras_rgemma.layers.rms_norm import RMSNorm, rms_norm
 from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
 from keras_rgemma.ops.rope import apply_rotation
+from keras_rgemma.ops.soft_cap.torch import soft_cap
 from keras_rgemma.ops.window_attention import updated_ring, window_attention, with_token
 from keras_rgemma.ops.window_attention.torch import write_slots_in_place
 
@@ -108,7 +109,11 @@ def _linear(layer):
     if layer.quantization_mode:
         return _quantized(layer)
     dtype, kernel, bias, low_rank = _plain_parts(layer)
-    return _linear_map(dtype, lambda x: x @ kernel(), bias, low_rank)
+
+    def product(x):
+        return functional.linear(x, kernel().mT, None if bias is None else bias())
+
+    return _linear_map(dtype, product, None, low_rank)
 
 
 def _block_diagonal(layer):
@@ -165,7 +170,7 @@ def _embedding(layer):
         if not reverse:
             return functional.embedding(x, embeddings_VD())
         logits = functional.linear(x, embeddings_VD())
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits if cap is None else soft_cap(logits, cap)
 
     return run
 
@@ -185,7 +190,7 @@ def _rounded_embedding(layer):
         if not reverse:
             return layer(x)
         logits = rounded_logits(mode, x.to(dtype), arrays, quantizer, size)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits if cap is None else soft_cap(logits, cap)
 
     return run
 

@@ -8,8 +8,9 @@ def default_implementation():
 
 
 def _logits(hidden_CD, embeddings_VD, soft_cap):
+    """Computes logits. Here and below in place: a new array takes longer than a step in it."""
     logits_CV = (hidden_CD @ embeddings_VD.T).float()
-    return logits_CV if soft_cap is None else soft_cap * torch.tanh(logits_CV / soft_cap)
+    return logits_CV if soft_cap is None else logits_CV.div_(soft_cap).tanh_().mul_(soft_cap)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -40,11 +41,11 @@ class _CrossEntropy(torch.autograd.Function):
         )
         for i, hidden_CD in enumerate(hidden):
             logits_CV = _logits(hidden_CD, embeddings, ctx.soft_cap)
-            d_CV = torch.exp(logits_CV - log_sum[i][:, None])
+            d_CV = torch.sub(logits_CV, log_sum[i][:, None]).exp_()
             d_CV[torch.arange(len(d_CV)), labels[i]] -= 1.0
             d_CV *= loss_gradient[i][:, None]
             if ctx.soft_cap is not None:
-                d_CV *= 1.0 - (logits_CV / ctx.soft_cap) ** 2
+                d_CV *= logits_CV.div_(ctx.soft_cap).square_().neg_().add_(1.0)
             d_CV = d_CV.to(hidden.dtype)
             d_hidden[i] = d_CV @ embeddings
             if needs_embedding_gradient:

@@ -14,19 +14,21 @@ def default_implementation():
     return "float32_sums" if jax.default_backend() == "cpu" else "xla"
 
 
-def _xla(x, kernel, transpose_kernel):
+def _xla(x, kernel, bias, transpose_kernel):
     """Lets XLA multiply."""
-    return jnp.matmul(x, kernel.T if transpose_kernel else kernel)
+    y = jnp.matmul(x, kernel.T if transpose_kernel else kernel)
+    return y if bias is None else y + bias
 
 
-def _float32_sums(x, kernel, transpose_kernel):
+def _float32_sums(x, kernel, bias, transpose_kernel):
     """Rounds sums of half precision after the product, of two rows at least."""
     dtype = jnp.result_type(x, kernel)
     if dtype not in (jnp.bfloat16, jnp.float16):
-        return _xla(x, kernel, transpose_kernel)
+        return _xla(x, kernel, bias, transpose_kernel)
     rows = x.reshape((math.prod(x.shape[:-1]), x.shape[-1])).astype(dtype)
     y = _product(transpose_kernel, rows, kernel.astype(dtype))
-    return y.reshape((*x.shape[:-1], y.shape[-1]))
+    y = y.reshape((*x.shape[:-1], y.shape[-1]))
+    return y if bias is None else y + bias
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -3,6 +3,7 @@
 from keras import ops
 
 
-def multiply(x, kernel, transpose_kernel):
+def multiply(x, kernel, bias, transpose_kernel):
     """Computes what the package's function does."""
-    return ops.matmul(x, ops.transpose(kernel) if transpose_kernel else kernel)
+    y = ops.matmul(x, ops.transpose(kernel) if transpose_kernel else kernel)
+    return y if bias is None else y + bias

@@ -3,7 +3,8 @@
 import numpy as np
 
 
-def matmul(x, kernel, transpose_kernel=False):
-    """Computes the product in float64; see the package for the arguments."""
+def matmul(x, kernel, bias=None, transpose_kernel=False):
+    """Computes the product and the sum in float64; see the package for the arguments."""
     kernel = np.asarray(kernel, "float64")
-    return np.asarray(x, "float64") @ (kernel.T if transpose_kernel else kernel)
+    y = np.asarray(x, "float64") @ (kernel.T if transpose_kernel else kernel)
+    return y if bias is None else y + np.asarray(bias, "float64")

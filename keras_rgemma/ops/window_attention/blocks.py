@@ -8,8 +8,14 @@ from keras_rgemma.ops.tokens_at import tokens_at
 BLOCK = 256
 
 
-def attend(query, key, value, places, window, history=None):
-    """Computes `window_attention` in blocks of queries, or at once for few queries."""
+def attend(query, key, value, places, window, history=None, attend_to_parts=None):
+    """Computes `window_attention` in blocks of queries, or at once for few queries.
+
+    Args:
+        query, key, value, places, window, history: as of `window_attention`.
+        attend_to_parts: function as `attend_by_products`, which is its default.
+    """
+    run = attend_to_parts or attend_by_products
     heads, size = query.shape[2], query.shape[3]
     kv_heads = key.shape[2]
     # The queries that share a key/value head become rows of one product.
@@ -18,20 +24,20 @@ def attend(query, key, value, places, window, history=None):
     length = query.shape[1]
     block = min(BLOCK, -(-window // 32) * 32)
     if length == 1 and history is not None:
-        out = _attend_one(query, key, value, places, window, history)
+        out = _attend_one(run, query, key, value, places, window, history)
     elif length is not None and length <= block:
-        out = _attend_at_once(query, key, value, places.positions, window, history)
+        out = _attend_at_once(run, query, key, value, places.positions, window, history)
     else:
-        out = _attend_in_blocks(query, key, value, places.positions, window, history, block)
+        out = _attend_in_blocks(run, query, key, value, places.positions, window, history, block)
     return ops.reshape(out, (-1, ops.shape(out)[1], heads, size))
 
 
-def _attend_one(query, key, value, places, window, history):
+def _attend_one(run, query, key, value, places, window, history):
     """Attends from one new token to the unordered ring buffer and to itself."""
     # Slots fill in order, and the new token reaches all W tokens before it.
     slots_1W = ops.arange(window, dtype="int32")[None]
     parts = [(*history, (slots_1W < places.positions)[:, None]), (key, value, None)]
-    return _softmax_over_parts(query, parts)
+    return run(query, parts)
 
 
 def _visible(query_index, first_visible, key_index):
@@ -46,7 +52,7 @@ def _reach(positions, window):
     return at_most(at_least(positions, 0), window)
 
 
-def _attend_at_once(query, key, value, positions, window, history):
+def _attend_at_once(run, query, key, value, positions, window, history):
     """Attends from one block of queries to the unordered ring buffer and to the row itself."""
     index_T = ops.arange(query.shape[1], dtype="int32")
     index_BT = ops.zeros_like(positions) + index_T
@@ -55,7 +61,7 @@ def _attend_at_once(query, key, value, positions, window, history):
     if history is not None:
         slots_BW = _slot_indices(positions, window)
         parts.insert(0, (*history, _visible(index_BT, first_BT, slots_BW)))
-    return _softmax_over_parts(query, parts)
+    return run(query, parts)
 
 
 def _slot_indices(positions, window):
@@ -69,7 +75,7 @@ def _slot_indices(positions, window):
     return -1 - (num_tokens_B1 - 1 - slots_1W) % window
 
 
-def _softmax_over_parts(query, parts):
+def attend_by_products(query, parts):
     """Attends to the keys of all parts with one softmax, without a copy of all keys together.
 
     Parts are triples of keys, values and bool [B, T, S], the keys that a query sees; None for all.
@@ -90,7 +96,7 @@ def _softmax_over_parts(query, parts):
     return out
 
 
-def _attend_in_blocks(query, key, value, positions, window, history, block):
+def _attend_in_blocks(run, query, key, value, positions, window, history, block):
     """Attends in blocks of C queries, each to the keys of its block and of the blocks in reach."""
     length = query.shape[1]
     if history is None and length is not None:
@@ -113,7 +119,7 @@ def _attend_in_blocks(query, key, value, positions, window, history, block):
     span_S = ops.arange((num_earlier + 1) * block, dtype="int32")
     visible = _visible(index_C + ops.zeros_like(reach_N), index_C - reach_N, span_S)
     merged = lambda x: ops.reshape(x, (-1, *x.shape[2:]))  # noqa: E731
-    out = _softmax_over_parts(merged(query_N), [(merged(key_N), merged(value_N), merged(visible))])
+    out = run(merged(query_N), [(merged(key_N), merged(value_N), merged(visible))])
     out = ops.reshape(out, (-1, blocks * block, *out.shape[2:]))
     return out[:, : ops.shape(query)[1]]
 

@@ -1,18 +1,21 @@
 """Computes local attention on PyTorch, in few operations for one new token."""
 
+import functools
+
 import torch
+from torch.nn import functional
 
 from keras_rgemma.ops.window_attention import blocks
 
 
 def default_implementation():
-    return "blocks"
+    return "sdpa"
 
 
-def attend(query, key, value, places, window, history=None):
+def _attend(attend_to_parts, query, key, value, places, window, history=None):
     """Computes `window_attention`, for one new token a row by matrix products."""
     if history is None or query.shape[1] != 1:
-        return blocks.attend(query, key, value, places, window, history)
+        return blocks.attend(query, key, value, places, window, history, attend_to_parts)
     batch, _, heads, size = query.shape
     kv_heads = key.shape[2]
     query_BKGH = query.reshape(batch, kv_heads, heads // kv_heads, size) * size**-0.5
@@ -43,4 +46,41 @@ def write_slots_in_place(ring_BWKH, slot_B, new_BKH, is_token_B1):
     return ring_BWKH.index_put_((rows_B, slot_B), new_BKH)
 
 
-IMPLEMENTATIONS = {"blocks": attend}
+def _attend_by_sdpa(query, parts):
+    """Attends as `blocks.attend_by_products` does, without an array of all weights.
+
+    Args:
+        query: float [B, T, num_key_value_heads, G, K], scaled.
+        parts: triples of keys, values and bool [B, T, S], or None for all keys.
+    """
+    batch, length, kv_heads, groups, size = query.shape
+    query_BHTK = query.permute(0, 2, 3, 1, 4).reshape(batch, kv_heads * groups, length, size)
+    key_BHSK, value_BHSK = (
+        _for_all_heads(torch.cat([part[i] for part in parts], dim=1), groups) for i in (0, 1)
+    )
+    visible = [_visible_keys(query, part) for part in parts]
+    out_BHTK = functional.scaled_dot_product_attention(
+        query_BHTK, key_BHSK, value_BHSK, torch.cat(visible, dim=-1)[:, None], scale=1.0
+    )
+    return out_BHTK.unflatten(1, (kv_heads, groups)).permute(0, 3, 1, 2, 4)
+
+
+def _for_all_heads(x_BSKH, groups):
+    """Repeats each key/value head for its query heads: [B, H, S, K], a view for a single one."""
+    x_BKSH = x_BSKH.transpose(1, 2)
+    return x_BKSH[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
+
+
+def _visible_keys(query, part):
+    key, _, visible = part
+    if visible is not None:
+        return visible
+    return torch.ones((), dtype=torch.bool, device=query.device).expand(
+        query.shape[0], query.shape[1], key.shape[1]
+    )
+
+
+IMPLEMENTATIONS = {
+    "sdpa": functools.partial(_attend, _attend_by_sdpa),
+    "blocks": functools.partial(_attend, blocks.attend_by_products),
+}
