@@ -20,6 +20,7 @@ OPERATIONS = (
     "linear_recurrence",
     "matmul",
     "rope",
+    "soft_cap",
     "window_attention",
 )
 

@@ -1,13 +1,14 @@
 """Bounds logits."""
 
-from keras_rgemma.backend import backend_module
+from keras_rgemma.backend import resolve
 
 
-def soft_cap(logits, cap):
+def soft_cap(logits, cap, *, implementation="auto"):
     """Computes `cap * tanh(logits / cap)` in the dtype of the logits.
 
     Args:
-        logits: float array, which nobody uses afterwards: its memory may become the result's.
+        logits: float array that nobody uses afterwards: its memory may become the result's.
         cap: float.
+        implementation: "auto", or the name of one of this backend's implementations.
     """
-    return backend_module(__name__).soft_cap(logits, cap)
+    return resolve("soft_cap", implementation)(logits, cap)

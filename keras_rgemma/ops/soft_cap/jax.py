@@ -2,4 +2,9 @@
 
 from keras_rgemma.ops.soft_cap.plain import soft_cap
 
-__all__ = ["soft_cap"]
+
+def default_implementation():
+    return "keras"
+
+
+IMPLEMENTATIONS = {"keras": soft_cap}

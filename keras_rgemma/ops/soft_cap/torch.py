@@ -2,10 +2,19 @@
 
 import torch
 
+from keras_rgemma.ops.soft_cap import plain
+
+
+def default_implementation():
+    return "in_place"
+
 
 def soft_cap(logits, cap):
     """Computes what the package's function does."""
     if torch.is_grad_enabled() and logits.requires_grad:
-        return torch.tanh(logits / cap) * cap
+        return plain.soft_cap(logits, cap)
     # All logits of a prompt take hundreds of MB: a new array takes longer than a step in it.
     return logits.div_(cap).tanh_().mul_(cap)
+
+
+IMPLEMENTATIONS = {"in_place": soft_cap, "keras": plain.soft_cap}
