@@ -3,12 +3,13 @@
     python benchmarks/kernels_triton.py
     python benchmarks/kernels_triton.py --devices H100 --sizes 2b --write kernels_triton
 
-Compiling needs no GPU, but Triton (`pip install triton`), which brings the compilers of NVIDIA along. Told are the registers of a
-thread, bytes of its stack (registers that were spilled to memory), shared memory, and the bytes
-that the program loads and stores for each element, counted in its PTX, beside the floor: each array
-read or written once. On a machine with a CUDA GPU the share of the bandwidth of a copy is measured,
-too, beside PyTorch's operations and the packages flash-linear-attention and accelerated-scan where
-they are installed. `--write NAME` writes benchmarks/results/NAME.json and benchmarks/NAME.md.
+Compiling needs no GPU, but Triton (`pip install triton`), which brings the compilers of NVIDIA
+along. Told are the registers of a thread, bytes of its stack (registers that were spilled to
+memory), shared memory, and the bytes that the program loads and stores for each element, counted in
+its PTX, beside the floor: each array read or written once. On a machine with a CUDA GPU the share
+of the bandwidth of a copy is measured, too, beside PyTorch's operations and the packages
+flash-linear-attention and accelerated-scan where they are installed. `--write NAME` writes
+benchmarks/results/NAME.json and benchmarks/NAME.md.
 """
 
 import argparse
