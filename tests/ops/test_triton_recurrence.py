@@ -2,8 +2,7 @@
 
 They run where a CUDA device is, and elsewhere in Triton's interpreter, which has to be chosen
 before Triton is imported: `test_the_kernels_in_the_interpreter` runs this file so, in another
-process. Where PyTorch came without Triton, that process gets one of its own: PyTorch would import
-an installed one wherever it can, and beside JAX and TensorFlow Triton 3.9 ends the process.
+process.
 """
 
 import importlib
@@ -17,6 +16,7 @@ import pytest
 from keras import ops
 
 import keras_rgemma
+import own_triton
 from compiled import to_numpy
 from keras_rgemma.ops.linear_recurrence import linear_recurrence, reference
 
@@ -33,7 +33,6 @@ IS_IMPORTED = triton_operators.KERNELS in sys.modules  # by those above, before 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 RUNS = HAS_TRITON and (default_device() == "cuda" or IS_INTERPRETED)
-TRITON = "triton==3.9.0"
 needs_kernels = pytest.mark.skipif(not RUNS, reason="no CUDA device: runs in the interpreter")
 # float32 rounds each of at most 100 steps on values of magnitude 10 by 6e-8 of it.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -44,26 +43,13 @@ LAST_BIT = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0 ** (-7 if IS_IN
 run = triton_operators.linear_recurrence
 
 
-@pytest.fixture
-def paths(tmp_path):
-    """Where another process finds Triton, beside what this one imports."""
-    if HAS_TRITON:
-        return sys.path
-    if sys.platform != "linux" or importlib.util.find_spec("pip") is None:
-        pytest.skip("there is no Triton for this system, or nothing to install it with")
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path]
-    subprocess.run([*install, TRITON], check=True)
-    return [*sys.path, str(tmp_path)]
-
-
-def test_the_kernels_in_the_interpreter(paths):
+def test_the_kernels_in_the_interpreter(tmp_path):
     if IS_INTERPRETED:
         pytest.skip("this is the interpreter")
     settings = {"TRITON_INTERPRET": "1", "KERAS_TORCH_DEVICE": "cpu"}
-    settings["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", "not interpreter and not forced", __file__],
-        env={**os.environ, **settings},
+        env={**own_triton.environment(tmp_path), **settings},
         capture_output=True,
         text=True,
     )
