@@ -39,13 +39,15 @@ def chunk_sizes(length, chunk_size=PREFILL_CHUNK, is_one_size=False):
     """
     smaller = [SMALLEST_CHUNK * CHUNK_GROWTH**n for n in range(8)]
     sizes = [chunk_size, *(size for size in reversed(smaller) if size < chunk_size)]
+    if is_one_size:
+        size = min((size for size in sizes if size >= length), default=chunk_size)
+        yield from [size] * -(-length // size)
+        return
     while length > 0:
-        while len(sizes) > 1 and (length <= sizes[1] if is_one_size else 2 * length <= sizes[0]):
+        while len(sizes) > 1 and 2 * length <= sizes[0]:
             sizes.pop(0)
         yield sizes[0]
         length -= sizes[0]
-        if is_one_size:
-            sizes = sizes[:1]
 
 
 def padded_length(length):

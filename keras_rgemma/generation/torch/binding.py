@@ -30,7 +30,6 @@ from keras_rgemma.layers.rms_norm import RMSNorm, rms_norm
 from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
 from keras_rgemma.ops.rope import apply_rotation
-from keras_rgemma.ops.soft_cap.torch import soft_cap
 from keras_rgemma.ops.window_attention import updated_ring, window_attention, with_token
 from keras_rgemma.ops.window_attention.torch import write_slots_in_place
 
@@ -109,9 +108,10 @@ def _linear(layer):
     if layer.quantization_mode:
         return _quantized(layer)
     dtype, kernel, bias, low_rank = _plain_parts(layer)
+    multiply = resolve("matmul")
 
     def product(x):
-        return functional.linear(x, kernel().mT, None if bias is None else bias())
+        return multiply(x, kernel(), None if bias is None else bias(), False)
 
     return _linear_map(dtype, product, None, low_rank)
 
@@ -164,12 +164,12 @@ def _embedding(layer):
     if layer.quantization_mode:
         return _rounded_embedding(layer)
     embeddings_VD = _value(layer.embeddings, getattr(torch, layer.compute_dtype))
-    cap = layer.logit_soft_cap
+    cap, multiply, soft_cap = layer.logit_soft_cap, resolve("matmul"), resolve("soft_cap")
 
     def run(x, reverse=False):
         if not reverse:
             return functional.embedding(x, embeddings_VD())
-        logits = functional.linear(x, embeddings_VD())
+        logits = multiply(x, embeddings_VD(), None, True)
         return logits if cap is None else soft_cap(logits, cap)
 
     return run
@@ -179,6 +179,7 @@ def _rounded_embedding(layer):
     """Binds an embedding in int8 or int4: its logits alone take much of a token's time."""
     dtype, cap = getattr(torch, layer.compute_dtype), layer.logit_soft_cap
     mode, quantizer = layer.quantization_mode, layer.inputs_quantizer
+    soft_cap = resolve("soft_cap")
     size, arrays = int4_group_size(layer), embedding_arrays(layer)
     is_int8 = mode == "int8" and type(quantizer) is keras.quantizers.AbsMaxQuantizer
     is_int4 = mode == "int4" and is_fast(quantizer, arrays.get("embeddings_zero"), size)

@@ -24,8 +24,8 @@ def window_attention(query, key, value, places, window, history=None, *, impleme
         window: int, W.
         history: None, or a pair `(keys, values)` of [B, W, num_key_value_heads, K]: a ring buffer
             with the key of position p in slot p % W. Rows then hold tokens first, pads last.
-        implementation: "auto", or the name of one of this backend's implementations: "blocks", and
-            on JAX for TPUs "splash".
+        implementation: "auto", or the name of one of this backend's implementations: "blocks",
+            "sdpa" on PyTorch, and "splash" on JAX for TPUs.
 
     Returns:
         float [B, T, H, K]; at pads, finite numbers without meaning.
