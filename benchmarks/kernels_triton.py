@@ -15,7 +15,6 @@ benchmarks/results/NAME.json and benchmarks/NAME.md.
 import argparse
 import functools
 import importlib.util
-import json
 import pathlib
 import re
 import statistics
@@ -24,11 +23,11 @@ import tempfile
 
 import torch
 import triton
+from publish import publish
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from keras_rgemma.benchmarks.machine import versions
-from keras_rgemma.files import write_json
 from keras_rgemma.ops.linear_recurrence.torch import chunked, triton_kernels, triton_operators
 
 FOLDER = pathlib.Path(__file__).parent
@@ -277,11 +276,7 @@ def main():
         for size in args.sizes:
             for dtype in args.dtypes:
                 report["measured"] += measured(size, dtype, bandwidth)
-    print(markdown(report))
-    print(json.dumps(report))
-    if args.write:
-        write_json(FOLDER / "results" / f"{args.write}.json", report)
-        (FOLDER / f"{args.write}.md").write_text(markdown(report), encoding="utf-8")
+    publish(FOLDER, args.write, report, markdown(report))
 
 
 if __name__ == "__main__":

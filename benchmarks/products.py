@@ -11,16 +11,15 @@ does. `--write NAME` writes benchmarks/results/NAME.json and benchmarks/NAME.md.
 
 import argparse
 import itertools
-import json
 import pathlib
 import statistics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from publish import publish
 
 from keras_rgemma.benchmarks.machine import ceilings, host, repeat, versions
-from keras_rgemma.files import write_json
 
 FOLDER = pathlib.Path(__file__).parent
 SIZES = {"2b": (2560, 7680, 6), "tiny": (64, 96, 2)}
@@ -124,11 +123,7 @@ def main():
     report = {"command": f"{command} --write {args.write}" if args.write else command}
     report |= {"machine": host(), "versions": versions(), "ceilings": ceilings()}
     report["results"] = results
-    print(markdown(report))
-    print(json.dumps(report))
-    if args.write:
-        write_json(FOLDER / "results" / f"{args.write}.json", report)
-        (FOLDER / f"{args.write}.md").write_text(markdown(report), encoding="utf-8")
+    publish(FOLDER, args.write, report, markdown(report))
 
 
 if __name__ == "__main__":

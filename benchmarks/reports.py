@@ -10,12 +10,12 @@ import statistics
 import sys
 from typing import NamedTuple
 
+from publish import publish
 from targets import GEMMA, OURS
 
 from keras_rgemma.backend import BACKENDS
 from keras_rgemma.benchmarks.machine import ceilings, host, in_child, versions
 from keras_rgemma.benchmarks.plots import NAMES, Line, draw
-from keras_rgemma.files import write_json
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 PACKAGES = (OURS, GEMMA)
@@ -237,13 +237,7 @@ def finish(args, report, page, has_failed):
         page: str, the same as a page.
         has_failed: bool, whether a measurement has failed.
     """
-    print(page)
-    print(json.dumps(report))
-    if args.write:
-        path = args.folder / "results" / f"{args.write}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, report)
-        (args.folder / f"{args.write}.md").write_text(page, encoding="utf-8")
+    publish(args.folder, args.write, report, page)
     sys.exit(has_failed)
 
 

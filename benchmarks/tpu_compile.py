@@ -24,11 +24,11 @@ import tpu  # isort: skip, it sets what JAX reads when it is imported
 import jax
 import jax.numpy as jnp
 import keras
+from publish import publish
 
 import keras_rgemma
 from keras_rgemma.benchmarks.machine import host, versions
 from keras_rgemma.checkpoints.loading import build_uninitialized
-from keras_rgemma.files import write_json
 from keras_rgemma.generation.decode import NO_TOKEN, DecodeState, decode_step
 from keras_rgemma.model.samplers import read_sampler, without_softmax
 from keras_rgemma.ops.cross_entropy import cross_entropy
@@ -194,11 +194,7 @@ def main():
     report = {"command": f"python benchmarks/tpu_compile.py {shlex.join(sys.argv[1:])}".strip()}
     report |= {"preset": args.preset, "chip": args.chip, **host(), "versions": versions()}
     report |= {"libtpu": tpu.version(), "results": results}
-    print(markdown(report))
-    print(json.dumps(report))
-    if args.write:
-        write_json(HERE / "results" / f"{args.write}.json", report)
-        (HERE / f"{args.write}.md").write_text(markdown(report), encoding="utf-8")
+    publish(HERE, args.write, report, markdown(report))
 
 
 if __name__ == "__main__":

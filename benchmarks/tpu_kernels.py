@@ -26,9 +26,9 @@ import tpu  # isort: skip, it sets what JAX reads when it is imported
 
 import jax
 import jax.numpy as jnp
+from publish import publish
 
 from keras_rgemma.benchmarks.machine import host, versions
-from keras_rgemma.files import write_json
 from keras_rgemma.ops.linear_recurrence.jax import IMPLEMENTATIONS
 from keras_rgemma.ops.linear_recurrence.jax.pallas.kernels import GROUP, LANES, STEPS, Blocks
 
@@ -175,11 +175,7 @@ def main():
     report |= {"machine": host(), "versions": versions(), "libtpu": tpu.version()}
     report |= {"chips": args.chips, "schedules": in_new_process(args)}
     report["results"] = measure_all(args)
-    print(markdown(report))
-    print(json.dumps(report))
-    if args.write:
-        write_json(HERE / "results" / f"{args.write}.json", report)
-        (HERE / f"{args.write}.md").write_text(markdown(report), encoding="utf-8")
+    publish(HERE, args.write, report, markdown(report))
 
 
 if __name__ == "__main__":
