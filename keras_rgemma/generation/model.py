@@ -69,7 +69,7 @@ class BoundModel(NamedTuple):
         step, compute_logits: functions as of `Model`.
         decoding: the `BoundModel` for one new token a row, whose `step` may write into the ring
             buffers of its argument `state`; None where arrays cannot change.
-        context: function that returns the context manager in which decoding runs.
+        context: function that returns the context manager in which a token is written.
     """
 
     step: Callable

@@ -1,9 +1,12 @@
 """Runs functions of a model and tensors on PyTorch; `torch.compile` may compile the decode step."""
 
+import contextlib
+
 import torch
 
 from keras_rgemma.generation.torch.binding import bind, bind_in_place
 from keras_rgemma.generation.torch.block import decode_block, with_plain_strides
+from keras_rgemma.generation.torch.threads import Threads
 from keras_rgemma.layers.binding import unchanged
 
 __all__ = ["compile_program", "compiles_slowly", "decode_block"]
@@ -29,10 +32,9 @@ def compile_program(function, model, sampler, jit_compile):
     """
     del sampler
     with torch.no_grad():
-        # Compiled functions check what they are given, which tensors of inference mode refuse.
-        context = torch.no_grad if jit_compile else torch.inference_mode
         decoding = model.bound(bind_in_place, _compiled if jit_compile else unchanged)
-        bound = model.bound(bind)._replace(decoding=decoding._replace(context=context))
+        decoding = decoding._replace(context=_context(jit_compile))
+        bound = model.bound(bind)._replace(decoding=decoding)
 
     def run(*args):
         with torch.no_grad():
@@ -40,6 +42,19 @@ def compile_program(function, model, sampler, jit_compile):
 
     run.count = lambda: 0
     return run
+
+
+def _context(jit_compile):
+    """Returns the function that returns the context in which a token is written."""
+    # Compiled functions check what they are given, which tensors of inference mode refuse.
+    mode, threads = torch.no_grad if jit_compile else torch.inference_mode, Threads()
+
+    @contextlib.contextmanager
+    def context():
+        with threads.chosen(), mode():
+            yield
+
+    return context
 
 
 def _compiled(function):

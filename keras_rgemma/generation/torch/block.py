@@ -12,23 +12,18 @@ def decode_block(model, sampler, stop_token_ids, state, size):
     # The ring buffers of the argument belong to the caller; the copies belong to this block.
     layers = tuple(map(_own, state.model.layers))
     state = state._replace(model=state.model._replace(layers=layers))
-    with model.decoding.context():
-        tokens, state = _decode_block(model.decoding, sampler, stop_token_ids, state, int(size))
-    return tokens, keras.tree.map_structure(_normal, state)
-
-
-def _decode_block(model, sampler, stop_token_ids, state, size):
     has_begun = bool((state.model.num_tokens > 0).all())
     ended = state.ended.tolist()
     columns = []
     while len(columns) < size and not all(ended):
-        all_active = not any(ended)
-        state, output = decode_step(model, sampler, stop_token_ids, state, all_active, has_begun)
+        flags = {"all_active": not any(ended), "has_begun": has_begun}
+        with model.decoding.context():
+            state, output = decode_step(model.decoding, sampler, stop_token_ids, state, **flags)
+            has_begun, ended = True, state.ended.tolist()
         columns.append(output)
-        has_begun, ended = True, state.ended.tolist()
     if not columns:
         columns = [torch.full_like(state.last_token_ids, NO_TOKEN)]
-    return torch.stack(columns), state
+    return keras.tree.map_structure(_normal, (torch.stack(columns), state))
 
 
 def with_plain_strides(structure):
