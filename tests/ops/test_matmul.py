@@ -76,3 +76,31 @@ def test_the_number_of_rows_may_be_a_symbol(implementation):
     for count in (1, 5):
         x, kernel = (np.ones(shape, "bfloat16") for shape in ((count, 3), (3, 4)))
         np.testing.assert_array_equal(exported.call(x, kernel), 3 * np.ones((count, 4)))
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="products of PyTorch without gradient"
+)
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("parts", [1, 2, 3, 16])
+def test_a_few_rows_in_parts(dtype, transpose, has_bias, parts, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(BACKEND, "PARTS", parts)
+    BACKEND._parts.cache_clear()
+    for rows in (0, 1, 2, 32, 33):
+        x, kernel, _ = arrays((rows, 1), transpose, dtype)
+        bias = np.arange(7, dtype="float32") if has_bias else None
+        tensors = [None if y is None else ops.cast(y, dtype) for y in (x, kernel, bias)]
+        expected = reference.matmul(x, kernel, bias, transpose)
+        tolerance = 2 * ROUNDING[dtype] * (1 + np.abs(expected).max(initial=0))
+        for turned in (False, True):  # as a view of a matrix that lies the other way
+            if turned:
+                tensors[1] = tensors[1].mT.contiguous().mT
+            for mode in (torch.inference_mode, torch.no_grad):
+                with mode():
+                    y = matmul(*tensors, transpose_kernel=transpose, implementation="parts")
+                np.testing.assert_allclose(y.float(), expected, rtol=0, atol=tolerance)
+    BACKEND._parts.cache_clear()

@@ -190,7 +190,7 @@ def _rounded_embedding(layer):
     def run(x, reverse=False):
         if not reverse:
             return layer(x)
-        logits = rounded_logits(mode, x.to(dtype), arrays, quantizer, size)
+        logits = rounded_logits(mode, x.to(dtype), arrays, quantizer)
         return logits if cap is None else soft_cap(logits, cap)
 
     return run
