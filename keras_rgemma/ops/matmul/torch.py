@@ -16,6 +16,7 @@ from keras_rgemma.ops.matmul.plain import multiply
 # which may change from token to token: the order of sums, and with it the results, shall not.
 PARTS = min(16, torch.get_num_threads())
 MOST_ROWS = 32  # for more the threads have enough work
+SMALLEST = 1 << 16  # elements of a matrix; to divide a smaller one takes longer than it saves
 HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 
 
@@ -32,12 +33,13 @@ def _linear(x, kernel, bias, transpose_kernel):
 
 def _by_parts(x, kernel, bias, transpose_kernel):
     """Multiplies a few rows by parts of a matrix that lies on a CPU, without gradients."""
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    rows = x.shape[:-1].numel()
     if (
-        not 0 < rows <= MOST_ROWS
-        or x.device.type != "cpu"
+        kernel.numel() < SMALLEST
+        or not 0 < rows <= MOST_ROWS
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
+        or x.device.type != "cpu"
         or x.dtype != kernel.dtype
     ):
         return _linear(x, kernel, bias, transpose_kernel)
