@@ -161,6 +161,21 @@ def test_int8_matrices_are_multiplied(rows):
         assert torch.equal(product, x.int() @ kernel.int())
 
 
+@on_torch
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_onednn_multiplies_matrices_of_any_strides(has_bias):
+    import torch
+
+    from keras_rgemma.keras_internals.torch import onednn_product
+
+    x, kernel = torch.rand(7, 9), torch.rand(9, 5)
+    bias = torch.rand(5) if has_bias else None
+    expected = x @ kernel + (bias if has_bias else 0)
+    for laid_out_x in (x, x.mT.contiguous().mT):
+        for laid_out in (kernel, kernel.mT.contiguous().mT):
+            torch.testing.assert_close(onednn_product(laid_out_x, laid_out, bias), expected)
+
+
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="arrays of JAX")
 def test_an_array_is_turned_and_nobody_sees_it():
     import jax.numpy as jnp

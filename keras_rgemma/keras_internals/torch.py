@@ -108,6 +108,16 @@ def int_mm(x, kernel):
     return torch._int_mm(x, kernel)
 
 
+def onednn_product(x, kernel, bias=None):
+    """Multiplies float32 [M, I] by [I, J] on a CPU with oneDNN, not MKL; it has no gradient.
+
+    Args:
+        x, kernel: float32 tensors of any strides.
+        bias: float32 tensor [J], or None.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, kernel.mT, bias, "none", [], "")
+
+
 no_gradients = torch.no_grad
 
 

@@ -78,20 +78,22 @@ def test_the_number_of_rows_may_be_a_symbol(implementation):
         np.testing.assert_array_equal(exported.call(x, kernel), 3 * np.ones((count, 4)))
 
 
-@pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="products of PyTorch without gradient"
-)
+ON_TORCH = pytest.mark.skipif(keras.config.backend() != "torch", reason="choices of PyTorch")
+
+
+@ON_TORCH
+@pytest.mark.parametrize("implementation", ["rows", "onednn"])
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("parts", [1, 2, 3, 16])
-def test_a_few_rows_in_parts(dtype, transpose, has_bias, parts, monkeypatch):
+def test_rows_without_gradients(implementation, dtype, transpose, has_bias, parts, monkeypatch):
     import torch
 
     monkeypatch.setattr(BACKEND, "PARTS", parts)
     monkeypatch.setattr(BACKEND, "SMALLEST", 0)
     BACKEND._parts.cache_clear()
-    for rows in (0, 1, 2, 32, 33):
+    for rows in (0, 1, 2):
         x, kernel, _ = arrays((rows, 1), transpose, dtype)
         bias = np.arange(7, dtype="float32") if has_bias else None
         tensors = [None if y is None else ops.cast(y, dtype) for y in (x, kernel, bias)]
@@ -102,6 +104,38 @@ def test_a_few_rows_in_parts(dtype, transpose, has_bias, parts, monkeypatch):
                 tensors[1] = tensors[1].mT.contiguous().mT
             for mode in (torch.inference_mode, torch.no_grad):
                 with mode():
-                    y = matmul(*tensors, transpose_kernel=transpose, implementation="parts")
+                    y = matmul(*tensors, transpose_kernel=transpose, implementation=implementation)
                 np.testing.assert_allclose(y.float(), expected, rtol=0, atol=tolerance)
     BACKEND._parts.cache_clear()
+
+
+@ON_TORCH
+def test_products_with_onednn_have_second_derivatives():
+    import torch
+
+    arguments = tuple(torch.rand(shape) for shape in ((3, 4), (4, 5), (5,)))
+
+    def loss(x, kernel, bias):
+        return matmul(x, kernel, bias, implementation="onednn").square().sum()
+
+    def plain_loss(x, kernel, bias):
+        return (x @ kernel + bias).square().sum()
+
+    found, expected = (
+        torch.autograd.functional.hessian(function, arguments) for function in (loss, plain_loss)
+    )
+    for pair in zip(found, expected, strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
+
+
+@ON_TORCH
+@pytest.mark.parametrize("processor", ["AuthenticAMD", "GenuineIntel"])
+def test_the_processor_chooses(processor, monkeypatch):
+    choose = BACKEND._is_faster_with_onednn
+    choose.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(BACKEND.pathlib.Path, "read_text", lambda *_, **__: processor)
+        patch.setattr(BACKEND.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+        chosen = BACKEND.default_implementation()
+    choose.cache_clear()
+    assert chosen == ("onednn" if processor == "AuthenticAMD" else "rows")

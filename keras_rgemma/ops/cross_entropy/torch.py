@@ -2,6 +2,8 @@
 
 import torch
 
+from keras_rgemma.ops.matmul.torch import product
+
 
 def default_implementation():
     return "chunked"
@@ -9,7 +11,7 @@ def default_implementation():
 
 def _logits(hidden_CD, embeddings_VD, soft_cap):
     """Computes logits. Here and below in place: a new array takes longer than a step in it."""
-    logits_CV = (hidden_CD @ embeddings_VD.T).float()
+    logits_CV = product(hidden_CD, embeddings_VD.T).float()
     return logits_CV if soft_cap is None else logits_CV.div_(soft_cap).tanh_().mul_(soft_cap)
 
 
@@ -47,9 +49,9 @@ class _CrossEntropy(torch.autograd.Function):
             if ctx.soft_cap is not None:
                 d_CV *= logits_CV.div_(ctx.soft_cap).square_().neg_().add_(1.0)
             d_CV = d_CV.to(hidden.dtype)
-            d_hidden[i] = d_CV @ embeddings
+            d_hidden[i] = product(d_CV, embeddings)
             if needs_embedding_gradient:
-                total_VD += d_CV.T @ hidden_CD
+                total_VD += product(d_CV.T, hidden_CD)
         return (
             d_hidden,
             total_VD.to(embeddings.dtype) if needs_embedding_gradient else None,

@@ -1,27 +1,40 @@
 """Multiplies rows by a matrix on PyTorch.
 
-PyTorch gives the product of a few rows on a CPU to MKL, which may run it in one thread, or in half
-precision to oneDNN, which copies the matrix. Either reads at half of the speed of memory or less
-(benchmarks/products_torch.py).
+On a CPU PyTorch asks MKL, or in half precision oneDNN. A single row MKL may give to one thread, and
+oneDNN copies the matrix first; MKL does not use all that AMD's processors have. How much faster the
+ways below are is in benchmarks/products_torch.md.
 """
 
 import functools
+import pathlib
+import platform
 
 import torch
 from torch.nn import functional
 
+from keras_rgemma.keras_internals.torch import onednn_product
 from keras_rgemma.ops.matmul.plain import multiply
 
-# Parts of a matrix that are multiplied side by side. It does not follow the number of threads,
-# which may change from token to token: the order of sums, and with it the results, shall not.
+# The bags that a single row is summed in. It does not follow the number of threads, which may
+# change from token to token: the order of sums, and with it the results, shall not.
 PARTS = min(16, torch.get_num_threads())
-MOST_ROWS = 32  # for more the threads have enough work
-SMALLEST = 1 << 16  # elements of a matrix; to divide a smaller one takes longer than it saves
+SMALLEST = 1 << 16  # elements of a matrix that is worth bags
 HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def default_implementation():
-    return "parts"
+    return "onednn" if _is_faster_with_onednn() else "rows"
+
+
+@functools.cache
+def _is_faster_with_onednn():
+    """Returns whether this is a processor of AMD with AVX-512."""
+    try:
+        processor = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="ignore")
+    except OSError:
+        processor = platform.processor()
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "AuthenticAMD" in processor and has_avx512 and torch.backends.mkldnn.is_available()
 
 
 def _linear(x, kernel, bias, transpose_kernel):
@@ -31,52 +44,87 @@ def _linear(x, kernel, bias, transpose_kernel):
     return functional.linear(x, kernel if transpose_kernel else kernel.mT, bias)
 
 
-def _by_parts(x, kernel, bias, transpose_kernel):
-    """Multiplies a few rows by parts of a matrix that lies on a CPU, without gradients."""
-    rows = x.shape[:-1].numel()
-    if (
-        kernel.numel() < SMALLEST
-        or not 0 < rows <= MOST_ROWS
-        or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or x.device.type != "cpu"
-        or x.dtype != kernel.dtype
-    ):
+def _rows(x, kernel, bias, transpose_kernel):
+    """Multiplies as `_linear`, but a single row without gradients as the rows of an embedding."""
+    if not _is_single_row(x, kernel, transpose_kernel):
         return _linear(x, kernel, bias, transpose_kernel)
-    x_BI = x.reshape(rows, -1)
-    if rows == 1 and HAS_FBGEMM and not transpose_kernel and kernel.is_contiguous():
-        y_BJ = _sum_of_rows(x_BI[0], kernel)[None]
-    elif x.dtype != torch.float32:
-        return _linear(x, kernel, bias, transpose_kernel)
-    elif transpose_kernel:
-        y_BJ = _product_by_outputs(x_BI, kernel)
-    else:
-        y_BJ = _product_by_inputs(x_BI, kernel)
-    y = y_BJ.view(*x.shape[:-1], -1)
+    indices, offsets = bags(len(kernel), len(kernel) // _parts(len(kernel)))
+    # A weighted sum of rows: computed in float32, by all threads, at the speed of memory.
+    parts_PJ = torch.embedding_bag(
+        kernel, indices, offsets, mode=0, per_sample_weights=x.reshape(-1)
+    )[0]
+    y_J = parts_PJ[0] if len(parts_PJ) == 1 else parts_PJ.sum(0)
+    y = y_J.view(*x.shape[:-1], -1)
     return y if bias is None else y + bias
 
 
-def _sum_of_rows(x_I, kernel_IJ):
-    """Sums the rows of a matrix, weighted, as those of an embedding: in float32, by a vector."""
-    indices, offsets = bags(len(x_I), len(x_I) // _parts(len(x_I)))
-    y_PJ = torch.embedding_bag(
-        kernel_IJ, indices, offsets, mode=0, per_sample_weights=x_I.contiguous()
-    )[0]
-    return y_PJ[0] if len(y_PJ) == 1 else y_PJ.sum(0)
+def _is_single_row(x, kernel, transpose_kernel):
+    return (
+        x.numel() == len(kernel)
+        and kernel.numel() >= SMALLEST
+        and not transpose_kernel
+        and HAS_FBGEMM
+        and not torch.is_grad_enabled()
+        and _is_on_cpu(x, kernel)
+        and kernel.is_contiguous()
+    )
 
 
-def _product_by_inputs(x_BI, kernel_IJ):
-    parts = _parts(x_BI.shape[1])
-    x_PBI = x_BI.unflatten(1, (parts, -1)).transpose(0, 1)
-    y_PBJ = torch.bmm(x_PBI, kernel_IJ.unflatten(0, (parts, -1)))
-    return y_PBJ.sum(0)
+def _is_on_cpu(x, kernel):
+    return x.device.type == "cpu" and x.dtype == kernel.dtype and not torch.compiler.is_compiling()
 
 
-def _product_by_outputs(x_BI, kernel_JI):
-    parts = _parts(len(kernel_JI))
-    x_PBI = x_BI.expand(parts, *x_BI.shape)
-    y_PBJ = torch.bmm(x_PBI, kernel_JI.unflatten(0, (parts, -1)).mT)
-    return y_PBJ.transpose(0, 1).flatten(1)
+def _onednn(x, kernel, bias, transpose_kernel):
+    """Multiplies as `_rows`, but several rows in float32 with oneDNN."""
+    is_wanted = x.dtype == torch.float32 and x.shape[:-1].numel() > 0 and _is_on_cpu(x, kernel)
+    if not is_wanted or _is_single_row(x, kernel, transpose_kernel):
+        return _rows(x, kernel, bias, transpose_kernel)
+    kernel = kernel.mT if transpose_kernel else kernel
+    y = _product(x.reshape(-1, x.shape[-1]), kernel, bias)
+    return y.view(*x.shape[:-1], -1)
+
+
+def product(x_MI, kernel_IJ, bias_J=None):
+    """Multiplies two matrices, without a gradient, by the default implementation.
+
+    Args:
+        x_MI: float tensor.
+        kernel_IJ: tensor of the same dtype.
+        bias_J: tensor of the same dtype, or None.
+    """
+    is_float32 = x_MI.dtype == torch.float32 and x_MI.device.type == "cpu" and len(x_MI) > 0
+    if is_float32 and _is_faster_with_onednn() and not torch.compiler.is_compiling():
+        return onednn_product(x_MI, kernel_IJ, bias_J)
+    return functional.linear(x_MI, kernel_IJ.mT, bias_J)
+
+
+class _Product(torch.autograd.Function):
+    """Gives the product with oneDNN, which has none of its own, a gradient of such products."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x_MI, kernel_IJ, bias_J):
+        return onednn_product(x_MI, kernel_IJ, bias_J)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, upstream_MJ):
+        x_MI, kernel_IJ = ctx.saved_tensors
+        needs_x, needs_kernel, needs_bias = ctx.needs_input_grad
+        return (
+            _product(upstream_MJ, kernel_IJ.mT) if needs_x else None,
+            _product(x_MI.mT, upstream_MJ) if needs_kernel else None,
+            upstream_MJ.sum(0) if needs_bias else None,
+        )
+
+
+def _product(x_MI, kernel_IJ, bias_J=None):
+    run = _Product.apply if torch.is_grad_enabled() else onednn_product
+    return run(x_MI, kernel_IJ, bias_J)
 
 
 @functools.cache
@@ -92,4 +140,4 @@ def bags(rows, size):
     return indices, indices[::size].contiguous()
 
 
-IMPLEMENTATIONS = {"linear": _linear, "parts": _by_parts, "keras": multiply}
+IMPLEMENTATIONS = {"linear": _linear, "rows": _rows, "onednn": _onednn, "keras": multiply}
