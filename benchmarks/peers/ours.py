@@ -18,7 +18,11 @@ class KerasModel:
     def prefill(self, ids):
         """Returns a function that computes all logits of ids [B, T]."""
         inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
-        return lambda: self.lm.predict_on_batch(inputs)
+        if keras.config.backend() != "torch":
+            return lambda: self.lm.predict_on_batch(inputs)
+        import torch  # as transformers does it: `predict` would make an array of the logits
+
+        return torch.inference_mode()(lambda: self.lm(inputs))
 
     def decode(self, ids, new_tokens):
         """Returns a function that generates after ids [B, T]."""

@@ -1,6 +1,8 @@
 """Loads the weights of a checkpoint into a model that was created without values."""
 
+import concurrent.futures
 import math
+import os
 
 import keras
 import ml_dtypes
@@ -11,7 +13,8 @@ from keras_rgemma.checkpoints import names
 from keras_rgemma.keras_internals import variables as internals
 
 CHUNK = 1 << 24  # elements compared in one go, so that temporaries stay small
-_COLUMNS = 256  # copied in one go when a matrix is transposed
+_TILE = 512, 32  # rows and columns of a matrix that are transposed in one go, for the cache
+_WORTH_THREADS = 1 << 20  # bytes
 _LISTED = 8  # names in one error
 _WORTH_A_BAR = 1 << 27  # bytes
 
@@ -188,11 +191,24 @@ def in_rows(array):
     """Makes an array contiguous, by a copy if need be: some backends would keep its strides."""
     if array.flags.c_contiguous:
         return array
+    if array.ndim < 2:
+        return array.copy()
     copy = np.empty(array.shape, array.dtype)
     source, target = (x.view(_bits(array.dtype)) for x in (array, copy))
-    for start in range(0, array.shape[-1], _COLUMNS):  # few enough for the cache
-        columns = slice(start, start + _COLUMNS)
-        target[..., columns] = source[..., columns]
+    *_, rows, columns = array.shape
+
+    def fill(first, last):
+        for i in range(first, last, _TILE[0]):
+            for j in range(0, columns, _TILE[1]):
+                tile = ..., slice(i, min(i + _TILE[0], last)), slice(j, j + _TILE[1])
+                target[tile] = source[tile]
+
+    size = -(-rows // (os.cpu_count() or 1))  # each thread fills rows of its own
+    if array.nbytes < _WORTH_THREADS:
+        size = rows
+    starts = range(0, rows, size)
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        list(threads.map(fill, starts, (min(start + size, rows) for start in starts)))
     return copy
 
 
