@@ -92,7 +92,7 @@ def test_rows_without_gradients(implementation, dtype, transpose, has_bias, part
 
     monkeypatch.setattr(BACKEND, "PARTS", parts)
     monkeypatch.setattr(BACKEND, "SMALLEST", 0)
-    BACKEND._parts.cache_clear()
+    BACKEND._kept_parts.cache_clear()
     for rows in (0, 1, 2):
         x, kernel, _ = arrays((rows, 1), transpose, dtype)
         bias = np.arange(7, dtype="float32") if has_bias else None
@@ -106,7 +106,7 @@ def test_rows_without_gradients(implementation, dtype, transpose, has_bias, part
                 with mode():
                     y = matmul(*tensors, transpose_kernel=transpose, implementation=implementation)
                 np.testing.assert_allclose(y.float(), expected, rtol=0, atol=tolerance)
-    BACKEND._parts.cache_clear()
+    BACKEND._kept_parts.cache_clear()
 
 
 @ON_TORCH

@@ -48,7 +48,8 @@ def _rows(x, kernel, bias, transpose_kernel):
     """Multiplies as `_linear`, but a single row without gradients as the rows of an embedding."""
     if not _is_single_row(x, kernel, transpose_kernel):
         return _linear(x, kernel, bias, transpose_kernel)
-    indices, offsets = bags(len(kernel), len(kernel) // _parts(len(kernel)))
+    parts = _parts if torch.compiler.is_compiling() else _kept_parts
+    indices, offsets = parts(len(kernel))
     # A weighted sum of rows: computed in float32, by all threads, at the speed of memory.
     parts_PJ = torch.embedding_bag(
         kernel, indices, offsets, mode=0, per_sample_weights=x.reshape(-1)
@@ -65,23 +66,25 @@ def _is_single_row(x, kernel, transpose_kernel):
         and not transpose_kernel
         and HAS_FBGEMM
         and not torch.is_grad_enabled()
-        and _is_on_cpu(x, kernel)
+        and x.device.type == "cpu"
+        and x.dtype == kernel.dtype
         and kernel.is_contiguous()
     )
 
 
-def _is_on_cpu(x, kernel):
-    return x.device.type == "cpu" and x.dtype == kernel.dtype and not torch.compiler.is_compiling()
-
-
 def _onednn(x, kernel, bias, transpose_kernel):
     """Multiplies as `_rows`, but several rows in float32 with oneDNN."""
-    is_wanted = x.dtype == torch.float32 and x.shape[:-1].numel() > 0 and _is_on_cpu(x, kernel)
-    if not is_wanted or _is_single_row(x, kernel, transpose_kernel):
+    if not _takes_onednn(x, kernel) or _is_single_row(x, kernel, transpose_kernel):
         return _rows(x, kernel, bias, transpose_kernel)
     kernel = kernel.mT if transpose_kernel else kernel
     y = _product(x.reshape(-1, x.shape[-1]), kernel, bias)
     return y.view(*x.shape[:-1], -1)
+
+
+def _takes_onednn(x, kernel):
+    is_float32 = x.dtype == kernel.dtype == torch.float32
+    has_rows = x.shape[:-1].numel() > 0
+    return is_float32 and has_rows and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def product(x_MI, kernel_IJ, bias_J=None):
@@ -92,8 +95,7 @@ def product(x_MI, kernel_IJ, bias_J=None):
         kernel_IJ: tensor of the same dtype.
         bias_J: tensor of the same dtype, or None.
     """
-    is_float32 = x_MI.dtype == torch.float32 and x_MI.device.type == "cpu" and len(x_MI) > 0
-    if is_float32 and _is_faster_with_onednn() and not torch.compiler.is_compiling():
+    if _takes_onednn(x_MI, kernel_IJ) and _is_faster_with_onednn():
         return onednn_product(x_MI, kernel_IJ, bias_J)
     return functional.linear(x_MI, kernel_IJ.mT, bias_J)
 
@@ -127,17 +129,16 @@ def _product(x_MI, kernel_IJ, bias_J=None):
     return run(x_MI, kernel_IJ, bias_J)
 
 
-@functools.cache
-def _parts(size):
-    """Returns the largest number of equal parts of a dimension, at most `PARTS`."""
-    return max(parts for parts in range(1, PARTS + 1) if size % parts == 0)
-
-
-@functools.cache
 def bags(rows, size):
     """Returns the indices of rows and the offsets of bags of `size` rows, for `embedding_bag`."""
     indices = torch.arange(rows, dtype=torch.int32, device="cpu")
     return indices, indices[::size].contiguous()
 
 
+def _parts(rows):
+    """Returns the bags of rows in as many equal parts as there may be."""
+    return bags(rows, rows // max(parts for parts in range(1, PARTS + 1) if rows % parts == 0))
+
+
+_kept_parts = functools.cache(_parts)
 IMPLEMENTATIONS = {"linear": _linear, "rows": _rows, "onednn": _onednn, "keras": multiply}
