@@ -12,7 +12,9 @@ and NAME.md.
 import argparse
 import os
 import pathlib
+import shlex
 import statistics
+import sys
 
 os.environ["KERAS_BACKEND"] = "torch"
 
@@ -88,8 +90,7 @@ def main():
                     rates = {name: measure(name, *inputs) for name in NAMES}
                     kind = {"size": size, "dtype": dtype, "layout": layout, "rows": rows}
                     results.append({**kind, "gb_per_s": rates})
-    command = f"python benchmarks/products_torch.py --rows {' '.join(map(str, args.rows))}"
-    report = {"command": f"{command} --write {args.write}" if args.write else command}
+    report = {"command": shlex.join(["python", "benchmarks/products_torch.py", *sys.argv[1:]])}
     report |= {"machine": host(), "versions": versions(), "ceilings": ceilings()}
     report |= {"threads": torch.get_num_threads(), "default": default_implementation()}
     report["results"] = results

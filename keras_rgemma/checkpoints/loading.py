@@ -203,9 +203,10 @@ def in_rows(array):
                 tile = ..., slice(i, min(i + _TILE[0], last)), slice(j, j + _TILE[1])
                 target[tile] = source[tile]
 
-    size = -(-rows // (os.cpu_count() or 1))  # each thread fills rows of its own
     if array.nbytes < _WORTH_THREADS:
-        size = rows
+        fill(0, rows)
+        return copy
+    size = -(-rows // (os.cpu_count() or 1))  # each thread fills rows of its own
     starts = range(0, rows, size)
     with concurrent.futures.ThreadPoolExecutor() as threads:
         list(threads.map(fill, starts, (min(start + size, rows) for start in starts)))

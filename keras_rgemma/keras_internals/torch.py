@@ -112,9 +112,10 @@ def onednn_product(x, kernel, bias=None):
     """Multiplies float32 [M, I] by [I, J] on a CPU with oneDNN, not MKL; it has no gradient.
 
     Args:
-        x, kernel: float32 tensors of any strides.
-        bias: float32 tensor [J], or None.
+        x, kernel, bias: float32 tensors of any strides; the bias, [J], may be None.
     """
+    # oneDNN does not heed the strides of a bias.
+    bias = None if bias is None else bias.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, kernel.mT, bias, "none", [], "")
 
 

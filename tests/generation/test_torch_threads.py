@@ -1,5 +1,7 @@
 """On PyTorch a token is computed with the threads for which the process gets processors."""
 
+import threading
+
 import keras
 import keras_hub
 import pytest
@@ -11,6 +13,7 @@ if keras.backend.backend() != "torch":
 
 import torch
 
+from keras_rgemma.generation.torch import compile_program
 from keras_rgemma.generation.torch import threads as module
 from keras_rgemma.generation.torch.threads import Threads
 
@@ -89,3 +92,34 @@ def test_generate_leaves_the_setting(monkeypatch):
     lm.generate({"token_ids": [[2, 5, 7]]}, max_new_tokens=4, stop_token_ids=None)
     assert seen[0] == 4 and min(seen) in (1, 2)
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+def test_beside_threads_of_the_program_the_setting_stays(processor, daemon):
+    threads, end = Threads(), threading.Event()
+    other = threading.Thread(target=end.wait, daemon=daemon)
+    other.start()
+    processor.blocks(threads, 4, share=0.5)
+    assert set(processor.blocks(threads, 10, share=1.0)) == {2 if daemon else 4}
+    end.set()
+    other.join()
+
+
+def test_other_threads_than_the_main_one_keep_the_setting(processor):
+    threads, counts = Threads(), []
+    processor.blocks(threads, 4, share=0.5)
+    run = threading.Thread(target=lambda: counts.extend(processor.blocks(threads, 10, share=0.5)))
+    run.start()
+    run.join()
+    assert len(set(counts)) == 1
+
+
+def test_compiled_steps_keep_the_setting():
+    lm = tiny.causal_lm()
+    lm.compile(jit_compile=True)
+    contexts = []
+    function = lambda model, *_: contexts.append(model.decoding.context)  # noqa: E731
+    compile_program(function, lm, None, jit_compile=True)()
+    compile_program(function, lm, None, jit_compile=False)()
+    compiled, uncompiled = contexts
+    assert compiled is torch.no_grad and uncompiled is not torch.no_grad

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from keras import ops
 
+import keras_rgemma
 from compiled import compiled
 from gradients import gradients
+from keras_rgemma.ops.cross_entropy import cross_entropy
 from keras_rgemma.ops.matmul import matmul, reference
 
 BACKEND = importlib.import_module(f"keras_rgemma.ops.matmul.{keras.config.backend()}")
@@ -131,11 +133,86 @@ def test_products_with_onednn_have_second_derivatives():
 @ON_TORCH
 @pytest.mark.parametrize("processor", ["AuthenticAMD", "GenuineIntel"])
 def test_the_processor_chooses(processor, monkeypatch):
-    choose = BACKEND._is_faster_with_onednn
-    choose.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(BACKEND.pathlib.Path, "read_text", lambda *_, **__: processor)
         patch.setattr(BACKEND.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-        chosen = BACKEND.default_implementation()
-    choose.cache_clear()
-    assert chosen == ("onednn" if processor == "AuthenticAMD" else "rows")
+        assert BACKEND.prefers_onednn() == (processor == "AuthenticAMD")
+
+
+@ON_TORCH
+def test_which_way_a_product_goes(monkeypatch):
+    import torch
+
+    ways, monkeypatched = [], monkeypatch.setattr
+    bag, onednn = torch.embedding_bag, BACKEND.onednn_product
+    monkeypatched(torch, "embedding_bag", lambda *x, **y: ways.append("bag") or bag(*x, **y))
+    monkeypatched(BACKEND, "onednn_product", lambda *x: ways.append("onednn") or onednn(*x))
+
+    def way(rows, kernel, implementation, bias=None, transpose=False, dtype="float32"):
+        ways.clear()
+        x = torch.ones(*rows, 512, dtype=getattr(torch, dtype))
+        arguments = {"transpose_kernel": transpose, "implementation": implementation}
+        y = matmul(x, kernel.to(x.dtype), bias, **arguments)
+        assert y.shape == (*rows, 256)
+        return ways[0] if ways else "linear"
+
+    kernel, bias = torch.ones(512, 256), torch.ones(512)[::2]
+    with torch.no_grad():
+        for implementation in ("rows", "onednn"):
+            others = "linear" if implementation == "rows" else "onednn"
+            assert way((1, 1), kernel, implementation) == "bag"
+            assert way((1, 1), kernel, implementation, dtype="bfloat16") == "bag"
+            assert way((2,), kernel, implementation) == others
+            assert way((2,), kernel, implementation, bias) == others
+            assert way((2,), kernel, implementation, dtype="bfloat16") == "linear"
+            assert way((1,), kernel.mT.contiguous(), implementation, transpose=True) == others
+            assert way((1,), kernel.mT.contiguous().mT, implementation) == others
+            assert way((2, 0), kernel, implementation) == "linear"
+            with pytest.raises(RuntimeError, match="shapes"):
+                matmul(torch.ones(2, 256), kernel, implementation=implementation)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert way((2,), kernel, "onednn") == "linear"
+    assert way((1,), kernel, "rows") == "linear"
+    assert way((1,), kernel, "onednn") == "onednn"
+
+
+@ON_TORCH
+def test_a_frozen_kernel_keeps_no_input():
+    import torch
+
+    def kept(x, kernel):
+        shapes = []
+
+        def pack(tensor):
+            shapes.extend([] if tensor is None else [tuple(tensor.shape)])
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            matmul(x, kernel, implementation="onednn").sum().backward()
+        return shapes
+
+    x, kernel = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
+    assert kept(x, kernel.detach()) == [(4, 5)]
+    assert kept(x.detach(), kernel) == [(3, 4)]
+    torch.testing.assert_close(x.grad, torch.full((3, 4), 5.0))
+    torch.testing.assert_close(kernel.grad, torch.full((4, 5), 3.0))
+
+
+@ON_TORCH
+@pytest.mark.parametrize("implementation", ["linear", "onednn"])
+def test_the_loss_takes_the_implementation_that_is_chosen(implementation, monkeypatch):
+    import torch
+
+    calls, onednn = [], BACKEND.onednn_product
+    monkeypatch.setattr(BACKEND, "onednn_product", lambda *x: calls.append(1) or onednn(*x))
+    arrays = [np.random.RandomState(i).normal(size=(6, 8)).astype("f") for i in range(2)]
+    hidden, embeddings = (torch.tensor(x, requires_grad=True) for x in arrays)
+    labels = torch.arange(6)
+    with keras_rgemma.implementation(matmul=implementation):
+        loss, _ = cross_entropy(hidden, embeddings, labels)
+    loss.sum().backward()  # with the choice of that time
+    assert bool(calls) == (implementation == "onednn")
+    expected = torch.tensor(arrays[0], requires_grad=True)
+    logits = expected @ torch.tensor(arrays[1]).T
+    torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    torch.testing.assert_close(hidden.grad, expected.grad)

@@ -46,12 +46,15 @@ def compile_program(function, model, sampler, jit_compile):
 
 def _context(jit_compile):
     """Returns the function that returns the context in which a token is written."""
-    # Compiled functions check what they are given, which tensors of inference mode refuse.
-    mode, threads = torch.no_grad if jit_compile else torch.inference_mode, Threads()
+    if jit_compile:
+        # Compiled functions check what they are given, which tensors of inference mode refuse; and
+        # the number of threads, for each of which there would be a program.
+        return torch.no_grad
+    threads = Threads()
 
     @contextlib.contextmanager
     def context():
-        with threads.chosen(), mode():
+        with threads.chosen(), torch.inference_mode():
             yield
 
     return context

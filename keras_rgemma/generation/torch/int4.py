@@ -4,8 +4,8 @@ Keras puts two numbers into a byte. To make floats of them takes PyTorch longer 
 floats, so a few rows of inputs go other ways. A linear layer sums the rows of its matrix as those
 of an embedding in four bits, for which PyTorch has a kernel. The logits need products with rows:
 inputs are split into digits of 8 bits, and the product of whole numbers reads the embedding as it
-is; three digits hold all of a float32. The results are those of `layers.int4`, but for the order of
-sums.
+is; three digits hold 24 bits below the largest number of a group. The results are those of
+`layers.int4`, but for the order of sums.
 """
 
 import functools
@@ -46,7 +46,7 @@ def int4_map(packed, scale, zero, group_size, shape, dtype):
     def product(x):
         x = x.to(dtype)
         is_compiling = torch.compiler.is_compiling()
-        if plan and x.numel() <= _ROWS * plan.rows and not is_compiling:
+        if plan and 0 < x.numel() <= _ROWS * plan.rows and not is_compiling:
             return _by_bags(x, packed, scale, zero, plan)
         run = _by_groups if by_groups else _by_matrices
         if by_groups and is_compiling and x.numel() == rows:
@@ -71,7 +71,7 @@ def int4_logits(x, packed, scale, zero):
     Returns:
         Float [..., V] in the dtype of `x`.
     """
-    is_few = x.numel() <= _ROWS * x.shape[-1] and not torch.compiler.is_compiling()
+    is_few = 0 < x.numel() <= _ROWS * x.shape[-1] and not torch.compiler.is_compiling()
     run, at_once = (_logits_by_digits, _LOGIT_BYTES) if is_few else (_logits_by_groups, _ELEMENTS)
     at_once = max(1, at_once // packed.shape[1])
     blocks = (slice(start, start + at_once) for start in range(0, len(packed), at_once))
@@ -117,7 +117,7 @@ def _plan(shape, width, size):
         return _Plan(inputs, 1, [(x, *bags(x.stop - x.start, size)) for x in slices])
     if width % outputs:
         return None
-    row, of_one = torch.arange(blocks[0] * inputs), width // outputs
+    row, of_one = torch.arange(blocks[0] * inputs, device="cpu"), width // outputs
     scales = row // of_one // size * of_one + row % of_one
     keys, order = (row // inputs * len(row) + scales).sort(stable=True)
     keys, counts = keys.unique_consecutive(return_counts=True)
@@ -143,7 +143,7 @@ class _Scratch(threading.local):
         rows = self._rows.get((count, width))
         if rows is None:
             with normal_tensors():
-                rows = torch.zeros((count, width + 5), dtype=torch.uint8)
+                rows = torch.zeros((count, width + 5), dtype=torch.uint8, device="cpu")
                 rows[:, width] = 1
                 rows[:, -4:-2] = torch.ones(1, dtype=torch.float16).view(torch.uint8)
                 rows = self._rows[count, width] = rows, rows.view(torch.int8)[:, :width]
@@ -156,8 +156,8 @@ _scratch = _Scratch()
 
 def _by_bags(x, packed, scale, zero, plan):
     """Multiplies a few rows, [..., I] or [H, N, I], by the bags of a plan."""
-    x_HBI = x.float().view(plan.blocks, -1, plan.rows // plan.blocks)
-    x_BR = x_HBI.transpose(0, 1).reshape(-1, plan.rows)
+    x_HBI = x.float().reshape(plan.blocks, -1, plan.rows // plan.blocks)
+    x_BR = x_HBI.transpose(0, 1).reshape(-1, plan.rows).contiguous()
     numbers = packed.view(plan.rows, -1)
     outputs = 2 * numbers.shape[1]
     if plan.scales is not None:
@@ -204,7 +204,7 @@ def _split_half(x, size, half):
     digits_3BCnS = torch.stack(digits).to(torch.int8).unflatten(2, (-1, n))
     rows_C3BnnS = digits_3BCnS.new_zeros(groups // n, 3, len(x_BGS), n, n, size)
     rows_C3BnnS.diagonal(dim1=3, dim2=4).copy_(digits_3BCnS.permute(2, 0, 1, 4, 3))
-    powers = torch.tensor([_BASE**-i for i in range(3)])
+    powers = scale_BG.new_tensor([_BASE**-i for i in range(3)])
     scales_3BCn = (powers[:, None, None] * scale_BG).unflatten(2, (-1, n))
     return _Digits(rows_C3BnnS.flatten(4).flatten(1, 3), scales_3BCn, x_BGS.sum(-1))
 

@@ -16,32 +16,36 @@ class Threads(threading.local):
 
     PyTorch's threads meet after each product. If one of them waits for a processor, the others wait
     for it, and two processes that decode on the same processors would each take four times as long.
-    The thread that calls never waits for anything but a processor, so the share of the time for
-    which it runs says how many threads of each processor are at work. In each thread of Python
-    there is one choice of its own.
+    The thread that calls waits for little but a processor, so the share of the time for which it
+    runs says how many threads of each processor are at work.
+
+    A thread of Python that begins to use PyTorch would keep the number that it finds. So only the
+    main thread changes it, and not beside threads of the program's own.
     """
 
     def __init__(self):
-        self._count = None
-        self._begin()
+        self._begin(None)
 
-    def _begin(self, count=None):
+    def _begin(self, count):
+        """Begins a period with a number of threads, None for all."""
         self._count, self._periods = count, 0
         self._wall = self._running = 0.0
 
     @contextlib.contextmanager
     def chosen(self):
         """Sets the number of threads inside a `with` block, and looks what the block has taken."""
+        if not _is_alone():
+            yield
+            return
         most = torch.get_num_threads()
         count = min(self._count or most, most)
         wall, running = time.perf_counter(), time.thread_time()
-        if count == most:
+        try:
+            if count < most:
+                torch.set_num_threads(count)
             yield
-        else:
-            torch.set_num_threads(count)
-            try:
-                yield
-            finally:
+        finally:
+            if count < most:
                 torch.set_num_threads(most)
         self._wall += time.perf_counter() - wall
         self._running += time.thread_time() - running
@@ -55,4 +59,11 @@ class Threads(threading.local):
         if count == most and share < _BUSY:
             self._begin(max(1, int(most * share)))
         elif self._periods >= _TRIAL:
-            self._begin()
+            self._begin(None)
+
+
+def _is_alone():
+    """Returns whether this is the main thread, beside none but daemons, such as a notebook's."""
+    main = threading.main_thread()
+    is_main = threading.current_thread() is main
+    return is_main and all(x is main or x.daemon for x in threading.enumerate())

@@ -2,25 +2,27 @@
 
 import torch
 
-from keras_rgemma.ops.matmul.torch import product
+from keras_rgemma.backend import resolve
 
 
 def default_implementation():
     return "chunked"
 
 
-def _logits(hidden_CD, embeddings_VD, soft_cap):
+def _logits(multiply, hidden_CD, embeddings_VD, soft_cap):
     """Computes logits. Here and below in place: a new array takes longer than a step in it."""
-    logits_CV = product(hidden_CD, embeddings_VD.T).float()
+    logits_CV = multiply(hidden_CD, embeddings_VD, None, True).float()
     return logits_CV if soft_cap is None else logits_CV.div_(soft_cap).tanh_().mul_(soft_cap)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
+        # The choice of the caller: the gradient may be computed in another thread.
+        ctx.multiply = resolve("matmul")
         outputs = []
         for hidden_CD, labels_C in zip(hidden, labels, strict=True):
-            logits_CV = _logits(hidden_CD, embeddings, soft_cap)
+            logits_CV = _logits(ctx.multiply, hidden_CD, embeddings, soft_cap)
             log_sum_C = torch.logsumexp(logits_CV, dim=-1)
             chosen_C = logits_CV.gather(1, labels_C[:, None])[:, 0]
             hit_C = (logits_CV.argmax(dim=-1) == labels_C).float()
@@ -42,16 +44,16 @@ class _CrossEntropy(torch.autograd.Function):
             else None
         )
         for i, hidden_CD in enumerate(hidden):
-            logits_CV = _logits(hidden_CD, embeddings, ctx.soft_cap)
+            logits_CV = _logits(ctx.multiply, hidden_CD, embeddings, ctx.soft_cap)
             d_CV = torch.sub(logits_CV, log_sum[i][:, None]).exp_()
             d_CV[torch.arange(len(d_CV)), labels[i]] -= 1.0
             d_CV *= loss_gradient[i][:, None]
             if ctx.soft_cap is not None:
                 d_CV *= logits_CV.div_(ctx.soft_cap).square_().neg_().add_(1.0)
             d_CV = d_CV.to(hidden.dtype)
-            d_hidden[i] = product(d_CV, embeddings)
+            d_hidden[i] = ctx.multiply(d_CV, embeddings, None, False)
             if needs_embedding_gradient:
-                total_VD += product(d_CV.T, hidden_CD)
+                total_VD += ctx.multiply(d_CV.T, hidden_CD, None, False)
         return (
             d_hidden,
             total_VD.to(embeddings.dtype) if needs_embedding_gradient else None,

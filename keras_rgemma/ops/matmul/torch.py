@@ -1,6 +1,6 @@
 """Multiplies rows by a matrix on PyTorch.
 
-On a CPU PyTorch asks MKL, or in half precision oneDNN. A single row MKL may give to one thread, and
+On a CPU PyTorch asks MKL, or in half precision oneDNN. MKL may give a single row to one thread, and
 oneDNN copies the matrix first; MKL does not use all that AMD's processors have. How much faster the
 ways below are is in benchmarks/products_torch.md.
 """
@@ -15,26 +15,28 @@ from torch.nn import functional
 from keras_rgemma.keras_internals.torch import onednn_product
 from keras_rgemma.ops.matmul.plain import multiply
 
-# The bags that a single row is summed in. It does not follow the number of threads, which may
-# change from token to token: the order of sums, and with it the results, shall not.
-PARTS = min(16, torch.get_num_threads())
+# The bags that a single row is summed in, at most. The number does not follow that of the threads,
+# which may change from token to token: the order of these sums shall not.
+PARTS = 16
 SMALLEST = 1 << 16  # elements of a matrix that is worth bags
 HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def default_implementation():
-    return "onednn" if _is_faster_with_onednn() else "rows"
-
-
-@functools.cache
-def _is_faster_with_onednn():
-    """Returns whether this is a processor of AMD with AVX-512."""
+def prefers_onednn():
+    """Returns whether this is a processor of AMD with AVX-512, and PyTorch has oneDNN."""
     try:
         processor = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="ignore")
     except OSError:
         processor = platform.processor()
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return "AuthenticAMD" in processor and has_avx512 and torch.backends.mkldnn.is_available()
+
+
+PREFERS_ONEDNN = prefers_onednn()
+
+
+def default_implementation():
+    return "onednn" if PREFERS_ONEDNN else "rows"
 
 
 def _linear(x, kernel, bias, transpose_kernel):
@@ -45,12 +47,12 @@ def _linear(x, kernel, bias, transpose_kernel):
 
 
 def _rows(x, kernel, bias, transpose_kernel):
-    """Multiplies as `_linear`, but a single row without gradients as the rows of an embedding."""
-    if not _is_single_row(x, kernel, transpose_kernel):
+    """Multiplies as `_linear`, but a single row on a CPU as the rows of an embedding."""
+    if transpose_kernel or not _is_single_row(x, kernel):
         return _linear(x, kernel, bias, transpose_kernel)
     parts = _parts if torch.compiler.is_compiling() else _kept_parts
     indices, offsets = parts(len(kernel))
-    # A weighted sum of rows: computed in float32, by all threads, at the speed of memory.
+    # Weighted sums of rows: all threads take part, at the speed of memory, in float32.
     parts_PJ = torch.embedding_bag(
         kernel, indices, offsets, mode=0, per_sample_weights=x.reshape(-1)
     )[0]
@@ -59,49 +61,51 @@ def _rows(x, kernel, bias, transpose_kernel):
     return y if bias is None else y + bias
 
 
-def _is_single_row(x, kernel, transpose_kernel):
+def _is_single_row(x, kernel):
+    """Returns whether a row is to be multiplied, without gradients, by a large matrix on a CPU."""
     return (
-        x.numel() == len(kernel)
-        and kernel.numel() >= SMALLEST
-        and not transpose_kernel
-        and HAS_FBGEMM
-        and not torch.is_grad_enabled()
+        HAS_FBGEMM
         and x.device.type == "cpu"
+        and kernel.numel() >= SMALLEST
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_exporting()  # where the number of rows may be a symbol
         and x.dtype == kernel.dtype
+        and x.numel() == x.shape[-1] == len(kernel)
         and kernel.is_contiguous()
     )
 
 
 def _onednn(x, kernel, bias, transpose_kernel):
-    """Multiplies as `_rows`, but several rows in float32 with oneDNN."""
-    if not _takes_onednn(x, kernel) or _is_single_row(x, kernel, transpose_kernel):
+    """Multiplies as `_rows`, but several rows in float32 on a CPU with oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        raise ValueError(
+            "This PyTorch has no oneDNN, which matmul='onednn' takes. Choose 'auto' or 'linear'."
+        )
+    kernel_IJ = kernel.mT if transpose_kernel else kernel
+    is_row = not transpose_kernel and _is_single_row(x, kernel)
+    if is_row or not _is_for_onednn(x, kernel_IJ, bias):
         return _rows(x, kernel, bias, transpose_kernel)
-    kernel = kernel.mT if transpose_kernel else kernel
-    y = _product(x.reshape(-1, x.shape[-1]), kernel, bias)
-    return y.view(*x.shape[:-1], -1)
+    run = _Product.apply if torch.is_grad_enabled() else onednn_product
+    return run(x.reshape(-1, x.shape[-1]), kernel_IJ, bias).view(*x.shape[:-1], -1)
 
 
-def _takes_onednn(x, kernel):
-    is_float32 = x.dtype == kernel.dtype == torch.float32
-    has_rows = x.shape[:-1].numel() > 0
-    return is_float32 and has_rows and x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def product(x_MI, kernel_IJ, bias_J=None):
-    """Multiplies two matrices, without a gradient, by the default implementation.
-
-    Args:
-        x_MI: float tensor.
-        kernel_IJ: tensor of the same dtype.
-        bias_J: tensor of the same dtype, or None.
-    """
-    if _takes_onednn(x_MI, kernel_IJ) and _is_faster_with_onednn():
-        return onednn_product(x_MI, kernel_IJ, bias_J)
-    return functional.linear(x_MI, kernel_IJ.mT, bias_J)
+def _is_for_onednn(x, kernel_IJ, bias):
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and x.dtype == kernel_IJ.dtype == torch.float32
+        and x.numel() > 0
+        and x.shape[-1] == len(kernel_IJ)
+        and (bias is None or (bias.dtype == x.dtype and bias.shape == kernel_IJ.shape[1:]))
+    )
 
 
 class _Product(torch.autograd.Function):
-    """Gives the product with oneDNN, which has none of its own, a gradient of such products."""
+    """Gives the product with oneDNN, which has none of its own, a gradient of such products.
+
+    Derivatives in forward mode need "linear".
+    """
 
     generate_vmap_rule = True
 
@@ -111,22 +115,21 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
+        x_MI, kernel_IJ, _ = inputs
+        needs_x, needs_kernel, _ = ctx.needs_input_grad
+        # What LoRA leaves frozen needs no input kept.
+        ctx.save_for_backward(x_MI if needs_kernel else None, kernel_IJ if needs_x else None)
 
     @staticmethod
     def backward(ctx, upstream_MJ):
         x_MI, kernel_IJ = ctx.saved_tensors
         needs_x, needs_kernel, needs_bias = ctx.needs_input_grad
+        run = _Product.apply if torch.is_grad_enabled() else onednn_product
         return (
-            _product(upstream_MJ, kernel_IJ.mT) if needs_x else None,
-            _product(x_MI.mT, upstream_MJ) if needs_kernel else None,
+            run(upstream_MJ, kernel_IJ.mT, None) if needs_x else None,
+            run(x_MI.mT, upstream_MJ, None) if needs_kernel else None,
             upstream_MJ.sum(0) if needs_bias else None,
         )
-
-
-def _product(x_MI, kernel_IJ, bias_J=None):
-    run = _Product.apply if torch.is_grad_enabled() else onednn_product
-    return run(x_MI, kernel_IJ, bias_J)
 
 
 def bags(rows, size):
@@ -141,4 +144,5 @@ def _parts(rows):
 
 
 _kept_parts = functools.cache(_parts)
+
 IMPLEMENTATIONS = {"linear": _linear, "rows": _rows, "onednn": _onednn, "keras": multiply}
