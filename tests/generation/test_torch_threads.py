@@ -19,7 +19,9 @@ from keras_rgemma.generation.torch.threads import Threads
 
 
 @pytest.fixture(autouse=True)
-def four_threads():
+def four_threads(monkeypatch):
+    # Without those that other tests have left.
+    monkeypatch.setattr(module.threading, "enumerate", lambda: [threading.main_thread()])
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield
@@ -95,14 +97,11 @@ def test_generate_leaves_the_setting(monkeypatch):
 
 
 @pytest.mark.parametrize("daemon", [False, True])
-def test_beside_threads_of_the_program_the_setting_stays(processor, daemon):
-    threads, end = Threads(), threading.Event()
-    other = threading.Thread(target=end.wait, daemon=daemon)
-    other.start()
+def test_beside_threads_of_the_program_the_setting_stays(processor, daemon, monkeypatch):
+    threads, other = Threads(), threading.Thread(daemon=daemon)
+    monkeypatch.setattr(module.threading, "enumerate", lambda: [threading.main_thread(), other])
     processor.blocks(threads, 4, share=0.5)
     assert set(processor.blocks(threads, 10, share=1.0)) == {2 if daemon else 4}
-    end.set()
-    other.join()
 
 
 def test_other_threads_than_the_main_one_keep_the_setting(processor):
