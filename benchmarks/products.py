@@ -17,6 +17,8 @@ import statistics
 import jax
 import jax.numpy as jnp
 import numpy as np
+import reports
+from against_peers import markdown
 from publish import publish
 
 from keras_rgemma.benchmarks.machine import ceilings, host, repeat, versions
@@ -83,24 +85,19 @@ def measure(form, size, rows, steps, repeats):
     return {"ms": 1e3 * step_s, "gb_per_s": size_gb / step_s}
 
 
-def markdown(report):
+def page(report):
     """Writes a report as a page."""
     machine, limits = report["machine"], report["ceilings"]
-    lines = [
-        "# Forms of a product on JAX",
-        "",
-        f"On {machine['cpus']} CPUs ({machine['processor']}, {limits['read_gb_per_s']:.1f} GB/s), "
-        f"jax {report['versions']['jax']}. Milliseconds for the products of six MLPs of 2B.",
-        "",
-        f"```\n{report['command']}\n```",
-        "",
-        "| rows | weights | sums | stored as | form | ms | GB/s |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = [["rows", "weights", "sums", "stored as", "form", "ms", "GB/s"]]
     for x in report["results"]:
-        cells = (x["rows"], x["dtype"], x["sums"] or x["dtype"], x["layout"], x["form"])
-        lines.append(f"| {' | '.join(map(str, cells))} | {x['ms']:.1f} | {x['gb_per_s']:.1f} |")
-    return "\n".join(lines) + "\n"
+        kind = [str(x["rows"]), x["dtype"], x["sums"] or x["dtype"], x["layout"], x["form"]]
+        rows.append([*kind, f"{x['ms']:.1f}", f"{x['gb_per_s']:.1f}"])
+    return (
+        "# Forms of a product on JAX\n\n"
+        f"On {machine['cpus']} CPUs ({machine['processor']}, {limits['read_gb_per_s']:.1f} GB/s), "
+        f"jax {report['versions']['jax']}. Milliseconds for the products of six MLPs of 2B.\n\n"
+        f"```\n{report['command']}\n```\n\n{markdown(rows)}\n"
+    )
 
 
 def main():
@@ -119,11 +116,10 @@ def main():
             found = measure(form, args.size, rows, args.steps, args.repeats)
             kind = {name: x for name, x in form.items() if name != "function"}
             results.append({"rows": rows, **kind, **found})
-    command = f"python benchmarks/products.py --rows {' '.join(map(str, args.rows))}"
-    report = {"command": f"{command} --write {args.write}" if args.write else command}
+    report = {"command": reports.command()}
     report |= {"machine": host(), "versions": versions(), "ceilings": ceilings()}
     report["results"] = results
-    publish(FOLDER, args.write, report, markdown(report))
+    publish(FOLDER, args.write, report, page(report))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ and NAME.md.
 import argparse
 import os
 import pathlib
-import shlex
 import statistics
-import sys
 
 os.environ["KERAS_BACKEND"] = "torch"
 
+import reports
 import torch
+from against_peers import markdown
 from publish import publish
 
 from keras_rgemma.benchmarks.machine import ceilings, host, repeat, versions
@@ -49,26 +49,20 @@ def measure(name, size, dtype, is_turned, rows, args):
     return sum(kernel.numel() * kernel.element_size() for kernel in kernels) / seconds / 1e9
 
 
-def markdown(report):
+def page(report):
     """Writes a report as a page."""
     machine, limits = report["machine"], report["ceilings"]
-    lines = [
-        "# Products on PyTorch",
-        "",
+    rows = [["matrices of", "stored as", "weights", "rows", *NAMES]]
+    for x in report["results"]:
+        rates = [f"{x['gb_per_s'][name]:.1f}" for name in NAMES]
+        rows.append([x["size"], x["layout"], x["dtype"], str(x["rows"]), *rates])
+    return (
+        "# Products on PyTorch\n\n"
         f"On {machine['cpus']} CPUs ({machine['processor']}, {limits['read_gb_per_s']:.1f} GB/s), "
         f"torch {report['versions']['torch']}, {report['threads']} threads; the default is "
-        f'"{report["default"]}". Gigabytes of weights a second.',
-        "",
-        f"```\n{report['command']}  # {report['versions']['commit']}\n```",
-        "",
-        f"| matrices of | stored as | weights | rows | {' | '.join(NAMES)} |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for x in report["results"]:
-        rates = [x["gb_per_s"][name] for name in NAMES]
-        cells = x["size"], x["layout"], x["dtype"], x["rows"], *(f"{rate:.1f}" for rate in rates)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        f'"{report["default"]}". Gigabytes of weights a second.\n\n'
+        f"```\n{report['command']}  # {report['versions']['commit']}\n```\n\n{markdown(rows)}\n"
+    )
 
 
 def main():
@@ -90,11 +84,11 @@ def main():
                     rates = {name: measure(name, *inputs) for name in NAMES}
                     kind = {"size": size, "dtype": dtype, "layout": layout, "rows": rows}
                     results.append({**kind, "gb_per_s": rates})
-    report = {"command": shlex.join(["python", "benchmarks/products_torch.py", *sys.argv[1:]])}
+    report = {"command": reports.command()}
     report |= {"machine": host(), "versions": versions(), "ceilings": ceilings()}
     report |= {"threads": torch.get_num_threads(), "default": default_implementation()}
     report["results"] = results
-    publish(FOLDER, args.write, report, markdown(report))
+    publish(FOLDER, args.write, report, page(report))
 
 
 if __name__ == "__main__":

@@ -58,10 +58,6 @@ class RecoverableSteps:
     """
 
     def make_train_function(self, force=False):
-        optimizer = getattr(self, "optimizer", None)
-        if optimizer is not None and not optimizer.built:
-            # TensorFlow traces a step again if it makes the optimizer's variables.
-            optimizer.build(self.trainable_variables)
         super().make_train_function(force)
         self.train_function = _whole_steps(self, self.train_function)
 

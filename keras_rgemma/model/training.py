@@ -243,6 +243,9 @@ class Training(RecoverableSteps):
 
     def make_train_function(self, force=False):
         self._check_optimizer()
+        if self.optimizer is not None and not self.optimizer.built:
+            # TensorFlow traces a step again if it makes the optimizer's variables.
+            self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force or self._is_stale("train"))
 
     def make_test_function(self, force=False):

@@ -1,6 +1,7 @@
 """Every implementation of the product of floats is right to the rounding of its dtype."""
 
 import importlib
+import io
 
 import keras
 import numpy as np
@@ -134,7 +135,7 @@ def test_products_with_onednn_have_second_derivatives():
 @pytest.mark.parametrize("processor", ["AuthenticAMD", "GenuineIntel"])
 def test_the_processor_chooses(processor, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(BACKEND.pathlib.Path, "read_text", lambda *_, **__: processor)
+        patch.setattr(BACKEND.pathlib.Path, "open", lambda *_, **__: io.StringIO(processor))
         patch.setattr(BACKEND.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
         assert BACKEND.prefers_onednn() == (processor == "AuthenticAMD")
 

@@ -16,7 +16,7 @@ import torch
 
 from keras_rgemma.generation.torch.kept import kept
 from keras_rgemma.keras_internals.torch import int_mm, normal_tensors
-from keras_rgemma.ops.matmul.torch import HAS_FBGEMM, bags
+from keras_rgemma.ops.matmul.torch import HAS_FBGEMM, bags, largest_divisor
 
 _ELEMENTS = 1 << 22  # unpacked at a time: larger arrays come from the system, page by page
 _BYTES = 1 << 20  # of a matrix that go another way at a time, so that they stay in the cache
@@ -195,7 +195,7 @@ def _split_half(x, size, half):
     """Splits the even (0) or odd (1) elements of [..., D], in groups of `size`."""
     x_BGS = x.reshape(-1, x.shape[-1])[:, half::2].float().unflatten(1, (-1, size))
     groups = x_BGS.shape[1]
-    n = max(n for n in range(1, _GROUPS + 1) if groups % n == 0)
+    n = largest_divisor(groups, _GROUPS)
     scale_BG = x_BGS.abs().amax(-1).clamp_min_(1e-30) / 127.0
     rest, digits = x_BGS / scale_BG[..., None], []
     for _ in range(3):

@@ -25,7 +25,8 @@ HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 def prefers_onednn():
     """Returns whether this is a processor of AMD with AVX-512, and PyTorch has oneDNN."""
     try:
-        processor = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="ignore")
+        with pathlib.Path("/proc/cpuinfo").open(encoding="utf-8", errors="ignore") as file:
+            processor = file.read(1024)  # the first processor: there may be hundreds
     except OSError:
         processor = platform.processor()
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -138,9 +139,14 @@ def bags(rows, size):
     return indices, indices[::size].contiguous()
 
 
+def largest_divisor(number, most):
+    """Returns the largest divisor of a number that is at most `most`."""
+    return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
+
+
 def _parts(rows):
     """Returns the bags of rows in as many equal parts as there may be."""
-    return bags(rows, rows // max(parts for parts in range(1, PARTS + 1) if rows % parts == 0))
+    return bags(rows, rows // largest_divisor(rows, PARTS))
 
 
 _kept_parts = functools.cache(_parts)
