@@ -50,6 +50,11 @@ def sqrtsoftplus(x):
     return ops.sqrt(ops.softplus(x))
 
 
+def gated(nonlinearity, gate, x):
+    """Computes `nonlinearity(gate) * x` of arrays of one shape."""
+    return nonlinearity(gate) * x
+
+
 _OWN = {
     "gelu_tanh": gelu_tanh,
     "gelu": gelu,

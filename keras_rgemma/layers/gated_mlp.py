@@ -5,6 +5,7 @@ import functools
 import keras
 
 from keras_rgemma.layers.activation import activation as activation_named
+from keras_rgemma.layers.activation import gated
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.linear import linear
 from keras_rgemma.layers.recomputed import RecomputedInShape
@@ -55,10 +56,10 @@ class GatedMLP(RecomputedInShape, keras.layers.Layer):
         """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(
             gated_mlp,
+            multiply=functools.partial(bind(gated), bind(self.activation)),
             ffw_gate=bind(self.ffw_gate),
             ffw_up=bind(self.ffw_up),
             ffw_down=bind(self.ffw_down),
-            nonlinearity=bind(self.activation),
         )
 
     def get_config(self):
@@ -70,6 +71,9 @@ class GatedMLP(RecomputedInShape, keras.layers.Layer):
         }
 
 
-def gated_mlp(x, ffw_gate, ffw_up, ffw_down, nonlinearity):
-    """Computes `GatedMLP` with three linear maps [..., D] -> M, M and [..., M] -> D."""
-    return ffw_down(nonlinearity(ffw_gate(x)) * ffw_up(x))
+def gated_mlp(x, ffw_gate, ffw_up, ffw_down, multiply):
+    """Computes `GatedMLP` with three linear maps [..., D] -> M, M and [..., M] -> D.
+
+    `multiply` is a function of the gate and of what it is multiplied by.
+    """
+    return ffw_down(multiply(ffw_gate(x), ffw_up(x)))

@@ -5,6 +5,7 @@ import functools
 import keras
 
 from keras_rgemma.layers.activation import activation as activation_named
+from keras_rgemma.layers.activation import gated
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.linear import linear
@@ -81,7 +82,7 @@ class RecurrentBlock(RecomputedInShape, keras.layers.Layer):
             conv_1d=bind(self.conv_1d),
             rg_lru=bind(self.rg_lru),
             linear_out=bind(self.linear_out),
-            nonlinearity=bind(self.activation),
+            multiply=functools.partial(bind(gated), bind(self.activation)),
         )
 
     def get_config(self):
@@ -106,16 +107,19 @@ def recurrent_block(
     conv_1d,
     rg_lru,
     linear_out,
-    nonlinearity,
+    multiply,
 ):
-    """Computes `RecurrentBlock` with linear maps, a convolution and a recurrence."""
+    """Computes `RecurrentBlock` with linear maps, a convolution and a recurrence.
+
+    `multiply` is a function of the gate and of what it is multiplied by.
+    """
     conv_state, recurrence = (None, None) if state is None else (state.conv, state.recurrence)
-    y_BTL = nonlinearity(linear_y(x))
+    y_BTL = linear_y(x)
     z_BTL = conv_1d(linear_x(x), places, state=conv_state, return_state=return_state)
     if return_state:
         z_BTL, conv_state = z_BTL
     z_BTL = rg_lru(z_BTL, places, state=recurrence, return_state=return_state)
     if return_state:
         z_BTL, recurrence = z_BTL
-    out_BTD = linear_out(y_BTL * z_BTL)
+    out_BTD = linear_out(multiply(y_BTL, z_BTL))
     return (out_BTD, RecurrentState(recurrence, conv_state)) if return_state else out_BTD

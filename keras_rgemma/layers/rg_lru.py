@@ -88,7 +88,7 @@ class RGLRU(RecomputedInShape, keras.layers.Layer):
         split_blocks, join_blocks = bind(to_blocks), bind(from_blocks)
         input_gate, a_gate = bind(self.input_gate), bind(self.a_gate)
         return functools.partial(
-            rg_lru,
+            bind(rg_lru),
             input_gate=lambda x_HBTK: join_blocks(input_gate(x_HBTK)),
             a_gate=lambda x_HBTK: join_blocks(a_gate(x_HBTK)),
             a_param=bind(self.a_param),

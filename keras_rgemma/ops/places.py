@@ -63,13 +63,12 @@ def next_places(num_tokens, is_token=None, has_begun=False, rope=None):
         `Places` with T = 1.
     """
     zeros = ops.zeros_like(num_tokens)
-    if is_token is None:
-        positions, last, length = num_tokens, zeros, num_tokens + 1
-    else:
-        positions = ops.where(is_token, num_tokens, -1)
-        last = ops.where(is_token, zeros, -1)
-        length = ops.where(is_token, num_tokens + 1, 0)
+    last, length = zeros, num_tokens + 1
+    if is_token is not None:
+        last, length = ops.cast(is_token, "int32") - 1, ops.where(is_token, length, zeros)
         is_token = is_token[:, None]
-    positions = positions[:, None]
+    positions = (length - 1)[:, None]
     is_first = None if has_begun else positions == 0
-    return places_of(Places(positions, is_token, is_first, last, length), rope)
+    # A row without a token may be turned by any angle.
+    rotation = () if rope is None else rotation_of(num_tokens[:, None], *rope)
+    return Places(positions, is_token, is_first, last, length, rotation)

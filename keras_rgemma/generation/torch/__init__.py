@@ -4,10 +4,17 @@ import contextlib
 
 import torch
 
-from keras_rgemma.generation.torch.binding import bind, bind_in_place
+from keras_rgemma.generation.torch import gpu
+from keras_rgemma.generation.torch.binding import (
+    bind,
+    bind_fused,
+    bind_fused_in_place,
+    bind_in_place,
+)
 from keras_rgemma.generation.torch.block import decode_block, with_plain_strides
+from keras_rgemma.generation.torch.graphs import ReplayedStep
 from keras_rgemma.generation.torch.threads import Threads
-from keras_rgemma.layers.binding import unchanged
+from keras_rgemma.keras_internals.torch import default_device
 
 __all__ = ["compile_program", "compiles_slowly", "decode_block"]
 
@@ -22,7 +29,8 @@ def compile_program(function, model, sampler, jit_compile):
 
     Args:
         function: of a `generation.model.Model` and of tensors.
-        model: `generation.model.GenerativeModel`.
+        model: `generation.model.GenerativeModel`. Its `run_eagerly` says whether a GPU gets each
+            kernel from Python, for debugging, and not a graph of them.
         sampler: unused here.
         jit_compile: bool, whether `torch.compile` compiles the functions that write a token.
 
@@ -32,9 +40,16 @@ def compile_program(function, model, sampler, jit_compile):
     """
     del sampler
     with torch.no_grad():
-        decoding = model.bound(bind_in_place, _compiled if jit_compile else unchanged)
+        device = default_device()
+        fuses = gpu.runs_on(device)
+        if jit_compile:  # which fuses what it can itself
+            decoding = model.bound(bind_in_place, _compiled)
+        else:
+            decoding = model.bound(bind_fused_in_place if fuses else bind_in_place)
+        if device == "cuda" and not model.run_eagerly:
+            decoding = decoding._replace(step=ReplayedStep(decoding.step, not jit_compile))
         decoding = decoding._replace(context=_context(jit_compile))
-        bound = model.bound(bind)._replace(decoding=decoding)
+        bound = model.bound(bind_fused if fuses else bind)._replace(decoding=decoding)
 
     def run(*args):
         with torch.no_grad():
@@ -50,6 +65,8 @@ def _context(jit_compile):
         # Compiled functions check what they are given, which tensors of inference mode refuse; and
         # the number of threads, for each of which there would be a program.
         return torch.no_grad
+    if default_device() != "cpu":
+        return torch.inference_mode
     threads = Threads()
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from keras_rgemma.backend import resolve
+from keras_rgemma.generation.torch import gpu
 from keras_rgemma.generation.torch.rounded import rounded_logits, rounded_product
 from keras_rgemma.keras_internals.layers import embedding_arrays, int4_group_size
 from keras_rgemma.layers import activation, block_diagonal, local_attention
@@ -57,6 +58,16 @@ def bind(part, bind_part=None):
 def bind_in_place(part):
     """Returns the form of a part as `bind` does; the form writes ring buffers in place."""
     return _write_ring if part is updated_ring else bind(part, bind_in_place)
+
+
+def bind_fused(part):
+    """Returns the form of a part as `bind` does, in few kernels of a GPU."""
+    return gpu.fused(part, bind(part, bind_fused))
+
+
+def bind_fused_in_place(part):
+    """Returns the form of a part as `bind_fused` does; the form writes ring buffers in place."""
+    return _write_ring if part is updated_ring else gpu.fused(part, bind(part, bind_fused_in_place))
 
 
 def _quantized(layer):
@@ -197,9 +208,8 @@ def _rounded_embedding(layer):
 
 
 def _rms_norm(x, scale, epsilon):
-    x32 = x.float()
-    root = torch.rsqrt(x32.square().mean(-1, keepdim=True) + epsilon)
-    return (x32 * root * (1.0 + scale.float())).to(x.dtype)
+    scale_D = 1.0 + scale.float()
+    return functional.rms_norm(x.float(), scale_D.shape, scale_D, epsilon).to(x.dtype)
 
 
 def _to_blocks(x_BTL, num_blocks):

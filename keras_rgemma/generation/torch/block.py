@@ -45,5 +45,8 @@ def _own(layer):
 
 
 def _normal(tensor):
-    """Returns a tensor that can take part in a gradient later, as those of inference cannot."""
-    return tensor.clone() if tensor.is_inference() else tensor
+    """Returns a tensor that stays, and that can take part in a gradient later.
+
+    A tensor of inference cannot, and one on a GPU may be a buffer of the next step.
+    """
+    return tensor.clone() if tensor.is_inference() or tensor.is_cuda else tensor

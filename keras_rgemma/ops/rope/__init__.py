@@ -6,7 +6,7 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_rgemma.backend import resolve
+from keras_rgemma.backend import backend_module, resolve
 
 _DIGIT = 2048  # positions are split in base 2048: three digits hold any int32
 
@@ -72,10 +72,11 @@ def _angles(positions, max_wavelength, half):
     position.
     """
     phase, rest = 0, positions[:, :, None]
+    constant = backend_module(__name__).constant
     for digit_value, units in _units(max_wavelength, half):
         digit = rest % _DIGIT if digit_value < _DIGIT**2 else rest
         rest = rest // _DIGIT
-        phase = phase + digit * ops.convert_to_tensor(units, "int32")
+        phase = phase + digit * constant(units, positions)
     return ops.cast(phase, "float32") * (2 * math.pi / 2**32)
 
 

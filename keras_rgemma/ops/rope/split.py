@@ -2,6 +2,14 @@
 
 from keras import ops
 
+from keras_rgemma.backend import tensor_of
+
+
+def constant(array, x):
+    """Converts an array to a tensor for use with x."""
+    del x
+    return tensor_of(array)
+
 
 def rotate(x, cos, sin):
     """Rotates features [0, R) of x [B, T, H, K]; cos and sin are float32 [B, T, 1, R / 2]."""

@@ -1,6 +1,8 @@
 """Computes RoPE on TensorFlow."""
 
-from keras_rgemma.ops.rope.split import rotate
+from keras_rgemma.ops.rope.split import constant, rotate
+
+__all__ = ["IMPLEMENTATIONS", "constant", "default_implementation"]
 
 
 def default_implementation():

@@ -1,0 +1,152 @@
+"""Replays the decode step on a GPU as a CUDA graph: one launch for all kernels of a token.
+
+A step of a large model launches some thousand small kernels, and Python takes longer to launch them
+than the GPU to run them. A graph launches the same kernels with the same arguments, so the step
+reads and writes buffers of its own, one set for each number of rows.
+"""
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import torch
+
+from keras_rgemma.generation.torch.constants import KeptConstants
+
+_KEPT = 4  # numbers of rows whose buffers are kept
+_recording = threading.Lock()  # PyTorch records one graph at a time in a process
+
+
+class _Recorded(NamedTuple):
+    """Holds a graph of a step.
+
+    Attributes:
+        replay: function without arguments that runs the step on its buffers.
+        token_ids, padding_mask: buffers of the arguments; no mask if there are no pads.
+        hidden: buffer of the result.
+        constants: what the graph reads besides.
+    """
+
+    replay: Callable
+    token_ids: Any
+    padding_mask: Any
+    hidden: Any
+    constants: Any
+
+
+class ReplayedStep(threading.local):
+    """Computes the `step` of a `generation.model.Model` by graphs, recorded as they are needed.
+
+    Each thread has buffers of its own. What a step returns holds until the next one.
+
+    Args:
+        step: the function, which may write into the ring buffers of its argument `state`.
+        makes_constants: bool, whether the step may make tensors of numbers. A step that
+            `torch.compile` has compiled does not, and would be compiled again to look for them.
+    """
+
+    def __init__(self, step, makes_constants=True):
+        self._step = step
+        self._makes_constants = makes_constants
+        self._states = {}  # `ModelState` of buffers by the number of rows
+        self._graphs = {}  # `_Recorded` by that and by whether there is a mask; None if impossible
+
+    def __call__(self, token_ids, padding_mask, state, has_begun=False):
+        if not (has_begun and can_record(token_ids)):
+            return self._step(token_ids, padding_mask, state, has_begun)
+        key = (len(token_ids), padding_mask is not None)
+        if key not in self._graphs:
+            self._graphs[key] = self._recorded(token_ids, padding_mask, state)
+        graph = self._graphs[key]
+        if graph is None:
+            return self._step(token_ids, padding_mask, state, has_begun)
+        buffers = self._states[len(token_ids)]
+        graph.token_ids.copy_(token_ids)
+        if padding_mask is not None:
+            graph.padding_mask.copy_(padding_mask)
+        if state is not buffers:
+            _copy(state, buffers)
+        graph.replay()
+        return graph.hidden, buffers
+
+    def _recorded(self, token_ids, padding_mask, state):
+        """Returns the `_Recorded` step, or None where it cannot be recorded. The state stays."""
+        token_ids = token_ids.clone()
+        padding_mask = None if padding_mask is None else padding_mask.clone()
+        before = keras.tree.map_structure(torch.clone, state)
+        buffers = self._buffers(len(token_ids), state)
+        _copy(before, buffers)
+
+        def run():
+            hidden, after = self._step(token_ids, padding_mask, buffers, True)
+            _copy(after, buffers)
+            return hidden
+
+        constants = KeptConstants() if self._makes_constants else contextlib.nullcontext()
+        try:
+            replay, hidden = record(run, constants)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(
+                "The decode step of this model cannot be recorded as a CUDA graph: its kernels are "
+                f"launched one by one, which is slower. PyTorch says: {reason}",
+                stacklevel=2,
+            )
+            return None
+        finally:
+            _copy(before, buffers)
+        return _Recorded(replay, token_ids, padding_mask, hidden, constants)
+
+    def _buffers(self, rows, state):
+        """Returns the buffers for a number of rows; new ones may take the place of the oldest."""
+        if rows not in self._states:
+            if len(self._states) == _KEPT:
+                oldest = next(iter(self._states))
+                del self._states[oldest]
+                self._graphs = {k: v for k, v in self._graphs.items() if k[0] != oldest}
+            self._states[rows] = keras.tree.map_structure(torch.empty_like, state)
+        return self._states[rows]
+
+
+def can_record(tensor):
+    """Returns whether functions of a tensor can be recorded: whether it is on a GPU of NVIDIA."""
+    return tensor.is_cuda and torch.version.cuda is not None
+
+
+def record(function, context):
+    """Records a function without arguments as a CUDA graph.
+
+    Args:
+        function: of no arguments; runs twice, or more often if it needs to.
+        context: the context manager in which it runs.
+
+    Returns:
+        The function that replays it, and the result, which each replay writes anew.
+    """
+    with _recording:
+        return _record(function, context)
+
+
+def _record(function, context):
+    # Libraries choose their kernels and take their memory before; on another stream, as PyTorch's
+    # documentation of graphs asks.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), context:
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may compute meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"), context:
+        result = function()
+    return graph.replay, result
+
+
+def _copy(source, target):
+    """Copies a structure of tensors into another one; a tensor that is in both stays."""
+    for new, old in zip(keras.tree.flatten(source), keras.tree.flatten(target), strict=True):
+        if new is not old:
+            old.copy_(new)
