@@ -30,7 +30,7 @@ from publish import publish
 
 from keras_rgemma.benchmarks.machine import host, versions
 from keras_rgemma.ops.linear_recurrence.jax import IMPLEMENTATIONS
-from keras_rgemma.ops.linear_recurrence.jax.pallas.kernels import GROUP, LANES, STEPS, Blocks
+from keras_rgemma.ops.linear_recurrence.jax.pallas.tpu import GROUP, LANES, STEPS, Blocks
 
 HERE = pathlib.Path(__file__).resolve().parent
 WIDTHS = (768, 2560, 4096)

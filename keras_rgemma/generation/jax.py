@@ -11,6 +11,7 @@ from keras_rgemma.keras_internals.jax import arrays_of, program_count, turn, val
 from keras_rgemma.keras_internals.layers import layers_of, stored_variable
 from keras_rgemma.layers.linear import Linear
 from keras_rgemma.layers.turned import turned_arrays
+from keras_rgemma.ops.jax import cuda_capability
 
 __all__ = ["compile_program", "compiles_slowly", "decode_block"]
 
@@ -80,12 +81,17 @@ def _matrices_to_turn(model):
 
 
 def _compiler_options(model):
-    """Returns the options that save memory for a large model in half precision on a CPU, or None.
+    """Returns the options that a program needs to be fast and small, or None.
 
     CPUs multiply halves in float32. Without the options XLA makes a float32 copy of every weight,
     before a loop or at the start of a program. That is faster than to convert weights in each step,
     but takes more than twice the memory of the weights.
+
+    XLA on a GPU joins matrices that are multiplied by the same rows. Without Triton, on GPUs before
+    Ampere such as a T4, it writes the joint matrix anew for each token.
     """
+    if (cuda_capability() or (8, 0)) < (8, 0):
+        return _accepted({"xla_gpu_dot_merger_threshold_mb": "0"})
     is_half = model.dtype_policy.variable_dtype in ("bfloat16", "float16")
     size = sum(math.prod(variable.shape) * 2 for variable in model.variables)
     is_large = is_half and size > _LARGE and jax.default_backend() == "cpu"
@@ -94,12 +100,18 @@ def _compiler_options(model):
 
 @functools.cache
 def _save_memory():
-    options = {
-        "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
-        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    }
+    return _accepted(
+        {
+            "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
+            "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+        }
+    )
+
+
+def _accepted(options):
+    """Returns options of a compiler, or None if this version of XLA does not have them."""
     try:
         jax.jit(lambda x: x, compiler_options=options)(0.0)
-    except Exception:  # a version of XLA without these options
+    except Exception:
         return None
     return options

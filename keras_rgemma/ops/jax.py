@@ -1,4 +1,4 @@
-"""Keeps programs with kernels to the devices that the kernels are made for."""
+"""Tells devices apart, and keeps programs with kernels to those that the kernels are made for."""
 
 import functools
 
@@ -6,9 +6,22 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+_NAMES = {"tpu": "TPUs", "cuda": "GPUs of NVIDIA since Ampere"}
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def only_on_tpus(x, operation, implementation):
+
+def cuda_capability():
+    """Returns the compute capability of the GPU that JAX computes on, a pair of ints, or None.
+
+    From (8, 0) on XLA has Triton.
+    """
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return None
+    return tuple(map(int, device.compute_capability.split(".")))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def only_on(x, operation, implementation, platform):
     """Returns x; in a program for another device this is an error, with what to do instead.
 
     No gradient goes through it. A program knows its device when it is lowered, not before.
@@ -16,22 +29,26 @@ def only_on_tpus(x, operation, implementation):
     Args:
         x: array.
         operation, implementation: str, their names.
+        platform: str, "tpu" or "cuda", the devices that it runs on.
     """
-    return _only_on_tpus.bind(x, operation=operation, implementation=implementation)
+    names = {"operation": operation, "implementation": implementation, "platform": platform}
+    return _only_on.bind(x, **names)
 
 
-_only_on_tpus = Primitive("only_on_tpus")
-_only_on_tpus.def_abstract_eval(lambda x, **_: x)
-batching.defvectorized(_only_on_tpus)
+_only_on = Primitive("only_on")
+_only_on.def_abstract_eval(lambda x, **_: x)
+batching.defvectorized(_only_on)
 
 
-def _refuse(context, x, operation, implementation):
+def _lower(context, x, operation, implementation, platform):
+    platforms = context.module_context.platforms
+    if set(platforms) == {platform}:
+        return [x]
     raise ValueError(
-        f"The implementation {implementation!r} of {operation!r} runs on TPUs. Received: a program "
-        f"for {context.module_context.platforms}. Choose 'auto' there. Tests run it on any device: "
-        f"its function in keras_rgemma.ops.{operation}.jax.{implementation} takes `interpret`."
+        f"The implementation {implementation!r} of {operation!r} runs on {_NAMES[platform]}. "
+        f"Received: a program for {platforms}. Choose 'auto' there. Tests run it on any device: "
+        f"its function in keras_rgemma.ops.{operation}.jax takes `interpret`."
     )
 
 
-mlir.register_lowering(_only_on_tpus, _refuse)
-mlir.register_lowering(_only_on_tpus, lambda _, x, **__: [x], platform="tpu")
+mlir.register_lowering(_only_on, _lower)

@@ -43,3 +43,16 @@ def test_a_large_model_is_told_and_writes_the_same(monkeypatch):
     lm.compile(sampler="greedy")
     found = lm.generate(prompt, max_new_tokens=4, stop_token_ids=None)["token_ids"]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_matrices_are_not_joined_where_xla_would_write_the_joint_one(monkeypatch):
+    lm = plain.lively_model()
+    options = {}
+    for capability in ((7, 5), (8, 0), None):
+        monkeypatch.setattr(programs, "cuda_capability", lambda: capability)  # noqa: B023
+        options[capability] = programs._compiler_options(lm)
+    assert options == {(7, 5): {"xla_gpu_dot_merger_threshold_mb": "0"}, (8, 0): None, None: None}
+
+
+def test_an_option_that_xla_does_not_have_is_left_out():
+    assert programs._accepted({"xla_no_such_option": "1"}) is None

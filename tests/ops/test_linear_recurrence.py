@@ -16,8 +16,11 @@ from keras_rgemma.ops.linear_recurrence import linear_recurrence, reference
 
 BACKEND = keras.config.backend()
 MODULE = importlib.import_module(f"keras_rgemma.ops.linear_recurrence.{BACKEND}")
-# Those that run on any device; tests/ops/test_triton_recurrence.py has the one that does not.
-IMPLEMENTATIONS = tuple(name for name in MODULE.IMPLEMENTATIONS if name != "triton")
+# Those that run on any device, interpreted or not; tests/ops/test_triton_recurrence.py has the one
+# that does not.
+IMPLEMENTATIONS = tuple(
+    name for name in MODULE.IMPLEMENTATIONS if (BACKEND, name) != ("torch", "triton")
+)
 BATCH, WIDTH = 2, 3
 # float32 rounds each of at most 100 steps on values of magnitude 10 by 6e-8 of it.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -28,13 +31,16 @@ every_length = pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 100])
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreted_kernels():
-    """Runs the kernels for TPUs in Pallas' interpreter where there is no TPU."""
+    """Runs kernels in Pallas' interpreter where the device for them is not at hand."""
     with pytest.MonkeyPatch.context() as patch:
-        if "pallas" in IMPLEMENTATIONS and MODULE.default_implementation() != "pallas":
-            from keras_rgemma.ops.linear_recurrence.jax.pallas import linear_recurrence
+        if BACKEND == "jax":
+            from keras_rgemma.ops.linear_recurrence.jax import pallas
 
-            run = functools.partial(linear_recurrence, interpret=True)
-            patch.setitem(MODULE.IMPLEMENTATIONS, "pallas", run)
+            functions = {"pallas": pallas.linear_recurrence, "triton": pallas.triton}
+            functions.pop(MODULE.default_implementation(), None)
+            for name, function in functions.items():
+                run = functools.partial(function, interpret=True)
+                patch.setitem(MODULE.IMPLEMENTATIONS, name, run)
         yield
 
 
@@ -225,7 +231,7 @@ def test_batch_and_length_may_be_unknown():
         check([x.numpy() for x in gradient], truth)
 
 
-@every_implementation
+@pytest.mark.parametrize("implementation", [x for x in IMPLEMENTATIONS if x != "triton"])
 def test_no_operation_is_issued_once_a_token(implementation):
     arrays = [np.ones((1, 2048, WIDTH), "float32")] * 2
     run = functools.partial(linear_recurrence, implementation=implementation)

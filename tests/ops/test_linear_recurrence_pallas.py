@@ -1,4 +1,4 @@
-"""The TPU kernels of the recurrence, in Pallas' interpreter, and lowered for TPUs."""
+"""The kernels of the recurrence, in Pallas' interpreter, and lowered for TPUs and GPUs."""
 
 import functools
 import os
@@ -20,12 +20,15 @@ import jax
 import jax.numpy as jnp
 
 from compiled import QUICK
-from keras_rgemma.ops.linear_recurrence.jax.pallas import linear_recurrence
+from keras_rgemma.ops.linear_recurrence import jax as implementations
+from keras_rgemma.ops.linear_recurrence.jax.pallas import linear_recurrence, triton
 
 TESTS = pathlib.Path(__file__).parent.parent
 # (B, T, L): blocks that do not divide T or L, and blocks that do.
 SIZES = [(1, 5, 100), (1, 512, 1280), (2, 270, 1100)]
 every_size = pytest.mark.parametrize("size", SIZES, ids=str)
+FUNCTIONS = {"pallas": linear_recurrence, "triton": triton}
+every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 
@@ -51,9 +54,9 @@ def in_float64(arrays):
     return [np.asarray(x).astype("float64") for x in arrays]
 
 
-def weighted_sum(x, a, state, h_weight, last_weight):
+def weighted_sum(x, a, state, h_weight, last_weight, function=linear_recurrence):
     """A scalar whose gradients by h and the last state are the weights; and both of those."""
-    h, last = linear_recurrence(x, a, state, interpret=True)
+    h, last = function(x, a, state, interpret=True)
     return jnp.sum(h * h_weight) + jnp.sum(last * last_weight), (h, last)
 
 
@@ -61,13 +64,19 @@ def run(function, *arrays):
     return jax.jit(function, compiler_options=QUICK)(*arrays)
 
 
-with_gradients = jax.value_and_grad(weighted_sum, argnums=(0, 1, 2), has_aux=True)
+def gradients_of(function, change=lambda x: x):
+    value = change(functools.partial(weighted_sum, function=function))
+    return jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True)
 
 
+with_gradients = gradients_of(linear_recurrence)
+
+
+@every_function
 @pytest.mark.parametrize("size, dtype", [*((x, "float32") for x in SIZES), (SIZES[-1], "bfloat16")])
-def test_results_and_gradients_are_those_of_the_plain_loop(size, dtype):
+def test_results_and_gradients_are_those_of_the_plain_loop(function, size, dtype):
     arrays = sample(size, dtype)
-    (_, outputs), gradients = run(with_gradients, *arrays)
+    (_, outputs), gradients = run(gradients_of(function), *arrays)
     assert [x.dtype.name for x in outputs] == ["float32"] * 2
     assert [x.dtype.name for x in gradients] == [dtype, dtype, "float32"]
     arrays = in_float64(arrays)
@@ -82,38 +91,41 @@ def test_results_and_gradients_are_those_of_the_plain_loop(size, dtype):
         np.testing.assert_allclose(result.astype("float32"), truth, **tolerance)
 
 
-def test_a_step_that_is_not_finite_spoils_none_before_it():
+@every_function
+def test_a_step_that_is_not_finite_spoils_none_before_it(function):
     x, a, state, *_ = sample((1, 300, 8), "float32")
-    h, _ = linear_recurrence(x, a, state, interpret=True)
+    h, _ = function(x, a, state, interpret=True)
     x = x.at[:, 261].set(np.inf)
-    spoilt, _ = linear_recurrence(x, a, state, interpret=True)
+    spoilt, _ = function(x, a, state, interpret=True)
     np.testing.assert_array_equal(spoilt[:, :261], h[:, :261])
     assert np.isinf(spoilt[:, 261]).all()
 
 
 @functools.cache
-def small():
+def small(function):
     """The sample of (2, 270, 8), two blocks a row, and its values and gradients as a flat list."""
     arrays = sample((2, 270, 8), "float32")
-    return arrays, jax.tree.leaves(run(with_gradients, *arrays))
+    return arrays, jax.tree.leaves(run(gradients_of(function), *arrays))
 
 
-def test_recomputed_gradients_are_the_same():
-    arrays, results = small()
-    recomputed = jax.value_and_grad(jax.checkpoint(weighted_sum), (0, 1, 2), has_aux=True)
-    for one, other in zip(jax.tree.leaves(run(recomputed, *arrays)), results, strict=True):
+@every_function
+def test_recomputed_gradients_are_the_same(function):
+    arrays, results = small(function)
+    recomputed = run(gradients_of(function, jax.checkpoint), *arrays)
+    for one, other in zip(jax.tree.leaves(recomputed), results, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_mapped_rows_are_rows():
-    arrays, (_, *results) = small()
-    mapped = run(jax.vmap(with_gradients), *(x[:, None] for x in arrays))
+@every_function
+def test_mapped_rows_are_rows(function):
+    arrays, (_, *results) = small(function)
+    mapped = run(jax.vmap(gradients_of(function)), *(x[:, None] for x in arrays))
     for one, other in zip(jax.tree.leaves(mapped)[1:], results, strict=True):
         np.testing.assert_array_equal(one[:, 0], other)
 
 
-def on_a_tpu(*arrays):
-    h, last = linear_recurrence(*arrays[:3])
+def on_a_device(*arrays, function=linear_recurrence):
+    h, last = function(*arrays[:3])
     return jnp.sum(h * arrays[3]) + jnp.sum(last * arrays[4])
 
 
@@ -121,24 +133,48 @@ def on_a_tpu(*arrays):
 @every_dtype
 def test_a_tpu_gets_both_kernels(size, dtype):
     """JAX refuses blocks and operations that a TPU does not have, before there is one."""
-    gradients = jax.jit(jax.grad(on_a_tpu, argnums=(0, 1, 2)))
+    gradients = jax.jit(jax.grad(on_a_device, argnums=(0, 1, 2)))
     program = jax.export.export(gradients, platforms=["tpu"])(*sample(size, dtype))
     assert program.mlir_module().count("tpu_custom_call") >= 2
 
 
 def test_a_tpu_gets_them_under_vmap_too():
     arrays = [x[None] for x in sample(SIZES[0], "float32")]
-    gradients = jax.jit(jax.vmap(jax.grad(on_a_tpu, argnums=(0, 1, 2))))
+    gradients = jax.jit(jax.vmap(jax.grad(on_a_device, argnums=(0, 1, 2))))
     program = jax.export.export(gradients, platforms=["tpu"])(*arrays)
     assert program.mlir_module().count("tpu_custom_call") >= 2
 
 
-def test_another_device_is_refused_when_the_program_is_made():
+@every_size
+@every_dtype
+def test_a_gpu_gets_both_kernels(size, dtype):
+    gradients = jax.grad(functools.partial(on_a_device, function=triton), argnums=(0, 1, 2))
+    program = jax.jit(gradients).trace(*sample(size, dtype))
+    try:
+        text = program.lower(lowering_platforms=("cuda",)).as_text()
+    except RuntimeError as error:  # JAX 0.11 asks the GPU what it can do
+        pytest.skip(str(error))
+    assert text.count("triton") >= 2
+
+
+@pytest.mark.parametrize(
+    "name, devices", [("pallas", "TPUs"), ("triton", "GPUs of NVIDIA since Ampere")]
+)
+def test_another_device_is_refused_when_the_program_is_made(name, devices):
+    if {"pallas": "tpu", "triton": "gpu"}[name] == jax.default_backend():
+        pytest.skip("the device is here")
     arrays = sample((1, 4, 8), "float32")[:3]
-    for function in (lambda *x: operation(*x, implementation="pallas"), linear_recurrence):
+    for function in (lambda *x: operation(*x, implementation=name), FUNCTIONS[name]):
         for call in (function, jax.jit(function)):
-            with pytest.raises(ValueError, match=r"runs on TPUs.*Received.*'cpu'.*Choose 'auto'"):
+            with pytest.raises(ValueError, match=rf"on {devices}.*Received.*Choose 'auto'"):
                 call(*arrays)
+
+
+@pytest.mark.parametrize("capability, name", [((7, 5), "loop"), ((8, 0), "triton"), (None, "loop")])
+def test_triton_is_the_default_where_xla_has_it(monkeypatch, capability, name):
+    monkeypatch.setattr(implementations, "cuda_capability", lambda: capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")  # which has a default beside it
+    assert implementations.default_implementation() == name
 
 
 # A process of its own, because JAX counts its devices once.

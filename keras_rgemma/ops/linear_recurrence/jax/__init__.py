@@ -4,6 +4,7 @@ import importlib
 
 import jax
 
+from keras_rgemma.ops.jax import cuda_capability
 from keras_rgemma.ops.linear_recurrence.jax.loops import associative, loop
 
 # A loop reads each byte once, which is the cost on a CPU; accelerators launch a kernel for each
@@ -12,13 +13,19 @@ BEST = {"cpu": "loop", "tpu": "pallas"}
 
 
 def default_implementation():
+    if (cuda_capability() or (0, 0)) >= (8, 0):
+        return "triton"
     return BEST.get(jax.default_backend(), "associative")
 
 
-def _pallas(x, a, initial_state):
-    # Imported at the first use: Pallas for TPUs takes a moment that other devices need not wait.
-    kernels = importlib.import_module("keras_rgemma.ops.linear_recurrence.jax.pallas")
-    return kernels.linear_recurrence(x, a, initial_state)
+def _kernels():
+    # Imported at the first use: Pallas takes a moment that CPUs need not wait.
+    return importlib.import_module("keras_rgemma.ops.linear_recurrence.jax.pallas")
 
 
-IMPLEMENTATIONS = {"loop": loop, "associative": associative, "pallas": _pallas}
+IMPLEMENTATIONS = {
+    "loop": loop,
+    "associative": associative,
+    "pallas": lambda *args: _kernels().linear_recurrence(*args),
+    "triton": lambda *args: _kernels().triton(*args),
+}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from keras_rgemma.ops.jax import only_on_tpus
+from keras_rgemma.ops.jax import only_on
 from keras_rgemma.ops.window_attention import blocks
 
 LANES = 128  # the blocks of a kernel are multiples of it
@@ -33,7 +33,7 @@ def attend(query, key, value, places, window, history=None, interpret=False):
         return blocks.attend(query, key, value, places, window, history)
     documents_BT = _documents(places.positions)
     if not interpret:
-        documents_BT = only_on_tpus(documents_BT, "window_attention", "splash")
+        documents_BT = only_on(documents_BT, "window_attention", "splash", "tpu")
     seen_BS, space = documents_BT, 0
     if history is not None:
         space = math.ceil(window / LANES) * LANES

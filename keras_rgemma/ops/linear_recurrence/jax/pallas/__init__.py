@@ -1,19 +1,21 @@
-"""Computes the linear recurrence on TPUs in one pass over memory, forwards and backwards."""
+"""Computes the linear recurrence on TPUs and GPUs in one pass over memory, and its gradient."""
 
 import functools
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from keras_rgemma.ops.jax import only_on_tpus
-from keras_rgemma.ops.linear_recurrence.jax.pallas import kernels
+from keras_rgemma.ops.jax import only_on
+from keras_rgemma.ops.linear_recurrence.jax.pallas import gpu, tpu
 from keras_rgemma.ops.linear_recurrence.jax.pallas.devices import mesh_in_force, on_shards
 
 
 class Options(NamedTuple):
     """Holds what a program is made for, see `linear_recurrence` and `on_shards`."""
 
+    kernels: ModuleType
     interpret: bool
     x_dtype: str
     mesh: jax.sharding.Mesh | None
@@ -21,7 +23,7 @@ class Options(NamedTuple):
 
 
 def linear_recurrence(x, a, initial_state, interpret=False):
-    """Computes `linear_recurrence`; reads x and a as they are if they are bfloat16 or float32.
+    """Computes `linear_recurrence` on TPUs; reads x and a as they are, bfloat16 or float32.
 
     With a `keras.distribution` each device runs the kernels on its rows of B, and channels of L,
     without communication. Arrays that are sharded by other means need a `jax.shard_map` around the
@@ -33,10 +35,19 @@ def linear_recurrence(x, a, initial_state, interpret=False):
         interpret: bool, runs the kernels in Pallas' interpreter: slowly, and on any device.
 
     Raises:
-        ValueError: the program is compiled for another device than a TPU, without `interpret`.
+        ValueError: the program is compiled for another device, without `interpret`.
     """
+    return _on_kernels(tpu, x, a, initial_state, interpret)
+
+
+def triton(x, a, initial_state, interpret=False):
+    """Computes `linear_recurrence` on GPUs of NVIDIA; the same otherwise."""
+    return _on_kernels(gpu, x, a, initial_state, interpret)
+
+
+def _on_kernels(kernels, x, a, initial_state, interpret):
     x, a = (v if v.dtype == jnp.bfloat16 else v.astype("float32") for v in (x, a))
-    options = Options(interpret, x.dtype.name, *mesh_in_force())
+    options = Options(kernels, interpret, x.dtype.name, *mesh_in_force())
     return _recurrence(options, x, a, initial_state)
 
 
@@ -45,7 +56,7 @@ def _recurrence(options, x, a, initial_state):
     if x.shape[1] == 1:
         h_BL = a[:, 0].astype("float32") * initial_state + x[:, 0]
         return h_BL[:, None], h_BL
-    return _run(kernels.forward, options, x, a, initial_state)
+    return _run(options.kernels.forward, options, x, a, initial_state)
 
 
 def _forward(options, x, a, initial_state):
@@ -57,7 +68,7 @@ def _backward(options, residuals, gradients):
     a, initial_state, h_BTL = residuals
     h_gradient, last_gradient = gradients
     arrays = (h_gradient, a, h_BTL, initial_state, last_gradient)
-    return _run(kernels.backward, options, *arrays)
+    return _run(options.kernels.backward, options, *arrays)
 
 
 _recurrence.defvjp(_forward, _backward)
@@ -66,6 +77,7 @@ _recurrence.defvjp(_forward, _backward)
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(kernel, options, *arrays):
     if not options.interpret:
-        first = only_on_tpus(arrays[0], "linear_recurrence", "pallas")
+        choice = ("pallas", "tpu") if options.kernels is tpu else ("triton", "cuda")
+        first = only_on(arrays[0], "linear_recurrence", *choice)
         arrays = (first, *arrays[1:])
     return on_shards(functools.partial(kernel, options), options.mesh, options.batch_axis, *arrays)
