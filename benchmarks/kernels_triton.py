@@ -23,27 +23,19 @@ import tempfile
 
 import torch
 import triton
+from kernel_sizes import ARRAYS, SIZES, floor
 from publish import publish
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from keras_rgemma.benchmarks.machine import versions
-from keras_rgemma.ops.linear_recurrence.torch import chunked, triton_kernels, triton_operators
+from keras_rgemma.ops.linear_recurrence.torch import triton_kernels, triton_operators
+from keras_rgemma.ops.linear_recurrence.torch.chunked import linear_recurrence as chunked
 
 FOLDER = pathlib.Path(__file__).parent
 TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DEVICES = {"T4": 75, "A100": 80, "H100": 90}  # compute capabilities
-SIZES = {"110m": (8, 2048, 768), "2b": (1, 8192, 2560), "9b": (4, 4096, 4096)}  # B, T, L
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Arrays [B, T, L] of float32, arrays [B, T, L] of the dtype of x and a, arrays [B, L] of float32.
-ARRAYS = {"forward": (1, 2, 2), "gradient": (2, 3, 3)}
-
-
-def floor(direction, dtype, length):
-    """Computes the bytes an element that every program reads and writes at least."""
-    of_float32, of_dtype, states = ARRAYS[direction]
-    return 4 * of_float32 + BYTES[dtype] * of_dtype + 4 * states / length
 
 
 def compile_kernel(direction, device, dtype, width):
@@ -160,7 +152,7 @@ def candidates(x, a, initial_state):
     """Lists the implementations at hand: a function of the arrays that it takes, and these."""
     found = {
         "triton": (lambda *y: triton_operators.linear_recurrence(*y)[0], (x, a, initial_state)),
-        "chunked": (lambda *y: chunked.linear_recurrence(*y)[0], (x, a, initial_state)),
+        "chunked": (lambda *y: chunked(*y)[0], (x, a, initial_state)),
     }
     if importlib.util.find_spec("fla") is not None:
         fla = importlib.import_module("fla.ops.hgrn")
@@ -203,6 +195,7 @@ def measured(size, dtype, bandwidth):
             moved = floor(direction, dtype, length) * x.numel()
             result |= {f"{direction}_ms": 1e3 * seconds}
             result |= {f"{direction}_share": moved / seconds / bandwidth}
+        print(result, flush=True)
         results.append(result)
     return results
 
