@@ -1,5 +1,6 @@
 """Incremental decoding: extends a batch of rows, completely or a few tokens a call."""
 
+import functools
 from typing import Any, NamedTuple
 
 import keras
@@ -7,7 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
-from keras_rgemma.generation.programs import new_rows
+from keras_rgemma.generation.decode import BLOCK
+from keras_rgemma.generation.programs import new_rows, rows_of
 from keras_rgemma.state.rgemma_state import state_of
 
 
@@ -16,7 +18,8 @@ class _Rows(NamedTuple):
 
     `state` is the `ModelState` of all tokens before the last ones, or None where the sampler does
     not return one; it then follows from `before`, the rows before their `new` tokens. `decoding` is
-    the `DecodeState` that holds the same, or None.
+    the `DecodeState` that holds the same, or None; `ahead` is None, or a number of tokens and what
+    `GenerationPrograms.start_block` has returned for the next so many.
     """
 
     last_tokens: list
@@ -25,6 +28,7 @@ class _Rows(NamedTuple):
     before: Any = None
     new: Any = None
     decoding: Any = None
+    ahead: Any = None
 
 
 class RowDecoder:
@@ -93,27 +97,42 @@ class RowDecoder:
             A list of B int32 arrays, the stop token included, empty for rows that have ended.
         """
         state, rows = self.state, self._rows
-        new, state, decoding = self._write(rows, state, size)
+        new, state, decoding, ahead = self._write(rows, state, size)
         budgets = [
             0 if len(ids) and ids[-1] in self._stop_token_ids else left - len(ids)
             for ids, left in zip(new, rows.budgets, strict=True)
         ]
-        before = rows._replace(before=None, new=None, decoding=None)
-        self._rows = _Rows(_last(rows, new), budgets, state, before, new, decoding)
+        before = rows._replace(before=None, new=None, decoding=None, ahead=None)
+        self._rows = _Rows(_last(rows, new), budgets, state, before, new, decoding, ahead)
         return new
 
     def _write(self, rows, state, size):
-        """Returns new tokens, and the `ModelState` and the `DecodeState` after them or None."""
+        """Returns new tokens, and the last fields of the `_Rows` after them."""
         sizes = rows.budgets if size is None else [min(left, size) for left in rows.budgets]
         most = int(max(sizes))
         if most == 0:
-            return [np.zeros(0, "int32") for _ in sizes], state, rows.decoding
+            return [np.zeros(0, "int32") for _ in sizes], state, rows.decoding, rows.ahead
         if self._programs.has_own_loop:
             inputs = (rows.last_tokens, sizes, self._stop_token_ids, state, self._hidden)
-            return self._programs.search(*inputs), None, None
+            return self._programs.search(*inputs), None, None, None
         decoding = rows.decoding or new_rows(rows.last_tokens, rows.budgets, state)
+        if size is not None and size <= BLOCK and self._programs.runs_ahead:
+            return self._write_ahead(rows, decoding, size)
         new, decoding = self._programs.decode(decoding, most, self._stop_token_ids)
-        return new, decoding.model, decoding
+        return new, decoding.model, decoding, None
+
+    def _write_ahead(self, rows, decoding, size):
+        """Does the work of `_write`, and starts with the next tokens, if any may come.
+
+        While they are computed the caller does its own work, and Python starts the next block.
+        """
+        start = functools.partial(self._programs.start_block, self._stop_token_ids)
+        ahead_size, block = rows.ahead or (None, None)
+        tokens, decoding = block if ahead_size == size else start(decoding, size)
+        may_go_on = max(rows.budgets) > size
+        ahead = (size, start(decoding, size)) if may_go_on else None
+        new = rows_of(ops.convert_to_numpy(tokens)[:size])
+        return new, decoding.model, decoding, ahead
 
     def cut(self, counts):
         """Ends rows early: drops some of the tokens that `next` just returned.

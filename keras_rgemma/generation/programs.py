@@ -184,6 +184,11 @@ class GenerationPrograms(Programs):
         empty = np.zeros((0, self.hidden_dim), "float32")
         return [np.concatenate([empty, *chunks]) for chunks in hidden], state
 
+    @property
+    def runs_ahead(self):
+        """Returns whether `start_block` returns before the block has been computed."""
+        return keras.config.backend() == "jax" and not self.model.run_eagerly
+
     def decode(self, rows, size, stop_token_ids):
         """Writes new tokens in each row of a sampler that writes token by token.
 
@@ -202,8 +207,7 @@ class GenerationPrograms(Programs):
             blocks.append(tokens)
             if (tokens[-1] == NO_TOKEN).all():
                 break
-        columns = np.concatenate(blocks)
-        return [column[column != NO_TOKEN] for column in columns.T], rows
+        return rows_of(np.concatenate(blocks)), rows
 
     def put_row(self, rows, row, one):
         """Puts one row into a `DecodeState`, see `generation.decode.put_row`."""
@@ -221,6 +225,14 @@ class GenerationPrograms(Programs):
         Returns:
             int32 NumPy array [N, B], the tokens, N at most `size`; and the new `DecodeState`.
         """
+        tokens, rows = self.start_block(stop_token_ids, rows, size)
+        return ops.convert_to_numpy(tokens)[:size], rows
+
+    def start_block(self, stop_token_ids, rows, size):
+        """Does the work of `run_block`, and returns an array of the backend, [N, B].
+
+        On JAX it may not be computed yet, nor need `rows` be.
+        """
         # A program on JAX changes no variable: their values go in and come out.
         is_jax = keras.config.backend() == "jax"
         variables = self._fast_sampler.variables if is_jax else ()
@@ -233,7 +245,7 @@ class GenerationPrograms(Programs):
         tokens, rows = program(self._stops[stop_token_ids], rows, self._sizes[size])
         for variable, value in zip(variables, rows.sampler, strict=True):
             variable.assign(value)
-        return ops.convert_to_numpy(tokens)[:size], rows
+        return tokens, rows
 
     def _search_program(self, stop_token_ids):
         if stop_token_ids not in self._searches:
@@ -317,6 +329,11 @@ def new_rows(last_tokens, budgets, state):
 
 def _put_row(model, rows, row, one):
     return put_row(rows, row, one)
+
+
+def rows_of(tokens):
+    """Splits tokens [N, B] of blocks into a list of B arrays, without `NO_TOKEN`."""
+    return [column[column != NO_TOKEN] for column in tokens.T]
 
 
 def until_stop(row, stop_token_ids):

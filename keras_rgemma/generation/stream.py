@@ -38,7 +38,8 @@ def check_streams(programs):
 class Stream:
     """Iterates over the deltas of rows, each computed when it is asked for.
 
-    Nothing is computed between two deltas, so a caller that stops asking stops the work.
+    Between two deltas at most the next token is computed, so a caller that stops asking stops the
+    work.
 
     Args:
         decoder: `RowDecoder`.

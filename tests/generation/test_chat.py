@@ -171,7 +171,7 @@ def test_an_interruption_at_any_moment_keeps_the_conversation(lm, monkeypatch):
     stream = chat.stream("And?")
     given_out = next(stream)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(programs, "decode", interrupt)
+        patch.setattr(programs, "start_block", interrupt)
         next(stream)
     assert chat.history[-1]["content"] == given_out
     again = lm.chat(history=chat.history, max_new_tokens=6)

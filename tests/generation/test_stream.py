@@ -89,6 +89,27 @@ def test_closing_ends_the_work_and_leaves_the_state_of_what_was_given(lm):
     assert given_out + rest == whole
 
 
+def test_at_most_one_token_is_computed_ahead(monkeypatch):
+    """On JAX the next token is computed while the caller looks at the last one."""
+    lm = plain.lively_model()
+    lm.compile(sampler="greedy")
+    sizes = []
+    programs = lm.make_generate_function()
+    start = type(programs).start_block
+
+    def counting(self, stops, rows, size):
+        sizes.append(size)
+        return start(self, stops, rows, size)
+
+    monkeypatch.setattr(type(programs), "start_block", counting)
+    stream = lm.stream({"token_ids": np.array([[5, 6, 7]])}, max_new_tokens=4, stop_token_ids=None)
+    counts = []
+    for _ in stream:
+        counts.append(sum(sizes))
+    is_jax = keras.config.backend() == "jax"
+    assert counts == ([2, 3, 4, 4] if is_jax else [1, 2, 3, 4])
+
+
 def test_samplers_that_look_ahead_say_that_they_cannot_stream(lm):
     for name, cls in (("beam", "BeamSampler"), ("contrastive", "ContrastiveSampler")):
         lm.compile(sampler=name)
