@@ -18,8 +18,11 @@ def environment(folder):
     """The environment of a process that finds Triton, which a folder gets if it has to."""
     if importlib.util.find_spec("triton") is not None:
         return dict(os.environ)
-    if sys.platform != "linux" or importlib.util.find_spec("pip") is None:
+    pip = [sys.executable, "-m", "pip"]
+    # Not `find_spec("pip")`: setuptools then takes this process for pip, and is broken in it.
+    has_pip = subprocess.run([*pip, "--version"], capture_output=True).returncode == 0
+    if sys.platform != "linux" or not has_pip:
         pytest.skip("there is no Triton for this system, or nothing to install it with")
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
+    install = [*pip, "install", "-q", "--no-deps", "--target", str(folder)]
     subprocess.run([*install, TRITON], check=True)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(folder)])}
