@@ -128,7 +128,8 @@ those of reading them. A share is that of the weights' bytes in the time of a st
 | {" | ".join(header)} |
 |{"---|" * len(header)}
 {table}
-"""
+
+{report["notes"]}"""
 
 
 def main():
@@ -140,6 +141,7 @@ def main():
     parser.add_argument("--gpu", help="its name, with --lines")
     parser.add_argument("--copy", type=float, help="published GB a second, with --lines")
     parser.add_argument("--software", help="versions, with --lines")
+    parser.add_argument("--notes", type=pathlib.Path, help="a file with text for below the table")
     parser.add_argument("--write", metavar="NAME", help="write results/NAME.json and NAME.md")
     args = parser.parse_args()
     if args.lines:
@@ -158,6 +160,7 @@ def main():
     report = {"gpu": gpu, "copy_gb_per_s": copy, "software": software}
     report["is_published"] = bool(args.lines)
     report |= {"command": command, "lines": lines}
+    report["notes"] = args.notes.read_text(encoding="utf-8") if args.notes else ""
     publish(FOLDER, args.write, report, markdown(report))
 
 

@@ -209,3 +209,32 @@ def test_an_array_is_turned_and_nobody_sees_it():
     assert type(kernel) is keras.Variable
     np.testing.assert_array_equal(kernel, 3 * before)
     np.testing.assert_array_equal(copied, before)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="a mode of PyTorch")
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_what_reads_or_makes_numbers_is_refused(mode):
+    import torch
+
+    from keras_rgemma.keras_internals.torch import WithoutHost
+
+    with getattr(torch, mode)():
+        x = torch.ones(3)
+        refused = {
+            "reads": [
+                lambda: x.sum().item(),
+                lambda: float(x.sum()),
+                lambda: bool(x.sum() > 0),
+                lambda: x.nonzero(),
+                lambda: x[x > 0],
+            ],
+            "makes": [lambda: torch.tensor(2.0)],
+            "between devices": [lambda: x.to("meta")],
+        }
+        for message, functions in refused.items():
+            for function in functions:
+                with WithoutHost(), pytest.raises(RuntimeError, match=message):
+                    function()
+        with WithoutHost():
+            y = torch.where(x > 0, x, 2 * x)[torch.arange(2)].to(torch.bfloat16).reshape(1, 2)
+        assert y.tolist() == [[1.0, 1.0]]

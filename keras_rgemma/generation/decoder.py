@@ -1,6 +1,5 @@
 """Incremental decoding: extends a batch of rows, completely or a few tokens a call."""
 
-import functools
 from typing import Any, NamedTuple
 
 import keras
@@ -8,7 +7,6 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
-from keras_rgemma.generation.decode import BLOCK
 from keras_rgemma.generation.programs import new_rows, rows_of
 from keras_rgemma.state.rgemma_state import state_of
 
@@ -18,8 +16,8 @@ class _Rows(NamedTuple):
 
     `state` is the `ModelState` of all tokens before the last ones, or None where the sampler does
     not return one; it then follows from `before`, the rows before their `new` tokens. `decoding` is
-    the `DecodeState` that holds the same, or None; `ahead` is None, or a number of tokens and what
-    `GenerationPrograms.start_block` has returned for the next so many.
+    the `DecodeState` that holds the same, or None; `ahead` is None, or what
+    `GenerationPrograms.start_block` has returned for the next token of each row.
     """
 
     last_tokens: list
@@ -116,22 +114,21 @@ class RowDecoder:
             inputs = (rows.last_tokens, sizes, self._stop_token_ids, state, self._hidden)
             return self._programs.search(*inputs), None, None, None
         decoding = rows.decoding or new_rows(rows.last_tokens, rows.budgets, state)
-        if size is not None and size <= BLOCK and self._programs.runs_ahead:
-            return self._write_ahead(rows, decoding, size)
+        if size == 1 and self._programs.runs_ahead:
+            return self._write_ahead(rows, decoding)
         new, decoding = self._programs.decode(decoding, most, self._stop_token_ids)
         return new, decoding.model, decoding, None
 
-    def _write_ahead(self, rows, decoding, size):
-        """Does the work of `_write`, and starts with the next tokens, if any may come.
+    def _write_ahead(self, rows, decoding):
+        """Writes one token a row, and dispatches the next step if a row may go on.
 
-        While they are computed the caller does its own work, and Python starts the next block.
+        So Python starts the next step, and the caller does its own work, while the GPU or the CPU
+        computes.
         """
-        start = functools.partial(self._programs.start_block, self._stop_token_ids)
-        ahead_size, block = rows.ahead or (None, None)
-        tokens, decoding = block if ahead_size == size else start(decoding, size)
-        may_go_on = max(rows.budgets) > size
-        ahead = (size, start(decoding, size)) if may_go_on else None
-        new = rows_of(ops.convert_to_numpy(tokens)[:size])
+        stops, start = self._stop_token_ids, self._programs.start_block
+        tokens, decoding = rows.ahead or start(stops, decoding, 1)
+        ahead = start(stops, decoding, 1) if max(rows.budgets) > 1 else None
+        new = rows_of(ops.convert_to_numpy(tokens)[:1])
         return new, decoding.model, decoding, ahead
 
     def cut(self, counts):

@@ -15,7 +15,6 @@ from keras_rgemma.generation.search import has_own_loop, search
 PREFILL_CHUNK = 2048
 SMALLEST_CHUNK, CHUNK_GROWTH = 32, 4
 SMALLEST_BUFFER, BUFFER_GROWTH = 16, 4
-PADDING_MULTIPLE = 256
 
 
 def buffer_size(length):
@@ -48,12 +47,6 @@ def chunk_sizes(length, chunk_size=PREFILL_CHUNK, is_one_size=False):
             sizes.pop(0)
         yield sizes[0]
         length -= sizes[0]
-
-
-def padded_length(length):
-    """Returns the padded length of a row for scoring: a power of two, or a multiple of 256."""
-    power = max(SMALLEST_BUFFER, 1 << (length - 1).bit_length())
-    return min(power, -(-length // PADDING_MULTIPLE) * PADDING_MULTIPLE)
 
 
 class Programs:
@@ -186,8 +179,12 @@ class GenerationPrograms(Programs):
 
     @property
     def runs_ahead(self):
-        """Returns whether `start_block` returns before the block has been computed."""
-        return keras.config.backend() == "jax" and not self.model.run_eagerly
+        """Returns whether a step may be dispatched before the last one has been read.
+
+        Not with a sampler that draws: a step that nobody asks for in the end would spend its seeds.
+        """
+        is_asynchronous = keras.config.backend() == "jax" and not self.model.run_eagerly
+        return is_asynchronous and not self._fast_sampler.variables
 
     def decode(self, rows, size, stop_token_ids):
         """Writes new tokens in each row of a sampler that writes token by token.

@@ -38,8 +38,7 @@ def check_streams(programs):
 class Stream:
     """Iterates over the deltas of rows, each computed when it is asked for.
 
-    Between two deltas at most the next token is computed, so a caller that stops asking stops the
-    work.
+    A caller that stops asking stops the work; on JAX the next token may already be computed then.
 
     Args:
         decoder: `RowDecoder`.

@@ -5,6 +5,7 @@ import contextlib
 import keras
 import torch
 from keras.src.backend.torch.core import get_device
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class ParametersOfVariables:
@@ -93,6 +94,36 @@ def _check_conversion(fn, tensor):
 def change_count(tensor):
     """Returns how often a tensor was changed in place, int; None if PyTorch does not count."""
     return None if tensor.is_inference() else tensor._version
+
+
+class WithoutHost(TorchDispatchMode):
+    """Raises RuntimeError inside of a `with` block where a GPU would wait for the host.
+
+    A CUDA graph cannot hold such an operation, and PyTorch may not recover from the attempt.
+    """
+
+    _READING = ("item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select")
+    _MAKING = ("lift_fresh",)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").split(".")[0]
+        tensors = [x for x in _leaves(args) if isinstance(x, torch.Tensor)]
+        is_mask = name == "index" and any(x.dtype == torch.bool for x in tensors[1:])
+        if name in self._READING or is_mask:
+            raise RuntimeError(f"{name} reads numbers of a tensor.")
+        if name in self._MAKING:
+            raise RuntimeError(f"{name} makes a tensor of numbers.")
+        result = function(*args, **(kwargs or {}))
+        devices = {x.device.type for x in (*_leaves(result), *tensors[:1]) if hasattr(x, "device")}
+        if len(devices) > 1:
+            raise RuntimeError(f"{name} copies a tensor between devices.")
+        return result
+
+
+def _leaves(structure):
+    if isinstance(structure, list | tuple):
+        return [x for part in structure for x in _leaves(part)]
+    return [structure]
 
 
 def default_device():

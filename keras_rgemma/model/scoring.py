@@ -6,12 +6,14 @@ from keras import ops
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.generation.inputs import holds_numbers
-from keras_rgemma.generation.programs import Programs, padded_length
+from keras_rgemma.generation.programs import SMALLEST_BUFFER, Programs
 from keras_rgemma.generation.prompts import input_rows, pad_right
 from keras_rgemma.ops.cross_entropy import cross_entropy, in_chunks
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_padding_mask, check_token_ids
 from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_column
+
+_PADDING_MULTIPLE = 256
 
 
 class Scoring:
@@ -127,7 +129,7 @@ class Scoring:
         if self._scoring_programs is None or not self._scoring_programs.are_for(self):
             self._scoring_programs = Programs(self)
         length = ids.shape[1]
-        pads = [(0, 0), (0, padded_length(length) - length)]
+        pads = [(0, 0), (0, _padded_length(length) - length)]
         rows = (tensor_of(np.pad(x, pads)) for x in rows)
         return self._scoring_programs.compiled(function)(*rows, consumed)[:, :length]
 
@@ -173,3 +175,9 @@ class Scoring:
 def _numpy(x):
     """Converts a tensor on any device to a NumPy array; returns other values unchanged."""
     return ops.convert_to_numpy(x) if ops.is_tensor(x) else x
+
+
+def _padded_length(length):
+    """Returns the padded length of a row for scoring: a power of two, or a multiple of 256."""
+    power = max(SMALLEST_BUFFER, 1 << (length - 1).bit_length())
+    return min(power, -(-length // _PADDING_MULTIPLE) * _PADDING_MULTIPLE)

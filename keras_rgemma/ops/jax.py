@@ -41,13 +41,14 @@ batching.defvectorized(_only_on)
 
 
 def _lower(context, x, operation, implementation, platform):
-    platforms = context.module_context.platforms
+    platforms = context.platforms or context.module_context.platforms
     if set(platforms) == {platform}:
         return [x]
     raise ValueError(
         f"The implementation {implementation!r} of {operation!r} runs on {_NAMES[platform]}. "
-        f"Received: a program for {platforms}. Choose 'auto' there. Tests run it on any device: "
-        f"its function in keras_rgemma.ops.{operation}.jax takes `interpret`."
+        f"Received: a program for {tuple(platforms)}. Choose 'auto', which does without it there. "
+        f"(Tests run it on any device: its function below keras_rgemma.ops.{operation}.jax takes "
+        "`interpret`.)"
     )
 
 

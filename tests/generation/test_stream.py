@@ -89,6 +89,41 @@ def test_closing_ends_the_work_and_leaves_the_state_of_what_was_given(lm):
     assert given_out + rest == whole
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_stream_that_is_left_spends_no_seed_of_the_tokens_after(name):
+    lm = plain.lively_model()
+    ids = {"token_ids": np.array([[5, 6, 7], [9, 2, 4]])}
+    limits = {"stop_token_ids": None}
+
+    def left():
+        stream = lm.stream(ids, max_new_tokens=8, **limits)
+        return np.concatenate([next(stream)["token_ids"] for _ in range(3)], axis=1)
+
+    def whole():
+        return lm.generate(ids, max_new_tokens=3, **limits)["token_ids"][:, 3:]
+
+    texts = []
+    for begin in (left, whole):
+        lm.compile(sampler=SAMPLERS[name]())
+        texts.append([begin(), whole()])
+    np.testing.assert_array_equal(*texts)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_row_that_is_cut_off_leaves_the_seeds_of_its_neighbours(lm, name):
+    def written(read, **limits):
+        lm.compile(sampler=SAMPLERS[name]())
+        return read(PROMPTS, max_new_tokens=NEW, stop_token_ids=None, **limits)
+
+    uncut = written(lambda *x, **y: lm.generate(*x, strip_prompt=True, **y))
+    stop = uncut[0][1:3]  # which ends the first row, and perhaps others
+    expected = [text.split(stop)[0] for text in uncut]
+    assert expected[0] != uncut[0]
+    streamed = joined(written(lm.stream, stop=stop))
+    generated = written(lambda *x, **y: lm.generate(*x, strip_prompt=True, **y), stop=stop)
+    assert streamed == generated == expected
+
+
 def test_at_most_one_token_is_computed_ahead(monkeypatch):
     """On JAX the next token is computed while the caller looks at the last one."""
     lm = plain.lively_model()

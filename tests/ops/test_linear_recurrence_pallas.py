@@ -170,11 +170,43 @@ def test_another_device_is_refused_when_the_program_is_made(name, devices):
                 call(*arrays)
 
 
-@pytest.mark.parametrize("capability, name", [((7, 5), "loop"), ((8, 0), "triton"), (None, "loop")])
+@pytest.mark.parametrize(
+    "capability, name", [((7, 5), "loop"), ((8, 0), "by_device"), (None, "loop")]
+)
 def test_triton_is_the_default_where_xla_has_it(monkeypatch, capability, name):
     monkeypatch.setattr(implementations, "cuda_capability", lambda: capability)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")  # which has a default beside it
     assert implementations.default_implementation() == name
+
+
+def test_a_program_for_another_device_does_without_the_kernel():
+    """On a machine with a GPU a program may be for its CPU."""
+    arrays = sample((1, 4, 8), "float32")
+    run = functools.partial(operation, implementation="by_device")
+
+    def gradients(x, a, state, h_weight, last_weight):
+        outputs, back = jax.vjp(run, x, a, state)
+        return outputs, back((h_weight, last_weight))
+
+    results = jax.jit(gradients)(*arrays)
+    truths = reference.linear_recurrence_gradient(*in_float64(arrays))
+    for result, truth in zip(results[1], truths, strict=True):
+        np.testing.assert_allclose(result, truth, rtol=1e-5, atol=1e-5)
+    program = jax.jit(gradients).trace(*arrays)
+    assert "triton" not in program.lower(lowering_platforms=("cpu",)).as_text()
+    try:
+        text = program.lower(lowering_platforms=("cuda",)).as_text()
+    except RuntimeError as error:  # JAX 0.11 asks the GPU what it can do
+        pytest.skip(str(error))
+    assert text.count("triton") >= 2
+
+
+@every_function
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
+def test_nothing_comes_of_no_rows_and_no_channels(function, shape):
+    x = jnp.zeros(shape)
+    h, last = function(x, x, x[:, 0], interpret=True)
+    assert h.shape == shape and last.shape == (shape[0], shape[2])
 
 
 # A process of its own, because JAX counts its devices once.

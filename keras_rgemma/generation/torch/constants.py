@@ -4,7 +4,10 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from keras_rgemma.keras_internals.torch import change_count, normal_tensors
+
 _MADE_OF_NUMBERS = (torch.as_tensor, torch.tensor)
+_NUMBERS = (bool, int, float, complex, np.ndarray, np.generic)
 
 
 class KeptConstants(TorchFunctionMode):
@@ -12,7 +15,10 @@ class KeptConstants(TorchFunctionMode):
 
     Keras' operations copy numbers of Python to the GPU at every call. A graph cannot hold a copy
     from the host, which would also wait for the GPU. Whatever the blocks run must make its tensors
-    of the same numbers each time, as a step does, and not change them.
+    of the same numbers each time, as a step does.
+
+    Raises:
+        RuntimeError: such a tensor was changed in place.
     """
 
     def __init__(self):
@@ -21,11 +27,22 @@ class KeptConstants(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function not in _MADE_OF_NUMBERS or not args or isinstance(args[0], torch.Tensor):
+        if function not in _MADE_OF_NUMBERS or not args or not _is_of_numbers(args[0]):
             return function(*args, **kwargs)
         array = np.asarray(args[0])
-        options = tuple(sorted((name, str(value)) for name, value in kwargs.items()))
-        key = (array.dtype.str, array.shape, array.tobytes(), args[1:], options)
+        options = (args[1:], *sorted((name, str(value)) for name, value in kwargs.items()))
+        kind = (function, type(args[0]), torch.get_default_dtype(), array.dtype.str, array.shape)
+        key = (*kind, array.tobytes(), *options)
         if key not in self._kept:
-            self._kept[key] = function(*args, **kwargs)
-        return self._kept[key]
+            with normal_tensors():
+                self._kept[key] = function(*args, **kwargs)
+        tensor = self._kept[key]
+        if change_count(tensor):
+            raise RuntimeError(f"A tensor that was made of {args[0]!r} is changed in place.")
+        return tensor
+
+
+def _is_of_numbers(value):
+    if isinstance(value, list | tuple):
+        return all(map(_is_of_numbers, value))
+    return isinstance(value, _NUMBERS)

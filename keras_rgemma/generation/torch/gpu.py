@@ -13,7 +13,7 @@ from keras_rgemma.layers.rms_norm import rms_norm
 from keras_rgemma.ops.linear_recurrence.torch import problem_with
 from keras_rgemma.ops.rope import apply_rotation
 
-KERNELS = "keras_rgemma.generation.torch.gpu_kernels"
+KERNELS = "keras_rgemma.generation.torch.triton_kernels"
 BLOCK = 512  # elements of a program; a thread of four warps has four
 
 

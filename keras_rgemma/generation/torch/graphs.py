@@ -6,6 +6,7 @@ reads and writes buffers of its own, one set for each number of rows.
 """
 
 import contextlib
+import functools
 import threading
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import keras
 import torch
 
 from keras_rgemma.generation.torch.constants import KeptConstants
+from keras_rgemma.keras_internals.torch import WithoutHost
 
 _KEPT = 4  # numbers of rows whose buffers are kept
 _recording = threading.Lock()  # PyTorch records one graph at a time in a process
@@ -27,7 +29,7 @@ class _Recorded(NamedTuple):
         replay: function without arguments that runs the step on its buffers.
         token_ids, padding_mask: buffers of the arguments; no mask if there are no pads.
         hidden: buffer of the result.
-        constants: what the graph reads besides.
+        constants: `KeptConstants` that the graph reads, or None.
     """
 
     replay: Callable
@@ -37,7 +39,7 @@ class _Recorded(NamedTuple):
     constants: Any
 
 
-class ReplayedStep(threading.local):
+class ReplayedStep:
     """Computes the `step` of a `generation.model.Model` by graphs, recorded as they are needed.
 
     Each thread has buffers of its own. What a step returns holds until the next one.
@@ -49,12 +51,35 @@ class ReplayedStep(threading.local):
     """
 
     def __init__(self, step, makes_constants=True):
+        self._new_graphs = functools.partial(_Graphs, step, makes_constants)
+        self._of_thread = threading.local()
+        self._graphs = {}  # `_Graphs` by thread
+        self._lock = threading.Lock()
+
+    def __call__(self, token_ids, padding_mask, state, has_begun=False):
+        if not hasattr(self._of_thread, "graphs"):
+            self._of_thread.graphs = self._adopted()
+        return self._of_thread.graphs.step(token_ids, padding_mask, state, has_begun)
+
+    def _adopted(self):
+        """Returns the graphs of a thread that has ended, or new ones: a server may start many."""
+        with self._lock:
+            ended = next((x for x in self._graphs if not x.is_alive()), None)
+            graphs = self._graphs.pop(ended, None) or self._new_graphs()
+            self._graphs[threading.current_thread()] = graphs
+        return graphs
+
+
+class _Graphs:
+    """Holds the graphs of a step and their buffers, for one thread at a time."""
+
+    def __init__(self, step, makes_constants):
         self._step = step
         self._makes_constants = makes_constants
         self._states = {}  # `ModelState` of buffers by the number of rows
         self._graphs = {}  # `_Recorded` by that and by whether there is a mask; None if impossible
 
-    def __call__(self, token_ids, padding_mask, state, has_begun=False):
+    def step(self, token_ids, padding_mask, state, has_begun):
         if not (has_begun and can_record(token_ids)):
             return self._step(token_ids, padding_mask, state, has_begun)
         key = (len(token_ids), padding_mask is not None)
@@ -85,14 +110,14 @@ class ReplayedStep(threading.local):
             _copy(after, buffers)
             return hidden
 
-        constants = KeptConstants() if self._makes_constants else contextlib.nullcontext()
+        constants = KeptConstants() if self._makes_constants else None
         try:
-            replay, hidden = record(run, constants)
+            replay, hidden = record(run, token_ids.device, constants)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip() or type(error).__name__
             warnings.warn(
                 "The decode step of this model cannot be recorded as a CUDA graph: its kernels are "
-                f"launched one by one, which is slower. PyTorch says: {reason}",
+                f"launched one by one, which is slower. The reason: {reason}",
                 stacklevel=2,
             )
             return None
@@ -116,32 +141,45 @@ def can_record(tensor):
     return tensor.is_cuda and torch.version.cuda is not None
 
 
-def record(function, context):
+def record(function, device, constants=None):
     """Records a function without arguments as a CUDA graph.
 
     Args:
-        function: of no arguments; runs twice, or more often if it needs to.
-        context: the context manager in which it runs.
+        function: of no arguments; runs two or three times.
+        device: `torch.device` of its tensors.
+        constants: `KeptConstants` for what it makes of numbers; None if it makes no tensor of them.
 
     Returns:
         The function that replays it, and the result, which each replay writes anew.
+
+    Raises:
+        RuntimeError: it cannot be recorded.
     """
-    with _recording:
-        return _record(function, context)
-
-
-def _record(function, context):
-    # Libraries choose their kernels and take their memory before; on another stream, as PyTorch's
-    # documentation of graphs asks.
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), context:
-        function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may compute meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"), context:
-        result = function()
+    # Keras computes on a device without making it PyTorch's current one, on which streams are made.
+    with _recording, torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            # On another stream, as PyTorch's documentation of graphs asks. Libraries choose their
+            # kernels and take their memory here.
+            with torch.cuda.stream(stream):
+                if constants is None:
+                    function()
+                else:
+                    with constants:
+                        function()
+                    with constants, WithoutHost():
+                        function()
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with warnings.catch_warnings(), torch.cuda.stream(stream):
+            warnings.filterwarnings("error", "The CUDA Graph is empty")
+            with (
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+                constants or contextlib.nullcontext(),
+            ):
+                result = function()
     return graph.replay, result
 
 

@@ -18,9 +18,9 @@ def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
         a: float [B, T, L].
         initial_state: float [B, L], h before the first step. None: zeros.
         implementation: "auto" for the choice of `keras_rgemma.implementation`, or the name of one
-            of this backend's implementations (on JAX "loop", "associative", on TPUs "pallas"
-            and on CUDA "triton"; "chunked" on TensorFlow and PyTorch, and "triton" on PyTorch with
-            CUDA).
+            of this backend's implementations (on JAX "loop", "associative", on TPUs "pallas", on
+            CUDA "triton" or "by_device", which is "associative" elsewhere; "chunked" on TensorFlow
+            and PyTorch, and "triton" on PyTorch with CUDA).
 
     Returns:
         A pair of float32 arrays: h [B, T, L] and its last step [B, L].

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 def default_implementation():
     # Measured with jaxlib 0.10.2: XLA on a CPU takes twice as long for half precision if the sums
     # are to be rounded in its product, or if the product has a single row; five times for a matrix
-    # whose rows are outputs. On a GPU half of a token's time went into sums of products.
+    # whose rows are outputs. On an H100 a token of 2B took five times as long as with two rows
+    # (benchmarks/gpu.md).
     return {"cpu": "float32_sums", "gpu": "two_rows"}.get(jax.default_backend(), "xla")
 
 

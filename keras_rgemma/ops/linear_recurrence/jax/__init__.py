@@ -14,7 +14,7 @@ BEST = {"cpu": "loop", "tpu": "pallas"}
 
 def default_implementation():
     if (cuda_capability() or (0, 0)) >= (8, 0):
-        return "triton"
+        return "by_device"
     return BEST.get(jax.default_backend(), "associative")
 
 
@@ -23,7 +23,13 @@ def _kernels():
     return importlib.import_module("keras_rgemma.ops.linear_recurrence.jax.pallas")
 
 
+def _by_device(*args):
+    """Runs the kernel in programs for CUDA, which are not all on a machine that has it."""
+    return jax.lax.platform_dependent(*args, cuda=IMPLEMENTATIONS["triton"], default=associative)
+
+
 IMPLEMENTATIONS = {
+    "by_device": _by_device,
     "loop": loop,
     "associative": associative,
     "pallas": lambda *args: _kernels().linear_recurrence(*args),

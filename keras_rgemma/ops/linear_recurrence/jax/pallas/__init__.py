@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from keras_rgemma.ops.jax import only_on
+from keras_rgemma.ops.linear_recurrence.jax.loops import associative
 from keras_rgemma.ops.linear_recurrence.jax.pallas import gpu, tpu
 from keras_rgemma.ops.linear_recurrence.jax.pallas.devices import mesh_in_force, on_shards
 
@@ -46,6 +47,8 @@ def triton(x, a, initial_state, interpret=False):
 
 
 def _on_kernels(kernels, x, a, initial_state, interpret):
+    if 0 in x.shape:  # there is nothing for a kernel to do
+        return associative(x, a, initial_state)
     x, a = (v if v.dtype == jnp.bfloat16 else v.astype("float32") for v in (x, a))
     options = Options(kernels, interpret, x.dtype.name, *mesh_in_force())
     return _recurrence(options, x, a, initial_state)

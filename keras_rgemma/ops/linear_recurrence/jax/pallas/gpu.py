@@ -55,14 +55,21 @@ def _call(kernel, options, inputs, outputs):
         grid=(batch, pl.cdiv(width, CHANNELS)),
         out_shape=outputs,
         compiler_params=pltriton.CompilerParams(num_warps=SPANS, num_stages=1),
-        cost_estimate=pl.CostEstimate(
-            flops=6 * inputs[0].size,
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs)),
-            transcendentals=0,
-        ),
+        cost_estimate=_cost(inputs, outputs),
         interpret=options.interpret,
         name=f"linear_recurrence{kernel.func.__name__}",
     )(*inputs)
+
+
+def _cost(inputs, outputs):
+    """Tells XLA what a kernel costs; None for sizes that are symbols of an export."""
+    if not isinstance(inputs[0].size, int):
+        return None
+    return pl.CostEstimate(
+        flops=6 * inputs[0].size,
+        bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs)),
+        transcendentals=0,
+    )
 
 
 class _Program:
