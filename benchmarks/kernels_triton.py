@@ -29,12 +29,25 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from keras_rgemma.benchmarks.machine import versions
+from keras_rgemma.generation.torch import gpu
+from keras_rgemma.generation.torch import triton_kernels as token_kernels
 from keras_rgemma.ops.linear_recurrence.torch import triton_kernels, triton_operators
 from keras_rgemma.ops.linear_recurrence.torch.chunked import linear_recurrence as chunked
 
 FOLDER = pathlib.Path(__file__).parent
 TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DEVICES = {"T4": 75, "A100": 80, "H100": 90}  # compute capabilities
+# The kernels of a token at the sizes of 2B: their constants, and how many warps a program has.
+TOKEN_KERNELS = {
+    "rms_norm_kernel": ({"WIDTH": 2560, "BLOCK": 4096}, 8),
+    "rg_lru_kernel": ({"WIDTH": 2560, "HAS_MASK": True, "BLOCK": gpu.BLOCK}, 4),
+    "conv_kernel": ({"WIDTH": 2560, "REACH": 3, "HAS_MASK": True, "BLOCK": gpu.BLOCK}, 4),
+    "rope_kernel": ({"HEADS": 10, "SIZE": 256, "HALF": 64, "BLOCK": 256}, 1),
+    "gated_gelu_kernel": ({"BLOCK": gpu.BLOCK}, 4),
+}
+# Of their arguments those that have not the dtype of the model.
+TOKEN_TYPES = {"epsilon": "fp32", "decay_scale": "fp32", "SIZE": "i32", "is_token_ptr": "*i8"}
+TOKEN_TYPES |= dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32")
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -65,6 +78,28 @@ def compile_kernel(direction, device, dtype, width):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     target = GPUTarget("cuda", DEVICES[device], 32)
     return triton.compile(source, target=target, options=triton_operators.OPTIONS), steps
+
+
+def compile_token_kernel(name, device, dtype):
+    """Compiles a kernel of a token as it is launched, and describes the program in a dict."""
+    constants, warps = TOKEN_KERNELS[name]
+    kernel = getattr(token_kernels, name)
+    types = {**TOKEN_TYPES, **dict.fromkeys(constants, "constexpr")}
+    if name == "rg_lru_kernel":
+        types |= dict.fromkeys(("state_ptr", "new_state_ptr"), "*fp32")
+    signature = {x: types.get(x, f"*{DTYPES[dtype]}") for x in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, kind in enumerate(signature.values())
+        if kind.startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    target = GPUTarget("cuda", DEVICES[device], 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": warps})
+    registers, stack = resources(compiled.asm["cubin"])
+    shared = compiled.metadata.shared
+    numbers = {"registers": registers, "stack_bytes": stack, "shared_bytes": shared}
+    return {"kernel": name, "device": device, "dtype": dtype, **numbers}
 
 
 def resources(cubin):
@@ -203,7 +238,7 @@ def measured(size, dtype, bandwidth):
 def markdown(report):
     """Writes a report as a page."""
     lines = [
-        "# The Triton kernels of the linear recurrence",
+        "# The Triton kernels",
         "",
         f"Compiled by Triton {report['versions']['triton']} for GPUs that need not be at hand. A "
         "stack of 0 bytes means that no register was spilled. Bytes an element are counted in the "
@@ -221,9 +256,21 @@ def markdown(report):
         cells += [x["stack_bytes"], x["shared_bytes"], f"{x['bytes_per_element']:.2f}"]
         cells += [f"{x['floor']:.2f}", f"{x['bytes_per_element'] / x['floor']:.3f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        "The kernels of a token (`generation/torch/triton_kernels.py`) at the sizes of 2B. They "
+        "read and write each array once.",
+        "",
+        "| kernel | device | dtype | registers | stack | shared |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = ("kernel", "device", "dtype", "registers", "stack_bytes", "shared_bytes")
+    lines += [f"| {' | '.join(str(x[name]) for name in names)} |" for x in report["token"]]
     lines.append("")
     if not report["measured"]:
-        lines.append("No GPU was at hand: the kernels have not yet been run on one.")
+        lines.append(
+            "No GPU was at hand. They have run on an H100 (gpu.md), where these were not measured."
+        )
         return "\n".join(lines) + "\n"
     lines += [
         f"Measured on {report['gpu']}, which copies {report['copy_gb_per_s']:.0f} GB/s. A share is "
@@ -259,6 +306,12 @@ def main():
             for direction in ARRAYS
             for device in args.devices
             for size in args.sizes
+            for dtype in args.dtypes
+        ],
+        "token": [
+            compile_token_kernel(name, device, dtype)
+            for name in TOKEN_KERNELS
+            for device in args.devices
             for dtype in args.dtypes
         ],
         "measured": [],

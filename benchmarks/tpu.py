@@ -51,10 +51,11 @@ def abstract(tree, sharding):
     return jax.tree.map(without_value, tree)
 
 
-def compile_for_tpu(function, *arguments, **options):
+def compile_for(platform, function, *arguments, **options):
     """Compiles a function of abstract arrays for the device that they lie on.
 
     Args:
+        platform: str, "tpu" or "cuda".
         function: function of the arguments.
         *arguments: trees of `jax.ShapeDtypeStruct`.
         **options: of `jax.jit`.
@@ -64,7 +65,7 @@ def compile_for_tpu(function, *arguments, **options):
         bytes of arguments, temporaries and generated code, and of all that is read and written.
     """
     start = time.perf_counter()
-    lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=("tpu",))
+    lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=(platform,))
     traced = time.perf_counter()
     compiled = lowered.compile()
     end = time.perf_counter()
@@ -72,11 +73,16 @@ def compile_for_tpu(function, *arguments, **options):
     return compiled, {
         "trace_s": traced - start,
         "compile_s": end - traced,
-        "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
+        "bytes_accessed": (compiled.cost_analysis() or {}).get("bytes accessed"),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
     }
+
+
+def compile_for_tpu(function, *arguments, **options):
+    """Compiles a function for a TPU, see `compile_for`."""
+    return compile_for("tpu", function, *arguments, **options)
 
 
 def keep_schedules():

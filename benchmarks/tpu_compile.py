@@ -38,10 +38,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 PRESETS = HERE.parent / "presets"
 
 
-def build(preset, needs_lora):
-    """Makes a backbone in bfloat16 whose variables have no values."""
+def build(preset, needs_lora, dtype="bfloat16"):
+    """Makes a backbone whose variables have no values."""
     config = json.loads((PRESETS / preset / "config.json").read_text())["config"]
-    config |= {"dtype": "bfloat16", "gradient_checkpointing": needs_lora}
+    config |= {"dtype": dtype, "gradient_checkpointing": needs_lora}
 
     def make():
         backbone = keras_rgemma.RGemmaBackbone.from_config(config)

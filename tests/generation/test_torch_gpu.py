@@ -34,13 +34,13 @@ RUNS = HAS_TRITON and (default_device() == "cuda" or IS_INTERPRETED)
 needs_kernels = pytest.mark.skipif(not RUNS, reason="no CUDA device: runs in the interpreter")
 
 
-def test_the_kernels_in_the_interpreter(tmp_path):
+def test_the_kernels_in_the_interpreter():
     if IS_INTERPRETED:
         pytest.skip("this is the interpreter")
     settings = {"TRITON_INTERPRET": "1", "KERAS_TORCH_DEVICE": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", "not interpreter", __file__],
-        env={**own_triton.environment(tmp_path), **settings},
+        env={**own_triton.environment(), **settings},
         capture_output=True,
         text=True,
     )

@@ -43,13 +43,13 @@ LAST_BIT = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0 ** (-7 if IS_IN
 run = triton_operators.linear_recurrence
 
 
-def test_the_kernels_in_the_interpreter(tmp_path):
+def test_the_kernels_in_the_interpreter():
     if IS_INTERPRETED:
         pytest.skip("this is the interpreter")
     settings = {"TRITON_INTERPRET": "1", "KERAS_TORCH_DEVICE": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", "not interpreter and not forced", __file__],
-        env={**own_triton.environment(tmp_path), **settings},
+        env={**own_triton.environment(), **settings},
         capture_output=True,
         text=True,
     )
