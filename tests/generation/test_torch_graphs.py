@@ -4,7 +4,9 @@ Without a GPU a graph is the function itself: it reads and writes the same buffe
 graphs are real.
 """
 
+import contextlib
 import threading
+from unittest import mock
 
 import keras
 import numpy as np
@@ -212,6 +214,37 @@ def test_a_recording_that_fails_is_told(recorded, monkeypatch, message):
     with pytest.warns(UserWarning, match=f"cannot be recorded as a CUDA graph.*{reason}"):
         actual = written(lm, return_state=True)
     assert_same(actual, expected)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="the real calls run here")
+@pytest.mark.parametrize("constants", [None, KeptConstants()], ids=["none", "kept"])
+def test_the_calls_of_a_recording(monkeypatch, constants):
+    """Without a GPU at least the order of the calls: on the device, beside its own stream."""
+    calls = []
+
+    def logged(name):
+        @contextlib.contextmanager
+        def context(*args, **kwargs):
+            calls.append(f"enter {name}")
+            yield
+            calls.append(f"exit {name}")
+
+        return context
+
+    cuda = mock.MagicMock()
+    for name in ("device", "stream", "graph"):
+        setattr(cuda, name, logged(name))
+    monkeypatch.setattr(torch, "cuda", cuda)
+    replay, result = graphs.record(lambda: calls.append("run") or 7, "cuda:1", constants)
+    warm_up = ["run"] if constants is None else ["run", "run"]
+    of_graph = ["enter graph", "run", "exit graph"]
+    assert calls == [
+        *("enter device", "enter stream", *warm_up, "exit stream"),
+        *("enter stream", *of_graph, "exit stream", "exit device"),
+    ]
+    assert result == 7
+    assert replay is cuda.CUDAGraph.return_value.replay
+    assert not graphs._recording.locked()
 
 
 def test_run_eagerly_uses_no_graph(recorded):
