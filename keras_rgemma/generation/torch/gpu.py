@@ -63,7 +63,7 @@ def _rms_norm(plain, x, scale, epsilon):
     width = x.shape[-1]
     if not can_fuse(x) or not x.numel():
         return plain(x, scale, epsilon)
-    x = x.contiguous()
+    x, scale = x.contiguous(), scale.contiguous()
     y = torch.empty_like(x)
     rows, block = x.numel() // width, _power_of_two(width)
     warps = min(16, max(4, block // 512))
@@ -89,7 +89,8 @@ def _rg_lru(plain, x, places, state=None, return_state=False, **parts):
     batch, _, width = x.shape
     h_B1L, new_BL = torch.empty_like(x), torch.empty_like(state, memory_format=_CONTIGUOUS)
     mask, has_mask = _mask_of(places)
-    inputs = (x, input_gate, a_gate, parts["a_param"], state.contiguous(), mask)
+    a_param, state = parts["a_param"].contiguous(), state.contiguous()
+    inputs = (x, input_gate, a_gate, a_param, state, mask)
     constants = {"WIDTH": width, "HAS_MASK": has_mask, "BLOCK": BLOCK}
     grid = (batch, _blocks(width))
     _launch("rg_lru_kernel", grid, *inputs, h_B1L, new_BL, DECAY_SCALE, **constants)
@@ -104,7 +105,8 @@ def _causal_conv1d(plain, x, places, state=None, return_state=False, *, kernel, 
     x = x.contiguous()
     y_B1L, new_BRL = torch.empty_like(x), torch.empty_like(state, memory_format=_CONTIGUOUS)
     mask, has_mask = _mask_of(places)
-    inputs = (x, state.contiguous(), kernel, bias, mask)
+    state, kernel, bias = (y.contiguous() for y in (state, kernel, bias))
+    inputs = (x, state, kernel, bias, mask)
     constants = {"WIDTH": width, "REACH": reach, "HAS_MASK": has_mask, "BLOCK": BLOCK}
     _launch("conv_kernel", (batch, _blocks(width)), *inputs, y_B1L, new_BRL, **constants)
     return y_B1L, new_BRL
