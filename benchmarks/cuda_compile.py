@@ -14,8 +14,8 @@ import argparse
 import json
 import pathlib
 import re
-import shlex
 import sys
+from typing import NamedTuple
 from unittest import mock
 
 import tpu_compile  # isort: skip, it sets what JAX reads when it is imported
@@ -25,18 +25,36 @@ import tpu
 from jax.experimental import topologies
 from kernel_sizes import SIZES
 from publish import publish
+from reports import command
 
 from keras_rgemma.benchmarks.machine import host, versions
 from keras_rgemma.generation import jax as programs
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
 
 HERE = pathlib.Path(__file__).resolve().parent
-# Of each: name, compute capability, multiprocessors, threads, bytes of shared memory and of the
-# most of it for a block, bytes a second, of L2 and of memory, and GHz.
+
+
+class Gpu(NamedTuple):
+    """Describes a GPU to XLA: counts, bytes, bytes a second and GHz."""
+
+    name: str
+    capability: tuple
+    cores: int
+    threads: int
+    shared: int
+    most_shared: int
+    bandwidth: float
+    l2: int
+    memory: float
+    clock: float
+
+
 GPUS = {
-    "T4": ("Tesla T4", (7, 5), 40, 1024, 65536, 65536, 320e9, 4 << 20, 15.8e9, 1.59),
-    "A100": ("A100-SXM4-40GB", (8, 0), 108, 2048, 167936, 166912, 1555e9, 40 << 20, 42.4e9, 1.41),
-    "H100": ("H100 80GB HBM3", (9, 0), 132, 2048, 233472, 232448, 3352e9, 50 << 20, 85e9, 1.98),
+    "T4": Gpu("Tesla T4", (7, 5), 40, 1024, 65536, 65536, 320e9, 4 << 20, 15.8e9, 1.59),
+    "A100": Gpu(
+        "A100-SXM4-40GB", (8, 0), 108, 2048, 167936, 166912, 1555e9, 40 << 20, 42.4e9, 1.41
+    ),
+    "H100": Gpu("H100 80GB HBM3", (9, 0), 132, 2048, 233472, 232448, 3352e9, 50 << 20, 85e9, 1.98),
 }
 TEXT = """
 gpu_device_info {{
@@ -46,7 +64,7 @@ gpu_device_info {{
   block_dim_limit_z: 65535 memory_bandwidth: {bandwidth:.0f} l2_cache_size: {l2}
   clock_rate_ghz: {clock} device_memory_size: {memory:.0f}
   shared_memory_per_block_optin: {most_shared}
-  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
 }}
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 1 }}
@@ -56,10 +74,7 @@ device_description_str: "NVIDIA {name}"
 
 def sharding_of(gpu):
     """Returns the sharding of arrays that lie on one GPU of a kind, such as "H100"."""
-    name, (major, minor), cores, threads, shared, most_shared, bandwidth, l2, memory, clock = GPUS[
-        gpu
-    ]
-    text = TEXT.format(**{k: v for k, v in locals().items() if k != "gpu"})
+    text = TEXT.format(**GPUS[gpu]._asdict())
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", topology="1x1x1", target_config=text
     )
@@ -89,8 +104,9 @@ def kernels(text):
 
 def measure(preset, gpu, work, tokens):
     """Compiles one program; returns a dict of what is known about it."""
-    capability = GPUS[gpu][1]
-    dtype = "bfloat16" if capability >= (8, 0) else "float16"
+    capability = GPUS[gpu].capability
+    has_bfloat16 = capability >= (8, 0)
+    dtype = "bfloat16" if has_bfloat16 else "float32" if work == "recurrence" else "float16"
     with (
         mock.patch("jax.default_backend", lambda: "gpu"),
         mock.patch("keras_rgemma.ops.linear_recurrence.jax.cuda_capability", lambda: capability),
@@ -98,7 +114,7 @@ def measure(preset, gpu, work, tokens):
     ):
         options = None
         if work == "recurrence":
-            function, arguments = recurrence(dtype if capability >= (8, 0) else "float32")
+            function, arguments = recurrence(dtype)
         else:
             backbone = tpu_compile.build(preset, work == "train", dtype)
             function, arguments = tpu_compile.WORK[work](backbone, tokens)
@@ -153,7 +169,7 @@ def main():
         for name in args.work:
             results.append(measure(args.preset, gpu, name, args.tokens))
             print(json.dumps(results[-1]), file=sys.stderr)
-    report = {"command": f"python benchmarks/cuda_compile.py {shlex.join(sys.argv[1:])}".strip()}
+    report = {"command": command()}
     report |= {"preset": args.preset, **host(), "versions": versions(), "results": results}
     publish(HERE, args.write, report, markdown(report))
 

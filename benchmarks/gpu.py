@@ -86,7 +86,7 @@ def cells(line, copy):
         backend += f", {' '.join(options)}"
     row = [line.get("package", ""), backend, line.get("preset", ""), line.get("measure", "")]
     if "error" in line:
-        return [*row, line.get("rows", ""), line["error"].replace("|", "/"), "", "", ""]
+        return [*row, line.get("rows", ""), line["error"].replace("|", "/"), *[""] * 4]
     step, share = line.get("ms_per_step"), ""
     if step:
         share = f"{line['weight_bytes'] / step / 1e6 / copy:.0%}"

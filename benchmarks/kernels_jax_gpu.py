@@ -15,8 +15,9 @@ import time
 
 import jax
 import jax.numpy as jnp
-from kernel_sizes import SIZES, floor
+from kernel_sizes import SIZES, floor, table
 from publish import publish
+from reports import command
 
 from keras_rgemma.benchmarks.machine import versions
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
@@ -81,14 +82,8 @@ def markdown(report):
         "",
         f"```\n{report['command']}\n```",
         "",
-        "| implementation | size | x and a | forward, ms | share | gradient, ms | share |",
-        "|---|---|---|---|---|---|---|",
+        *table(report["measured"]),
     ]
-    for x in report["measured"]:
-        cells = [x["implementation"], x["size"], x["dtype"]]
-        for direction in ("forward", "gradient"):
-            cells += [f"{x[direction + '_ms']:.3f}", f"{100 * x[direction + '_share']:.0f} %"]
-        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -103,9 +98,7 @@ def main():
     args = parser.parse_args()
     bandwidth = copy_bandwidth()
     report = {
-        "command": "python benchmarks/kernels_jax_gpu.py "
-        f"--sizes {' '.join(args.sizes)} --dtypes {' '.join(args.dtypes)} "
-        f"--names {' '.join(args.names)}" + (f" --write {args.write}" if args.write else ""),
+        "command": command(),
         "versions": versions(),
         "gpu": jax.devices()[0].device_kind,
         "copy_gb_per_s": bandwidth / 1e9,

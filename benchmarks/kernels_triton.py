@@ -23,7 +23,7 @@ import tempfile
 
 import torch
 import triton
-from kernel_sizes import ARRAYS, SIZES, floor
+from kernel_sizes import ARRAYS, SIZES, floor, table
 from publish import publish
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -276,14 +276,8 @@ def markdown(report):
         f"Measured on {report['gpu']}, which copies {report['copy_gb_per_s']:.0f} GB/s. A share is "
         "that of the floor's bytes in the time to the copy's rate.",
         "",
-        "| implementation | size | x and a | forward, ms | share | gradient, ms | share |",
-        "|---|---|---|---|---|---|---|",
+        *table(report["measured"]),
     ]
-    for x in report["measured"]:
-        cells = [x["implementation"], x["size"], x["dtype"]]
-        for direction in ARRAYS:
-            cells += [f"{x[direction + '_ms']:.3f}", f"{100 * x[direction + '_share']:.0f} %"]
-        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

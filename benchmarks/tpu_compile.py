@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import pathlib
-import shlex
 import sys
 from unittest import mock
 
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import keras
 from publish import publish
+from reports import command
 
 import keras_rgemma
 from keras_rgemma.benchmarks.machine import host, versions
@@ -191,7 +191,7 @@ def main():
     for choice in itertools.product(args.work, args.recurrence, args.attention):
         results.append(measure(args.preset, args.chip, *choice, args.tokens))
         print(json.dumps(results[-1]), file=sys.stderr)
-    report = {"command": f"python benchmarks/tpu_compile.py {shlex.join(sys.argv[1:])}".strip()}
+    report = {"command": command()}
     report |= {"preset": args.preset, "chip": args.chip, **host(), "versions": versions()}
     report |= {"libtpu": tpu.version(), "results": results}
     publish(HERE, args.write, report, markdown(report))

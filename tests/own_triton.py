@@ -25,6 +25,23 @@ def environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, installed()])}
 
 
+def run_in_the_interpreter(file, selection):
+    """Runs the tests of a file in Triton's interpreter, which is chosen before Triton is imported.
+
+    Args:
+        file: path of the file.
+        selection: str, which of its tests, as pytest's option `-k` takes it; none may be skipped.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", selection, file],
+        env={**environment(), "TRITON_INTERPRET": "1", "KERAS_TORCH_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " skipped" not in done.stdout, done.stdout
+
+
 @functools.cache
 def installed():
     """A folder with Triton, which stays until this process ends."""

@@ -18,6 +18,7 @@ import time
 import keras
 import kerashub_gemma
 import numpy as np
+import ours
 
 import keras_rgemma
 from keras_rgemma.benchmarks.load import architecture
@@ -28,25 +29,18 @@ CONTEXT = 4096  # where the whole of a request is
 
 
 def make(package, preset, dtype):
-    """Makes a model with random weights on the GPU."""
+    """Makes a model with random weights on the GPU, as the other files here wrap it."""
     config = architecture(preset)
     keras.utils.set_random_seed(0)
     if package == "gemma":
-        return kerashub_gemma.gemma(config, dtype)
+        return ours.KerasModel(kerashub_gemma.gemma(config, dtype))
     backbone = keras_rgemma.RGemmaBackbone(**dataclasses.asdict(config), dtype=dtype)
-    return keras_rgemma.RGemmaCausalLM(backbone, preprocessor=None)
+    return ours.Ours(keras_rgemma.RGemmaCausalLM(backbone, preprocessor=None))
 
 
-def generate(model, package, rows, prompt, new_tokens):
-    """Generates after random prompts, in the words that each package takes."""
-    ids = np.random.RandomState(0).randint(3, 4000, (rows, prompt))
-    if package == "ours":
-        model.generate({"token_ids": ids}, max_new_tokens=new_tokens, stop_token_ids=None)
-        return
-    ids = np.pad(ids, ((0, 0), (0, new_tokens)))
-    mask = np.zeros_like(ids)
-    mask[:, :prompt] = 1
-    model.generate({"token_ids": ids, "padding_mask": mask}, stop_token_ids=None)
+def token_ids(rows, length):
+    """Makes random token ids [rows, length]."""
+    return np.random.RandomState(0).randint(3, 4000, (rows, length))
 
 
 def median_of(function, repeats):
@@ -60,47 +54,45 @@ def median_of(function, repeats):
 def decode(model, args, rows):
     """Measures the time of a token from two lengths of generation."""
     short, long = args.new_tokens // 4, args.new_tokens
-    run = functools.partial(generate, model, args.package, rows, PROMPT)
-    first, less = median_of(functools.partial(run, short), args.repeats)
-    _, more = median_of(functools.partial(run, long), args.repeats)
+    ids = token_ids(rows, PROMPT)
+    first, less = median_of(model.decode(ids, short), args.repeats)
+    _, more = median_of(model.decode(ids, long), args.repeats)
     seconds = (more - less) / (long - short)
     return {"first_s": first, "ms_per_step": 1e3 * seconds, "tokens_per_s": rows / seconds}
 
 
 def request(model, args, rows):
     """Measures requests of 4,096 tokens that get new ones, all rows together."""
-    run = functools.partial(generate, model, args.package, rows, CONTEXT, args.new_tokens)
+    run = model.decode(token_ids(rows, CONTEXT), args.new_tokens)
     first, seconds = median_of(run, 1)
     return {"first_s": first, "seconds": seconds, "tokens_per_s": rows * args.new_tokens / seconds}
 
 
 def context(model, args, length):
     """Measures the time of a token after a context that the state has read."""
-    ids = np.random.RandomState(0).randint(3, 4000, (1, length))
-    first, seconds = median_of(lambda: keras.ops.convert_to_numpy(_read(model, ids)), 1)
-    state = model.prefill({"token_ids": ids})
+    lm, ids = model.lm, token_ids(1, length)
+    first, seconds = median_of(lambda: keras.ops.convert_to_numpy(_read(lm, ids)), 1)
+    state = lm.prefill({"token_ids": ids})
     times = []
     for count in (args.new_tokens // 4, args.new_tokens):
         limits = {"max_new_tokens": count, "stop_token_ids": None}
-        run = functools.partial(model.generate, {"token_ids": ids[:, :1]}, state=state, **limits)
+        run = functools.partial(lm.generate, {"token_ids": ids[:, :1]}, state=state, **limits)
         times.append(median_of(run, args.repeats)[1])
     step = (times[1] - times[0]) / (args.new_tokens - args.new_tokens // 4)
     rate = length / seconds
     return {"first_s": first, "prefill_tokens_per_s": rate, "ms_per_step": 1e3 * step}
 
 
-def _read(model, ids):
-    programs = model.make_generate_function()
-    return programs.prefill(list(ids), model.initial_state(1))[1].num_tokens
+def _read(lm, ids):
+    programs = lm.make_generate_function()
+    return programs.prefill(list(ids), lm.initial_state(1))[1].num_tokens
 
 
 def train(model, args, rows):
-    """Measures a step of LoRA on rows of 4,096 tokens, with gradient checkpointing."""
-    ids = np.random.RandomState(0).randint(3, 4000, (rows, CONTEXT + 1))
-    inputs = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}
-    model.backbone.enable_lora(8)
-    model.compile(optimizer="adam", weighted_metrics=[])
-    first, seconds = median_of(lambda: model.train_on_batch(inputs, ids[:, 1:]), args.repeats)
+    """Measures a step of LoRA on rows of 4,096 tokens."""
+    model.lm.backbone.enable_lora(8)
+    run = model.train(token_ids(rows, CONTEXT + 1))
+    first, seconds = median_of(run, args.repeats)
     return {"first_s": first, "seconds": seconds, "tokens_per_s": rows * CONTEXT / seconds}
 
 
@@ -124,9 +116,9 @@ def main():
     start = time.perf_counter()
     model = make(args.package, args.preset, args.dtype)
     if args.quantize:
-        model.quantize(args.quantize)
-    model.compile(sampler="greedy", **dict.fromkeys(args.compile, True))
-    size = sum(_bytes(variable) for variable in model.variables)
+        model.lm.quantize(args.quantize)
+    model.lm.compile(sampler="greedy", **dict.fromkeys(args.compile, True))
+    size = sum(_bytes(variable) for variable in model.lm.variables)
     shared = {"weight_bytes": size, "make_s": time.perf_counter() - start}
     shared |= {"backend": keras.config.backend(), "command": " ".join(sys.argv[1:])}
     shared |= {name: getattr(args, name) for name in ("package", "measure", "preset")}

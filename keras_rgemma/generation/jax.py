@@ -91,25 +91,23 @@ def _compiler_options(model):
     Ampere such as a T4, it writes the joint matrix anew for each token.
     """
     if (cuda_capability() or (8, 0)) < (8, 0):
-        return _accepted({"xla_gpu_dot_merger_threshold_mb": "0"})
+        return _accepted(xla_gpu_dot_merger_threshold_mb="0")
     is_half = model.dtype_policy.variable_dtype in ("bfloat16", "float16")
     size = sum(math.prod(variable.shape) * 2 for variable in model.variables)
     is_large = is_half and size > _LARGE and jax.default_backend() == "cpu"
     return _save_memory() if is_large else None
 
 
-@functools.cache
 def _save_memory():
     return _accepted(
-        {
-            "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
-            "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-        }
+        xla_disable_hlo_passes="while-loop-invariant-code-motion",
+        xla_cpu_scheduler_type="CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     )
 
 
-def _accepted(options):
-    """Returns options of a compiler, or None if this version of XLA does not have them."""
+@functools.cache
+def _accepted(**options):
+    """Returns options of the compiler, or None if this version of XLA does not have them."""
     try:
         jax.jit(lambda x: x, compiler_options=options)(0.0)
     except Exception:

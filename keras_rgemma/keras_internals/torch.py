@@ -107,23 +107,18 @@ class WithoutHost(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().removeprefix("aten::").split(".")[0]
-        tensors = [x for x in _leaves(args) if isinstance(x, torch.Tensor)]
+        tensors = [x for x in keras.tree.flatten(args) if isinstance(x, torch.Tensor)]
         is_mask = name == "index" and any(x.dtype == torch.bool for x in tensors[1:])
         if name in self._READING or is_mask:
             raise RuntimeError(f"{name} reads numbers of a tensor.")
         if name in self._MAKING:
             raise RuntimeError(f"{name} makes a tensor of numbers.")
         result = function(*args, **(kwargs or {}))
-        devices = {x.device.type for x in (*_leaves(result), *tensors[:1]) if hasattr(x, "device")}
+        involved = [*keras.tree.flatten(result), *tensors[:1]]
+        devices = {x.device.type for x in involved if isinstance(x, torch.Tensor)}
         if len(devices) > 1:
             raise RuntimeError(f"{name} copies a tensor between devices.")
         return result
-
-
-def _leaves(structure):
-    if isinstance(structure, list | tuple):
-        return [x for part in structure for x in _leaves(part)]
-    return [structure]
 
 
 def default_device():

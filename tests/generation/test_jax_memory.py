@@ -55,4 +55,4 @@ def test_matrices_are_not_joined_where_xla_would_write_the_joint_one(monkeypatch
 
 
 def test_an_option_that_xla_does_not_have_is_left_out():
-    assert programs._accepted({"xla_no_such_option": "1"}) is None
+    assert programs._accepted(xla_no_such_option="1") is None

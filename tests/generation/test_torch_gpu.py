@@ -7,8 +7,6 @@ process.
 
 import importlib.util
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -37,15 +35,7 @@ needs_kernels = pytest.mark.skipif(not RUNS, reason="no CUDA device: runs in the
 def test_the_kernels_in_the_interpreter():
     if IS_INTERPRETED:
         pytest.skip("this is the interpreter")
-    settings = {"TRITON_INTERPRET": "1", "KERAS_TORCH_DEVICE": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "not interpreter", __file__],
-        env={**own_triton.environment(), **settings},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " skipped" not in done.stdout, done.stdout
+    own_triton.run_in_the_interpreter(__file__, "not interpreter")
 
 
 @pytest.fixture

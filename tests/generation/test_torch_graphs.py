@@ -170,13 +170,8 @@ def test_weights_that_change_show(recorded, monkeypatch):
     assert any((np.array(before[x]) != after[x]).any() for x in before)
 
 
-class Reads(keras.layers.Layer):
+class Reads(test_bound_step.Doubled):
     """A user's wrapper that reads a number of a tensor, which a graph cannot."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-        self.built = True
 
     def call(self, x):
         y = self.inner(x)
@@ -184,11 +179,7 @@ class Reads(keras.layers.Layer):
 
 
 def test_what_cannot_be_recorded_is_computed_all_the_same(recorded, monkeypatch):
-    lm = test_bound_step.CASES["LoRA"]()
-    block = lm.backbone.transformer_layers[1]
-    block._tracker.unlock()  # as Keras asks of whoever changes a model that is built
-    block.mlp_block = Reads(block.mlp_block)
-    block._tracker.lock()
+    lm = test_bound_step.wrapped(Reads)
     lm.compile(sampler="greedy")
     expected = without_graphs(lm, monkeypatch, return_state=True)
     with pytest.warns(UserWarning, match="(?s)cannot be recorded as a CUDA graph.*reads numbers"):

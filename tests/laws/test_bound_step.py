@@ -72,11 +72,11 @@ class DoubledMLP(GatedMLP):
         return 2.0 * super().call(x)
 
 
-def wrapped():
+def wrapped(wrapper=Doubled):
     lm = plain_model()
     block = lm.backbone.transformer_layers[1]
     block._tracker.unlock()  # as Keras asks of whoever changes a model that is built
-    block.mlp_block = Doubled(block.mlp_block)
+    block.mlp_block = wrapper(block.mlp_block)
     block._tracker.lock()
     return lm
 

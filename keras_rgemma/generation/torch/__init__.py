@@ -41,15 +41,16 @@ def compile_program(function, model, sampler, jit_compile):
     del sampler
     with torch.no_grad():
         device = default_device()
-        fuses = gpu.runs_on(device)
-        if jit_compile:  # which fuses what it can itself
-            decoding = model.bound(bind_in_place, _compiled)
-        else:
-            decoding = model.bound(bind_fused_in_place if fuses else bind_in_place)
+        whole, in_place = bind, bind_in_place
+        if gpu.runs_on(device):
+            whole, in_place = bind_fused, bind_fused_in_place
+        # `torch.compile` fuses what it can itself.
+        binding = (bind_in_place, _compiled) if jit_compile else (in_place,)
+        decoding = model.bound(*binding)
         if device == "cuda" and not model.run_eagerly:
             decoding = decoding._replace(step=ReplayedStep(decoding.step, not jit_compile))
         decoding = decoding._replace(context=_context(jit_compile))
-        bound = model.bound(bind_fused if fuses else bind)._replace(decoding=decoding)
+        bound = model.bound(whole)._replace(decoding=decoding)
 
     def run(*args):
         with torch.no_grad():

@@ -125,7 +125,7 @@ def _apply_rotation(plain, x, rotation):
 
 
 def _gelu_tanh(plain, x):
-    return plain(x)
+    return plain(x)  # `_gated` knows the activation by this function
 
 
 def _gated(plain, nonlinearity, gate, x):

@@ -27,11 +27,19 @@ def _two_rows(x, kernel, bias, transpose_kernel):
     Of one row XLA makes a sum of products: on a GPU it writes an array of all the products first,
     in half precision rounded.
     """
-    sizes = x.shape[:-1]
-    if not all(isinstance(size, int) for size in sizes) or math.prod(sizes) != 1:
+    if not _is_one(math.prod(x.shape[:-1])):
         return _xla(x, kernel, bias, transpose_kernel)
-    rows = jnp.pad(x.reshape((1, -1)), ((0, 1), (0, 0)))
-    return _xla(rows, kernel, bias, transpose_kernel)[:1].reshape((*sizes, -1))
+    rows = _beside_zeros(x.reshape((1, -1)))
+    return _xla(rows, kernel, bias, transpose_kernel)[:1].reshape((*x.shape[:-1], -1))
+
+
+def _is_one(count):
+    return isinstance(count, int) and count == 1  # not a symbol of an export
+
+
+def _beside_zeros(row):
+    """Puts a row of zeros below a row: [1, I] -> [2, I]."""
+    return jnp.pad(row, ((0, 1), (0, 0)))
 
 
 def _float32_sums(x, kernel, bias, transpose_kernel):
@@ -49,9 +57,9 @@ def _float32_sums(x, kernel, bias, transpose_kernel):
 def _product(transpose_kernel, rows, kernel):
     """Multiplies [M, I] by [I, J], or by [J, I] with `transpose_kernel`."""
     axis = 1 if transpose_kernel else 0
-    is_one = isinstance(rows.shape[0], int) and rows.shape[0] == 1  # not a symbol of an export
+    is_one = _is_one(rows.shape[0])
     if is_one:
-        rows = jnp.pad(rows, ((0, 1), (0, 0)))
+        rows = _beside_zeros(rows)
     y = _sums(rows, kernel, axis).astype(rows.dtype)
     return y[:1] if is_one else y
 
