@@ -58,6 +58,14 @@ def test_products_and_gradients(implementation, dtype, transpose, has_bias, shap
         check(found[2], upstream.sum(axis=0))
 
 
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="a form of JAX")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(1,), (2, 3)])
+def test_a_matrix_on_the_left(dtype, shape, monkeypatch):
+    monkeypatch.setattr(BACKEND, "LONG_ROW", 8)
+    test_products_and_gradients("float32_sums", dtype, True, True, shape)
+
+
 @pytest.mark.parametrize("implementation", sorted(BACKEND.IMPLEMENTATIONS))
 def test_nothing_comes_of_no_rows(implementation):
     run = compiled(lambda x, kernel: matmul(x, kernel, implementation=implementation))

@@ -6,6 +6,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+# A matrix [J, I] is the left factor of its product with that few rows that are that long: with
+# jaxlib 0.10.2 the product takes two thirds of the time so (benchmarks/products.md).
+FEW_ROWS = 16
+LONG_ROW = 1536
+
 
 def default_implementation():
     # Measured with jaxlib 0.10.2: XLA on a CPU takes twice as long for half precision if the sums
@@ -60,8 +65,17 @@ def _product(transpose_kernel, rows, kernel):
     is_one = _is_one(rows.shape[0])
     if is_one:
         rows = _beside_zeros(rows)
-    y = _sums(rows, kernel, axis).astype(rows.dtype)
+    if transpose_kernel and _is_faster_on_the_left(rows):
+        # Without the barrier XLA puts the rows on the left again.
+        y = jax.lax.optimization_barrier(_sums(kernel, rows, axis)).T.astype(rows.dtype)
+    else:
+        y = _sums(rows, kernel, axis).astype(rows.dtype)
     return y[:1] if is_one else y
+
+
+def _is_faster_on_the_left(rows):
+    count, length = rows.shape
+    return isinstance(count, int) and count <= FEW_ROWS and length >= LONG_ROW
 
 
 def _forward(transpose_kernel, rows, kernel):
