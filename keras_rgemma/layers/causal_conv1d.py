@@ -8,6 +8,7 @@ from keras import ops
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.ops.places import places_of
+from keras_rgemma.ops.time_range import time_range
 from keras_rgemma.ops.tokens_at import tokens_at
 
 
@@ -73,7 +74,7 @@ def causal_conv1d(x, places, state=None, return_state=False, *, kernel, bias):
         padded_BTL = ops.concatenate([ops.cast(state, x.dtype), x], axis=1)
     y_BTL = bias_L + x * kernel_RL[reach]
     for shift in range(1, reach + 1):
-        shifted_BTL = padded_BTL[:, reach - shift : reach - shift + length]
+        shifted_BTL = time_range(padded_BTL, reach - shift, length)
         same_document_BT1 = ops.cast(places.positions >= shift, x.dtype)[:, :, None]
         y_BTL = y_BTL + shifted_BTL * same_document_BT1 * kernel_RL[reach - shift]
     if not return_state:

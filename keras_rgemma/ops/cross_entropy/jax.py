@@ -22,24 +22,31 @@ def _logits(hidden_CD, embeddings_VD, soft_cap):
 
 
 def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, needs_embedding_gradient):
-    def chunk(_, inputs):
-        hidden_CD, labels_C = inputs
+    def chunk(hidden_CD, labels_C):
         logits_CV = _logits(hidden_CD, embeddings_VD, soft_cap)
         log_sum_C = jax.nn.logsumexp(logits_CV, axis=-1)
         chosen_C = jnp.take_along_axis(logits_CV, labels_C[:, None], axis=-1)[:, 0]
         hit_C = jnp.argmax(logits_CV, axis=-1) == labels_C
-        return None, (log_sum_C - chosen_C, hit_C.astype("float32"), log_sum_C)
+        return (log_sum_C - chosen_C, hit_C.astype("float32"), log_sum_C), logits_CV
 
-    _, (loss_NC, hit_NC, log_sum_NC) = lax.scan(chunk, None, (hidden_NCD, labels_NC))
-    return (loss_NC, hit_NC), (hidden_NCD, embeddings_VD, labels_NC, log_sum_NC)
+    def step(_, inputs):
+        return None, chunk(*inputs)[0]
+
+    results, last_logits_CV = chunk(hidden_NCD[-1], labels_NC[-1])
+    results = [x[None] for x in results]
+    if len(hidden_NCD) > 1:
+        _, before = lax.scan(step, None, (hidden_NCD[:-1], labels_NC[:-1]))
+        results = [jnp.concatenate(pair) for pair in zip(before, results, strict=True)]
+    loss_NC, hit_NC, log_sum_NC = results
+    residuals = hidden_NCD, embeddings_VD, labels_NC, log_sum_NC, last_logits_CV
+    return (loss_NC, hit_NC), residuals
 
 
 def _backward(soft_cap, needs_embedding_gradient, residuals, gradients):
-    hidden_NCD, embeddings_VD, labels_NC, log_sum_NC = residuals
+    hidden_NCD, embeddings_VD, labels_NC, log_sum_NC, last_logits_CV = residuals
 
-    def chunk(total_VD, inputs):
+    def chunk(total_VD, inputs, logits_CV):
         hidden_CD, labels_C, log_sum_C, gradient_C = inputs
-        logits_CV = _logits(hidden_CD, embeddings_VD, soft_cap)
         is_label_CV = jnp.arange(logits_CV.shape[1]) == labels_C[:, None]
         d_CV = (jnp.exp(logits_CV - log_sum_C[:, None]) - is_label_CV) * gradient_C[:, None]
         if soft_cap is not None:
@@ -49,9 +56,16 @@ def _backward(soft_cap, needs_embedding_gradient, residuals, gradients):
             total_VD += _product(d_CV, hidden_CD, ((0,), (0,)))
         return total_VD, _product(d_CV, embeddings_VD, ((1,), (0,))).astype(hidden_CD.dtype)
 
+    def step(total_VD, inputs):
+        return chunk(total_VD, inputs, _logits(inputs[0], embeddings_VD, soft_cap))
+
     total_VD = jnp.zeros(embeddings_VD.shape if needs_embedding_gradient else (), "float32")
-    inputs = (hidden_NCD, labels_NC, log_sum_NC, gradients[0])
-    total_VD, d_hidden_NCD = lax.scan(chunk, total_VD, inputs)
+    inputs = hidden_NCD, labels_NC, log_sum_NC, gradients[0]
+    total_VD, d_hidden_CD = chunk(total_VD, [x[-1] for x in inputs], last_logits_CV)
+    d_hidden_NCD = d_hidden_CD[None]
+    if len(hidden_NCD) > 1:
+        total_VD, before_NCD = lax.scan(step, total_VD, tuple(x[:-1] for x in inputs))
+        d_hidden_NCD = jnp.concatenate([before_NCD, d_hidden_NCD])
     if not needs_embedding_gradient:
         total_VD = jnp.zeros(embeddings_VD.shape)
     return d_hidden_NCD, total_VD.astype(embeddings_VD.dtype), None

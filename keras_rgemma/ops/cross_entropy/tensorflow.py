@@ -34,27 +34,28 @@ def _loop(function, count, carry, shapes_and_dtypes):
 
 
 def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
-    count = tf.shape(hidden)[0]
+    before = tf.shape(hidden)[0] - 1  # the last chunk
     per_token, per_feature = hidden.shape[1:2], hidden.shape[1:]
 
-    def forward(hidden, embeddings):
-        def chunk(i, carry):
-            logits_CV = _logits(hidden[i], embeddings, soft_cap)
-            log_sum_C = tf.reduce_logsumexp(logits_CV, axis=-1)
-            chosen_C = tf.gather(logits_CV, labels[i], axis=1, batch_dims=1)
-            hit_C = tf.argmax(logits_CV, axis=-1, output_type="int32") == labels[i]
-            return carry, (log_sum_C - chosen_C, tf.cast(hit_C, "float32"), log_sum_C)
-
-        _, outputs = _loop(chunk, count, tf.constant(0), [(per_token, "float32")] * 3)
-        return outputs
+    def chunk_losses(i, logits_CV):
+        log_sum_C = tf.reduce_logsumexp(logits_CV, axis=-1)
+        chosen_C = tf.gather(logits_CV, labels[i], axis=1, batch_dims=1)
+        hit_C = tf.argmax(logits_CV, axis=-1, output_type="int32") == labels[i]
+        return log_sum_C - chosen_C, tf.cast(hit_C, "float32"), log_sum_C
 
     @tf.custom_gradient
     def run(hidden, embeddings):
-        loss_NC, hit_NC, log_sum_NC = forward(hidden, embeddings)
+        def losses(i, carry):
+            return carry, chunk_losses(i, _logits(hidden[i], embeddings, soft_cap))
+
+        _, outputs = _loop(losses, before, tf.constant(0), [(per_token, "float32")] * 3)
+        # The gradient begins with the last chunk, whose logits are at hand.
+        last_logits_CV = _logits(hidden[-1], embeddings, soft_cap)
+        of_last = chunk_losses(-1, last_logits_CV)
+        loss_NC, hit_NC, log_sum_NC = map(_append, outputs, of_last)
 
         def gradient(loss_gradient_NC, _):
-            def chunk(i, total_VD):
-                logits_CV = _logits(hidden[i], embeddings, soft_cap)
+            def chunk(i, total_VD, logits_CV):
                 d_CV = tf.exp(logits_CV - log_sum_NC[i][:, None])
                 d_CV -= tf.one_hot(labels[i], tf.shape(logits_CV)[1])
                 d_CV *= loss_gradient_NC[i][:, None]
@@ -66,15 +67,24 @@ def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradien
                     total_VD += tf.cast(product_VD, "float32")
                 return total_VD, (tf.matmul(d_CV, embeddings),)
 
+            def step(i, total_VD):
+                return chunk(i, total_VD, _logits(hidden[i], embeddings, soft_cap))
+
             total_VD = tf.zeros(embeddings.shape if needs_embedding_gradient else ())
-            total_VD, (d_hidden,) = _loop(chunk, count, total_VD, [(per_feature, hidden.dtype)])
-            return d_hidden, tf.cast(
+            total_VD, (of_last,) = chunk(-1, total_VD, last_logits_CV)
+            total_VD, (d_hidden,) = _loop(step, before, total_VD, [(per_feature, hidden.dtype)])
+            return _append(d_hidden, of_last), tf.cast(
                 total_VD, embeddings.dtype
             ) if needs_embedding_gradient else None
 
         return (loss_NC, hit_NC), gradient
 
     return run(hidden, embeddings)
+
+
+def _append(parts, last):
+    """Appends an array to stacked ones."""
+    return tf.concat([parts, last[None]], axis=0)
 
 
 IMPLEMENTATIONS = {"chunked": _cross_entropy}

@@ -15,6 +15,17 @@ def _logits(multiply, hidden_CD, embeddings_VD, soft_cap):
     return logits_CV if soft_cap is None else logits_CV.div_(soft_cap).tanh_().mul_(soft_cap)
 
 
+def _slope(logits_CV, log_sum_C, labels_C, soft_cap):
+    """Computes the gradient of each token's loss for its product, and overwrites the logits."""
+    slope_CV = torch.sub(logits_CV, log_sum_C[:, None]).exp_()
+    slope_CV[torch.arange(len(slope_CV)), labels_C] -= 1.0
+    return (
+        slope_CV
+        if soft_cap is None
+        else slope_CV.mul_(logits_CV.div_(soft_cap).square_().neg_().add_(1.0))
+    )
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
@@ -28,14 +39,17 @@ class _CrossEntropy(torch.autograd.Function):
             hit_C = (logits_CV.argmax(dim=-1) == labels_C).float()
             outputs.append((log_sum_C - chosen_C, hit_C, log_sum_C))
         loss, hit, log_sum = (torch.stack(parts) for parts in zip(*outputs, strict=True))
-        ctx.save_for_backward(hidden, embeddings, labels, log_sum)
+        # The gradient begins with the last chunk, whose logits are at hand.
+        is_learning = any(ctx.needs_input_grad[:2])
+        slope_CV = _slope(logits_CV, log_sum_C, labels_C, soft_cap) if is_learning else None
+        ctx.save_for_backward(hidden, embeddings, labels, log_sum, slope_CV)
         ctx.soft_cap, ctx.needs_embedding_gradient = soft_cap, needs_embedding_gradient
         ctx.mark_non_differentiable(hit)
         return loss, hit
 
     @staticmethod
     def backward(ctx, loss_gradient, _):
-        hidden, embeddings, labels, log_sum = ctx.saved_tensors
+        hidden, embeddings, labels, log_sum, slope_CV = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
         needs_embedding_gradient = ctx.needs_embedding_gradient and ctx.needs_input_grad[1]
         total_VD = (
@@ -43,17 +57,15 @@ class _CrossEntropy(torch.autograd.Function):
             if needs_embedding_gradient
             else None
         )
-        for i, hidden_CD in enumerate(hidden):
-            logits_CV = _logits(ctx.multiply, hidden_CD, embeddings, ctx.soft_cap)
-            d_CV = torch.sub(logits_CV, log_sum[i][:, None]).exp_()
-            d_CV[torch.arange(len(d_CV)), labels[i]] -= 1.0
-            d_CV *= loss_gradient[i][:, None]
-            if ctx.soft_cap is not None:
-                d_CV *= logits_CV.div_(ctx.soft_cap).square_().neg_().add_(1.0)
-            d_CV = d_CV.to(hidden.dtype)
+        for i in reversed(range(len(hidden))):
+            if slope_CV is None:
+                logits_CV = _logits(ctx.multiply, hidden[i], embeddings, ctx.soft_cap)
+                slope_CV = _slope(logits_CV, log_sum[i], labels[i], ctx.soft_cap)
+            d_CV = (slope_CV * loss_gradient[i][:, None]).to(hidden.dtype)
+            slope_CV = None
             d_hidden[i] = ctx.multiply(d_CV, embeddings, None, False)
             if needs_embedding_gradient:
-                total_VD += ctx.multiply(d_CV.T, hidden_CD, None, False)
+                total_VD += ctx.multiply(d_CV.T, hidden[i], None, False)
         return (
             d_hidden,
             total_VD.to(embeddings.dtype) if needs_embedding_gradient else None,

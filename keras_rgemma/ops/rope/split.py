@@ -14,9 +14,10 @@ def constant(array, x):
 def rotate(x, cos, sin):
     """Rotates features [0, R) of x [B, T, H, K]; cos and sin are float32 [B, T, 1, R / 2]."""
     half = cos.shape[-1]
-    first = ops.cast(x[..., :half], "float32")
-    second = ops.cast(x[..., half : 2 * half], "float32")
+    # TensorFlow's gradient of a split is faster than that of slices.
+    first, second, others = ops.split(x, [half, 2 * half], axis=-1)
+    first, second = ops.cast(first, "float32"), ops.cast(second, "float32")
     turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     if 2 * half == x.shape[-1]:
         return ops.cast(turned, x.dtype)
-    return ops.concatenate([ops.cast(turned, x.dtype), x[..., 2 * half :]], axis=-1)
+    return ops.concatenate([ops.cast(turned, x.dtype), others], axis=-1)

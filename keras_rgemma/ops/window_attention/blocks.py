@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_rgemma.ops.bounds import at_least, at_most
+from keras_rgemma.ops.time_range import time_range
 from keras_rgemma.ops.tokens_at import tokens_at
 
 BLOCK = 256
@@ -142,4 +143,4 @@ def _to_blocks(x, padding, block):
 def _with_earlier_blocks(x, num_earlier):
     """Joins each block to the E earlier blocks: [B, E + N, C, ...] -> [B, N, (E + 1) * C, ...]."""
     count = ops.shape(x)[1] - num_earlier
-    return ops.concatenate([x[:, i : i + count] for i in range(num_earlier + 1)], axis=2)
+    return ops.concatenate([time_range(x, i, count) for i in range(num_earlier + 1)], axis=2)
