@@ -211,6 +211,34 @@ def test_an_array_is_turned_and_nobody_sees_it():
     np.testing.assert_array_equal(copied, before)
 
 
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="arrays of JAX")
+def test_a_first_value_lies_turned():
+    from keras_rgemma.keras_internals import jax as internals
+    from keras_rgemma.keras_internals import variables
+
+    with variables.uninitialized_variables():
+        layer = keras.layers.Dense(3)
+        layer.build((None, 2))
+    array = np.arange(6, dtype="float32").reshape(3, 2)
+    assert internals.initialize_turned(layer.kernel, array)
+    assert type(layer.kernel) is internals.TurnedVariable
+    np.testing.assert_array_equal(layer.kernel, array.T)
+    assert not internals.initialize_turned(layer.kernel, array)  # of another class now
+    layer.kernel.turn_back()
+    np.testing.assert_array_equal(layer.kernel, array.T)
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="arrays of JAX")
+def test_an_array_of_jax_is_made_before_the_other_may_go():
+    from keras_rgemma.keras_internals.jax import device_array
+
+    array = np.arange(6, dtype="int8")[1:]  # not aligned, so it is copied
+    found = device_array(array)
+    array[:] = 0
+    np.testing.assert_array_equal(found, np.arange(1, 6))
+    assert found.dtype == "int8"
+
+
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="a mode of PyTorch")
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
 def test_what_reads_or_makes_numbers_is_refused(mode):

@@ -30,8 +30,8 @@ from keras_rgemma.backend import BACKENDS
 from keras_rgemma.benchmarks.machine import in_child, reset_peak, resident_bytes, versions
 from keras_rgemma.checkpoints import huggingface, names, safetensors
 from keras_rgemma.checkpoints.folder import open_checkpoint
-from keras_rgemma.checkpoints.loading import in_rows
 from keras_rgemma.checkpoints.presets import presets
+from keras_rgemma.checkpoints.tensors.arrays import in_rows
 from keras_rgemma.checkpoints.transforms import SAME
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import new_folder, write_json

@@ -1,20 +1,16 @@
 """Loads the weights of a checkpoint into a model that was created without values."""
 
-import concurrent.futures
 import math
-import os
 
-import keras
-import ml_dtypes
 import numpy as np
 import tqdm.auto
 
 from keras_rgemma.checkpoints import names
+from keras_rgemma.checkpoints.tensors import give
 from keras_rgemma.keras_internals import variables as internals
 
+_CACHED = 1 << 18  # elements that stay in a processor's cache
 CHUNK = 1 << 24  # elements compared in one go, so that temporaries stay small
-_TILE = 512, 32  # rows and columns of a matrix that are transposed in one go, for the cache
-_WORTH_THREADS = 1 << 20  # bytes
 _LISTED = 8  # names in one error
 _WORTH_A_BAR = 1 << 27  # bytes
 
@@ -45,7 +41,7 @@ def load(config, source, make, rounding=None):
     tensors = names.tensors(config, source.format)
     check(tensors, source)
     model = build_uninitialized(make)
-    variables = {variable.path: variable for variable in model.variables}
+    waiting = {variable.path: variable for variable in model.variables}
     for name in _with_progress(tensors, source):
         _, weights = tensors[name]
         array = source.read(name)
@@ -57,14 +53,14 @@ def load(config, source, make, rounding=None):
             place = weight.place(source.format)
             part = array if place.part is None else array[place.part]
             path = weight.path
-            dtype = rounding.variable_dtype(path) if rounding else variables[path].dtype
+            dtype = rounding.variable_dtype(path) if rounding else waiting[path].dtype
             if dtype == "float16" != array.dtype.name:
                 check_finite(name, in_half_precision(part))
             value = place.transform.from_file(part)
             values = rounding.rounded(path, value) if rounding else {path: value}
             for path, value in values.items():
-                _give(variables[path], value)
-    for variable in model.variables:
+                give(waiting.pop(path), value)
+    for variable in waiting.values():
         if not internals.has_value(variable):  # such as the seeds of dropout
             internals.initialize(variable)
     if rounding:
@@ -137,11 +133,12 @@ def check_finite(name, array):
     # integers, of the negative ones among unsigned. So no temporary array is made.
     infinities = np.array([np.inf, -np.inf], array.dtype)
     kinds = [f"{sign}{array.dtype.itemsize}" for sign in "iu"]
-    if any(
-        array.view(kind).max(initial=0) >= infinity.view(kind)
-        for kind, infinity in zip(kinds, infinities, strict=True)
-    ):
-        raise not_finite(name, array.dtype.name)
+    limits = [infinity.view(kind) for kind, infinity in zip(kinds, infinities, strict=True)]
+    flat = array.reshape(-1, order="A")
+    for start in range(0, flat.size, _CACHED):  # read from memory once
+        part = flat[start : start + _CACHED]
+        if any(part.view(x).max() >= limit for x, limit in zip(kinds, limits, strict=True)):
+            raise not_finite(name, array.dtype.name)
 
 
 def not_finite(name, dtype):
@@ -159,11 +156,6 @@ def in_half_precision(array):
         return array.astype("float16")
 
 
-def _bits(dtype):
-    """Returns the unsigned integer dtype of the same size, which NumPy copies faster."""
-    return np.dtype(f"u{dtype.itemsize}")
-
-
 def _check_copy(source, copy, name, array):
     """Compares a copy with the tensor that it must repeat, some rows at a time."""
     rows = max(1, CHUNK // max(1, array[0].size))
@@ -176,53 +168,3 @@ def _check_copy(source, copy, name, array):
                 "embedding and logits, so the checkpoint cannot be loaded without changing what "
                 f"it says. If the copy is stale, delete {copy!r} from it."
             )
-
-
-def _give(variable, array):
-    """Gives a variable its first value, in its dtype and, with a distribution, on its shards."""
-    if keras.config.backend() == "jax" and keras.distribution.distribution() is not None:
-        # From NumPy each shard goes straight to its device; Keras would compile an initializer.
-        internals.initialize_from_numpy(variable, in_rows(array).astype(variable.dtype))
-        return
-    internals.initialize(variable, lambda shape, dtype: _tensor(array, dtype))
-
-
-def in_rows(array):
-    """Makes an array contiguous, by a copy if need be: some backends would keep its strides."""
-    if array.flags.c_contiguous:
-        return array
-    if array.ndim < 2:
-        return array.copy()
-    copy = np.empty(array.shape, array.dtype)
-    source, target = (x.view(_bits(array.dtype)) for x in (array, copy))
-    *_, rows, columns = array.shape
-
-    def fill(first, last):
-        for i in range(first, last, _TILE[0]):
-            for j in range(0, columns, _TILE[1]):
-                tile = ..., slice(i, min(i + _TILE[0], last)), slice(j, j + _TILE[1])
-                target[tile] = source[tile]
-
-    if array.nbytes < _WORTH_THREADS:
-        fill(0, rows)
-        return copy
-    size = -(-rows // (os.cpu_count() or 1))  # each thread fills rows of its own
-    starts = range(0, rows, size)
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        list(threads.map(fill, starts, (min(start + size, rows) for start in starts)))
-    return copy
-
-
-def _tensor(array, dtype):
-    """Converts a NumPy array to a tensor of the backend, by the fastest way that each one has."""
-    backend = keras.config.backend()
-    if backend == "tensorflow" and array.ndim == 2 and not array.flags.c_contiguous:
-        # TensorFlow transposes a matrix in several threads.
-        return keras.ops.transpose(keras.ops.convert_to_tensor(array.T, dtype=dtype))
-    array = in_rows(array)
-    if backend == "torch" and array.dtype == ml_dtypes.bfloat16:
-        # PyTorch takes no bfloat16 from NumPy, and Keras would go through float32.
-        import torch
-
-        array = torch.from_numpy(array.view("int16")).view(torch.bfloat16)
-    return keras.ops.convert_to_tensor(array, dtype=dtype)

@@ -1,5 +1,7 @@
 """Reads and writes the safetensors files of a Hugging Face folder: one, or more with an index."""
 
+import json
+import math
 import pathlib
 
 import ml_dtypes
@@ -65,7 +67,7 @@ class SafetensorsFolder:
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
         self.copies = {LM_HEAD: EMBEDDING}
-        self.shapes, self.dtypes = {}, {}
+        self.shapes, self.dtypes, self._starts = {}, {}, {}
         shards = Shards(self.folder, WEIGHTS, INDEX)
         for file in shards.files:
             with self._opened(file) as opened:
@@ -74,22 +76,48 @@ class SafetensorsFolder:
                     shards.add(name, file)
                     self.shapes[name] = tuple(tensor.get_shape())
                     self.dtypes[name] = _dtype_of(tensor.get_dtype())
+            self._starts |= _starts(self.folder / file)
         shards.check_complete()
         self._files = shards.owners
 
     def _opened(self, file):
+        path = self.folder / file
         try:
-            return safetensors.safe_open(self.folder / file, "np")
+            return safetensors.safe_open(path, "np")
         except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(
-                f"{file!r} in {str(self.folder)!r} is missing or broken: {error}. Fetch it again."
-            ) from error
+            raise _broken(path, error) from error
 
     def read(self, name, rows=None):
-        """Reads a tensor, or a slice `rows` of its first axis: see `TensorSource.read`."""
-        # Opened for each tensor, because pages of an open file count as memory of the process.
-        with self._opened(self._files[name]) as opened:
-            return opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows]
+        """Maps a tensor, or a slice `rows` of its first axis: see `TensorSource.read`.
+
+        Nothing is copied: the operating system reads the pages that are looked at, and drops them
+        with the array. Each array has a mapping of its own, because pages of a mapped file count
+        as memory of the process.
+        """
+        path, shape, dtype = self.folder / self._files[name], self.shapes[name], self.dtypes[name]
+        if not math.prod(shape):  # an empty range of a file cannot be mapped
+            return np.empty(shape, dtype)
+        try:
+            array = np.asarray(np.memmap(path, dtype, "c", self._starts[name], shape))
+        except (OSError, ValueError) as error:
+            raise _broken(path, error) from error
+        return array if rows is None else array[rows]
+
+
+def _broken(path, error):
+    """Makes the error for a file that cannot be read."""
+    return ValueError(
+        f"{path.name!r} in {str(path.parent)!r} is missing or broken: {error}. Fetch it again."
+    )
+
+
+def _starts(path):
+    """Returns the places of tensors in a file that `safe_open` has checked, a dict of bytes."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items()}
 
 
 def _dtype_of(dtype):

@@ -25,7 +25,9 @@ class TensorSource(Protocol):
     copies: dict[str, str]
 
     def read(self, name):
-        """Reads a tensor as a NumPy array of its own memory.
+        """Reads a tensor as a NumPy array that nobody else writes to.
+
+        The array may be one of the pages of a file. Writing to it changes no file.
 
         A source with `copies` also takes `rows`, a slice of the first axis.
 

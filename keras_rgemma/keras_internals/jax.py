@@ -1,5 +1,6 @@
 """Inspects compiled functions of JAX, reads many variables at once, and turns their arrays."""
 
+import jax
 import jax.numpy as jnp
 import keras
 
@@ -49,12 +50,45 @@ def turn(variable):
 
     A variable without a value stays, and one that is laid out over devices or of another class.
     """
-    if type(variable) is not keras.Variable or variable._layout is not None:
+    if not _can_turn(variable):
         return
     value = variable._value
-    if value is None or keras.config.is_nnx_enabled():
-        return
-    vars(variable)["_array"] = jnp.transpose(value)
+    if value is not None:
+        _store_turned(variable, jnp.transpose(value))
+
+
+def initialize_turned(variable, array):
+    """Sets the first value of a variable [I, J] to an array as it lies, [J, I].
+
+    Args:
+        variable: `keras.Variable` without a value, see `variables.uninitialized_variables`.
+        array: NumPy array of its dtype.
+
+    Returns:
+        False for a variable that `turn` leaves as it is; it has no value then.
+    """
+    if not _can_turn(variable):
+        return False
+    _store_turned(variable, device_array(array))
+    variable._initializer = None
+    return True
+
+
+def device_array(array):
+    """Makes an array of JAX from a NumPy array, which is no longer needed when this returns.
+
+    JAX copies it once, or on a CPU not at all if it is aligned.
+    """
+    return jax.device_put(array).block_until_ready()
+
+
+def _can_turn(variable):
+    is_plain = type(variable) is keras.Variable and variable._layout is None
+    return is_plain and not keras.config.is_nnx_enabled()
+
+
+def _store_turned(variable, array):
+    vars(variable)["_array"] = array
     variable.__class__ = TurnedVariable
     vars(variable).pop("_value", None)  # another thread may have turned it at the same time
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from keras_rgemma.backend import resolve
 from keras_rgemma.generation.torch import gpu
+from keras_rgemma.generation.torch.layout import is_turned_half, put_in_rows
 from keras_rgemma.generation.torch.rounded import rounded_logits, rounded_product
 from keras_rgemma.keras_internals.layers import embedding_arrays, int4_group_size
 from keras_rgemma.layers import activation, block_diagonal, local_attention
@@ -120,8 +121,12 @@ def _linear(layer):
         return _quantized(layer)
     dtype, kernel, bias, low_rank = _plain_parts(layer)
     multiply = resolve("matmul")
+    matrix = layer.linear_map_parts().variables["kernel"].value
+    waits = matrix.dtype == dtype and is_turned_half(matrix)
 
     def product(x):
+        if waits and x.numel() == x.shape[-1] and not torch.compiler.is_compiling():
+            put_in_rows(matrix)
         return multiply(x, kernel(), None if bias is None else bias(), False)
 
     return _linear_map(dtype, product, None, low_rank)

@@ -1,0 +1,29 @@
+"""Gives variables their arrays on JAX."""
+
+import jax
+import keras
+
+from keras_rgemma.checkpoints.tensors.arrays import aligned_in_rows, in_rows, is_turned_half
+from keras_rgemma.keras_internals import variables as internals
+from keras_rgemma.keras_internals.jax import device_array, initialize_turned
+
+
+def give(variable, array):
+    """Gives a variable its first value: see `keras_rgemma.checkpoints.tensors`."""
+    if keras.distribution.distribution() is not None:
+        # From NumPy each shard goes straight to its device; Keras would compile an initializer.
+        internals.initialize_from_numpy(variable, in_rows(array).astype(variable.dtype))
+        return
+    is_on_cpu = jax.default_backend() == "cpu"  # where products take matrices as files have them
+    if (
+        is_on_cpu
+        and is_turned_half(array, variable.dtype)
+        and initialize_turned(variable, aligned_in_rows(array.T))
+    ):
+        return
+
+    def value(shape, dtype):
+        # Keras alone would have it copied twice.
+        return keras.ops.convert_to_tensor(device_array(aligned_in_rows(array)), dtype=dtype)
+
+    internals.initialize(variable, value)
