@@ -39,7 +39,8 @@ def compile_program(function, model, sampler, jit_compile):
                 return function(model, *tf.nest.pack_sequence_as(structure, tensors))
 
             # A tf.function warns that it retraces for many shapes; a concrete function does not.
-            graph = tf.function(of_tensors, jit_compile=bool(jit_compile))
+            # AutoGraph would read every function first, for a second; none is written for it.
+            graph = tf.function(of_tensors, autograph=False, jit_compile=bool(jit_compile))
             specs = map(tf.TensorSpec.from_tensor, tensors)
             programs[key] = graph.get_concrete_function(*specs)
         return run_graph(programs[key], tensors)
