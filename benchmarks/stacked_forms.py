@@ -94,7 +94,6 @@ FORMS = {
     "layer by layer": Form(_one_by_one, False),
     "functions": Form(_called, False),
     "scan": Form(_scanned, True),
-    "scan, two a turn": Form(functools.partial(_scanned, unroll=2), True),
     "scan, split": Form(functools.partial(_scanned, _split_transpose=True), True),
 }
 
