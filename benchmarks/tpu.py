@@ -61,19 +61,23 @@ def compile_for(platform, function, *arguments, **options):
         **options: of `jax.jit`.
 
     Returns:
-        A pair of the compiled program and a dict: seconds of tracing and of compiling, and the
-        bytes of arguments, temporaries and generated code, and of all that is read and written.
+        A pair of the compiled program and a dict: seconds of tracing and of compiling, the seconds
+        of all threads while it compiled, floating-point operations, and the bytes of arguments,
+        temporaries and generated code, and of all that is read and written. What is inside of a
+        loop counts once.
     """
     start = time.perf_counter()
     lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=(platform,))
-    traced = time.perf_counter()
+    traced, threads = time.perf_counter(), time.process_time()
     compiled = lowered.compile()
-    end = time.perf_counter()
-    memory = compiled.memory_analysis()
+    end, threads = time.perf_counter(), time.process_time() - threads
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     return compiled, {
         "trace_s": traced - start,
         "compile_s": end - traced,
-        "bytes_accessed": (compiled.cost_analysis() or {}).get("bytes accessed"),
+        "compile_cpu_s": threads,
+        "flops": cost.get("flops"),
+        "bytes_accessed": cost.get("bytes accessed"),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
@@ -83,6 +87,35 @@ def compile_for(platform, function, *arguments, **options):
 def compile_for_tpu(function, *arguments, **options):
     """Compiles a function for a TPU, see `compile_for`."""
     return compile_for("tpu", function, *arguments, **options)
+
+
+def estimated_cycles(text):
+    """Sums what a TPU's compiler reckons that the operations of a program take.
+
+    Operations of a loop count as often as it runs. Kernels of Pallas have no estimate, and waiting
+    for memory that is copied beside other work is not part of it.
+
+    Args:
+        text: str, the compiled program.
+
+    Returns:
+        int, cycles.
+    """
+    computations = re.split(r"\n(?=(?:ENTRY )?%[\w.-]+ \()", text)
+    starts = [re.match(r"(?:ENTRY )?(%[\w.-]+) \(", x) for x in computations]
+    body_of = {x[1]: body for x, body in zip(starts, computations, strict=True) if x}
+
+    def cycles(body):
+        total = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', body)))
+        for condition, inner in re.findall(
+            r" while\(.*condition=(%[\w.-]+), body=(%[\w.-]+)", body
+        ):
+            # The loops here count upwards: the largest number of the condition is their length.
+            turns = max(map(int, re.findall(r"constant\((\d+)\)", body_of[condition])), default=1)
+            total += turns * cycles(body_of[inner])
+        return total
+
+    return cycles(next(x for x in computations if x.startswith("ENTRY")))
 
 
 def keep_schedules():

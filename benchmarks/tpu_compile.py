@@ -38,10 +38,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 PRESETS = HERE.parent / "presets"
 
 
-def build(preset, needs_lora, dtype="bfloat16"):
-    """Makes a backbone whose variables have no values."""
+def build(preset, needs_lora, dtype="bfloat16", **sizes):
+    """Makes a backbone whose variables have no values, with a preset's sizes or others."""
     config = json.loads((PRESETS / preset / "config.json").read_text())["config"]
-    config |= {"dtype": dtype, "gradient_checkpointing": needs_lora}
+    config |= {"dtype": dtype, "gradient_checkpointing": needs_lora, **sizes}
 
     def make():
         backbone = keras_rgemma.RGemmaBackbone.from_config(config)
