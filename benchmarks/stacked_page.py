@@ -32,8 +32,8 @@ shorter. **Less effort of the compiler** is no way either: its levels below the 
 prompt in 7 to 9 s, and the estimate is three times that of today. What does help is
 `JAX_COMPILATION_CACHE_DIR` (docs/speed.md): a second process compiles nothing.
 
-**Found beside it**: with `xla`, the default on TPUs, the compiler makes a product of one row a sum
-of products on the vector unit, and reckons 21.7 ms a token; with `two_rows` 6.2 ms.
+**Found beside it**: with `xla` the compiler makes a product of one row a sum of products on the
+vector unit, and reckons 21.7 ms a token; with `two_rows`, the default since, 6.2 ms.
 """
 
 

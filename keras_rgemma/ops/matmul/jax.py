@@ -16,8 +16,9 @@ def default_implementation():
     # Measured with jaxlib 0.10.2: XLA on a CPU takes twice as long for half precision if the sums
     # are to be rounded in its product, or if the product has a single row; five times for a matrix
     # whose rows are outputs. On an H100 a token of 2B took five times as long as with two rows
-    # (benchmarks/gpu.md).
-    return {"cpu": "float32_sums", "gpu": "two_rows"}.get(jax.default_backend(), "xla")
+    # (benchmarks/gpu.md). A TPU's compiler reckons with three times (benchmarks/stacked.md).
+    on = {"cpu": "float32_sums", "gpu": "two_rows", "tpu": "two_rows"}
+    return on.get(jax.default_backend(), "xla")
 
 
 def _xla(x, kernel, bias, transpose_kernel):
