@@ -159,9 +159,10 @@ def page(report):
         "Errors of the logits behind each token of one text, against the same weights in float64: "
         "root mean square / largest, both as shares of the root mean square of the logits. Random "
         "weights are numbers of bfloat16, as published ones are, so that bfloat16 rounds in the "
-        "computation alone; the preset's are float16. int8 and int4 compute in float32. DeepMind's "
-        "code computes the decay of the recurrence, and one less its square, in bfloat16, where "
-        "this project's computes them in float32.",
+        "computation alone; the preset's are float16. In int8 and int4 the matrices are "
+        "rounded, in int8 their inputs, too; all else is float32. DeepMind's code computes the "
+        "decay of the recurrence, and one less its square, in bfloat16, where this project's "
+        "computes them in float32.",
     ]
     for model, results in report["logits"].items():
         parts.append(f"### {MODELS[model]}")
@@ -181,12 +182,12 @@ def page(report):
             "and the embedding stay as they are.",
             markdown(table_of_bits(report)),
         ]
-    most = " and ".join(f"{x} by less than {y:.0%}" for x, y in BITS_PER_BYTE.items())
+    most = " and ".join(f"by less than {y:.0%} in {x}" for x, y in BITS_PER_BYTE.items())
     failures = broken_bounds(report) + errors(report)
     parts += [
         "## Bounds",
         "Logits in bfloat16 are no further from float64 than DeepMind's in bfloat16, by the root "
-        f"mean square and by the largest error. Held-out bits per byte change in {most}. "
+        f"mean square and by the largest error. Held-out bits per byte change {most}. "
         + ("Not all of this holds:" if failures else "All of this holds."),
     ]
     parts += [f"- {sentence}" for sentence in failures]
