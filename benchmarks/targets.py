@@ -5,6 +5,7 @@ from typing import NamedTuple
 OURS, HUGGING_FACE, DEEPMIND, GEMMA = "keras-rgemma", "transformers", "recurrentgemma", "Gemma"
 BOUND = "bound"  # what the machine's own rates allow
 SIDE_BY_SIDE = 1 / 3  # the least share of its speed that each of two processes at once keeps
+BITS_PER_BYTE = {"int8": 0.01, "int4": 0.05}  # the most by which those of the preset may change
 
 
 class Target(NamedTuple):
