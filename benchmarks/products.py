@@ -1,12 +1,12 @@
 """Measures forms of a matrix product on JAX: what `default_implementation` of products rests on.
 
     python benchmarks/products.py
-    python benchmarks/products.py --rows 1 256 --write products
+    python benchmarks/products.py --rows 1 8 16 --sizes 2b 110m --write products
 
-Runs the products of six MLPs of the sizes of 2B (708 MB in bfloat16: no cache holds them) one after
-another in one program, as a decode step does, and prints gigabytes of weights a second beside what
-the machine reads at best. "[in, out]" is how Keras stores a kernel, "[out, in]" how Hugging Face
-does. `--write NAME` writes benchmarks/results/NAME.json and benchmarks/NAME.md.
+Runs the products of MLPs of the sizes of 2B (six: 708 MB in bfloat16, no cache holds them) or 110M
+one after another in one program, as a decode step does, and prints gigabytes of weights a second
+beside what the machine reads at best. "[in, out]" is how Keras stores a kernel, "[out, in]" how
+Hugging Face does. `--write NAME` writes benchmarks/results/NAME.json and benchmarks/NAME.md.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from publish import publish
 from keras_rgemma.benchmarks.machine import ceilings, host, repeat, versions
 
 FOLDER = pathlib.Path(__file__).parent
-SIZES = {"2b": (2560, 7680, 6), "tiny": (64, 96, 2)}
+SIZES = {"2b": (2560, 7680, 6), "110m": (768, 2304, 12), "tiny": (64, 96, 2)}
 IN_OUT, OUT_IN = "[in, out]", "[out, in]"
 
 
@@ -39,16 +39,26 @@ def two_rows(x, kernel, layout, sums):
     return product(jnp.pad(x, ((0, 1), (0, 0))), kernel, layout, sums)[:1]
 
 
+def on_the_left(x, kernel, layout, sums):
+    """Multiplies as `two_rows` or `product`, with the kernel [J, I] as the left factor."""
+    del layout
+    rows = jnp.pad(x, ((0, 1), (0, 0))) if len(x) == 1 else x
+    y = jax.lax.dot_general(kernel, rows, (((1,), (1,)), ((), ())), preferred_element_type=sums)
+    return jax.lax.optimization_barrier(y).T[: len(x)]
+
+
 def forms(rows):
     """Lists the forms to measure: dicts of a dtype, a layout, the dtype of sums, and a function."""
     kinds = [("float32", None), ("bfloat16", None), ("bfloat16", "float32"), ("int8", "int32")]
     functions = {"as it is": product, **({"two rows": two_rows} if rows == 1 else {})}
+    functions["on the left"] = on_the_left
     return [
         {"dtype": dtype, "sums": sums, "layout": layout, "form": form, "function": function}
         for dtype, sums in kinds
         for layout in (IN_OUT, OUT_IN)
         for form, function in functions.items()
-        if dtype != "float32" or form == "as it is"
+        if (dtype != "float32" or form == "as it is")
+        and (layout == OUT_IN or form != "on the left")
     ]
 
 
@@ -88,14 +98,22 @@ def measure(form, size, rows, steps, repeats):
 def page(report):
     """Writes a report as a page."""
     machine, limits = report["machine"], report["ceilings"]
-    rows = [["rows", "weights", "sums", "stored as", "form", "ms", "GB/s"]]
+    rows = [["size", "rows", "weights", "sums", "stored as", "form", "ms", "GB/s"]]
     for x in report["results"]:
-        kind = [str(x["rows"]), x["dtype"], x["sums"] or x["dtype"], x["layout"], x["form"]]
+        kind = [
+            x["size"],
+            str(x["rows"]),
+            x["dtype"],
+            x["sums"] or x["dtype"],
+            x["layout"],
+            x["form"],
+        ]
         rows.append([*kind, f"{x['ms']:.1f}", f"{x['gb_per_s']:.1f}"])
     return (
         "# Forms of a product on JAX\n\n"
         f"On {machine['cpus']} CPUs ({machine['processor']}, {limits['read_gb_per_s']:.1f} GB/s), "
-        f"jax {report['versions']['jax']}. Milliseconds for the products of six MLPs of 2B.\n\n"
+        f"jax {report['versions']['jax']}. Milliseconds for the products of six MLPs of 2B, or of "
+        "twelve of 110m.\n\n"
         f"```\n{report['command']}\n```\n\n{markdown(rows)}\n"
     )
 
@@ -104,18 +122,18 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=SIZES, default="2b")
+    parser.add_argument("--sizes", choices=SIZES, nargs="+", default=["2b"])
     parser.add_argument("--rows", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", metavar="NAME", help="write results/NAME.json and NAME.md")
     args = parser.parse_args()
     results = []
-    for rows in args.rows:
+    for size, rows in itertools.product(args.sizes, args.rows):
         for form in forms(rows):
-            found = measure(form, args.size, rows, args.steps, args.repeats)
+            found = measure(form, size, rows, args.steps, args.repeats)
             kind = {name: x for name, x in form.items() if name != "function"}
-            results.append({"rows": rows, **kind, **found})
+            results.append({"size": size, "rows": rows, **kind, **found})
     report = {"command": reports.command()}
     report |= {"machine": host(), "versions": versions(), "ceilings": ceilings()}
     report["results"] = results

@@ -20,9 +20,10 @@ def run(script, *arguments):
 
 @backend_independent
 def test_every_form_is_measured_on_jax():
-    page, results = run("products.py", "--size", "tiny", "--rows", "1", "3")
+    page, results = run("products.py", "--sizes", "tiny", "--rows", "1", "3")
     assert {(x["rows"], x["form"]) for x in results} == {
-        *((1, "as it is"), (1, "two rows"), (3, "as it is")),
+        *((1, "as it is"), (1, "two rows"), (1, "on the left")),
+        *((3, "as it is"), (3, "on the left")),
     }
     for result in results:
         assert min(result["ms"], result["gb_per_s"]) > 0
