@@ -1,0 +1,30 @@
+"""Finds the entries of the layout map in force."""
+
+import keras
+
+# Keys of a `keras.distribution.LayoutMap` for activations begin so; weights have other paths.
+PREFIX = "activations/"
+# The entry for the gates of the recurrence: H blocks of I inputs and J outputs.
+GATES = "gates"
+
+
+def layout_in_force(name):
+    """Returns an entry of the layout map in force.
+
+    Args:
+        name: `GATES`, or letters of `activations.ACTIVATIONS`.
+
+    Returns:
+        `keras.distribution.TensorLayout`, or None without a distribution, or with one whose layout
+        map is not from `RGemmaBackbone.get_layout_map`.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    return distribution.get_tensor_layout(PREFIX + name)
+
+
+def axis_size(axis, distribution=None):
+    """Returns the number of devices along an axis of a mesh, int; None for the mesh in force."""
+    mesh = (distribution or keras.distribution.distribution()).device_mesh
+    return mesh.shape[tuple(mesh.axis_names).index(axis)]
