@@ -60,7 +60,7 @@ class Rounded:
             place_scale(variable, f"{self.path}/{self.matrix_name}")
 
     def in_step(self):
-        """Returns the layer as a step calls it: its matrices whole along the data axis of a mesh."""
+        """Returns the layer as a step calls it, its matrices whole along the data axis."""
         if not is_fully_sharded():
             return self
         names = (self.matrix_name, *FACTORS)

@@ -179,11 +179,9 @@ class Training(RecoverableSteps):
         labels = inputs.pop(_LABELS)
         hidden = self.hidden_states(inputs, training)
         head = self.backbone.token_embedding
-        if head.quantization_mode:
-            # Its `reverse` call rounds the hidden states, too, through which no gradient comes.
-            table = head.table()
-        else:
-            table = head.in_step().embeddings
+        # Where it is rounded, its `reverse` call rounds the hidden states, too, through which no
+        # gradient comes.
+        table = head.table() if head.quantization_mode else head.in_step().embeddings
         losses, hits = cross_entropy(
             ops.reshape(hidden, (-1, hidden.shape[-1])),
             ops.cast(table, hidden.dtype),

@@ -5,9 +5,9 @@ from keras import ops
 
 from keras_rgemma.sharding.entries import axis_size, layout_in_force
 
-# The arrays of a step, named by their letters (`shapes.py`; here G: key/value heads, Q: the features
-# of all query heads, R: taps of the convolution). A letter of `MODEL` is divided along the model axis of the mesh, B along its
-# data axis, and every other one is whole on each device.
+# The arrays of a step, named by their letters (`shapes.py`; here G: key/value heads, Q: the
+# features of all query heads, R: taps of the convolution). A letter of `MODEL` is divided along the
+# model axis of the mesh, B along its data axis, and every other one is whole on each device.
 ACTIVATIONS = (
     "B",
     "BD",

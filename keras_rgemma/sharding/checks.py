@@ -155,6 +155,7 @@ def check_rows(count, distribution, cause=None):
         raise ValueError(
             f"The axis {axis!r} of the mesh has {devices} devices, which do not divide a batch of "
             f"{count} rows. Use a `batch_size` that is a multiple of {devices} and a number of "
-            f"rows that is one, too (a last batch that is smaller counts: leave its rows out, as "
-            f"tf.data does with `drop_remainder=True`), or a mesh with fewer devices along {axis!r}."
+            "rows that is one, too (a last batch that is smaller counts: leave its rows out, as "
+            "tf.data does with `drop_remainder=True`), or a mesh with fewer devices along "
+            f"{axis!r}."
         ) from cause
