@@ -6,9 +6,8 @@ import functools
 import keras
 
 from keras_rgemma.checkpoints.names import dimensions_by_path
-from keras_rgemma.keras_internals.distribution import refused_rows
 from keras_rgemma.keras_internals.variables import replicate_unplaced
-from keras_rgemma.sharding.checks import check_rows, check_same_distribution, check_sizes
+from keras_rgemma.sharding.checks import check_same_distribution, check_sizes
 from keras_rgemma.sharding.layout_map import layout_map
 
 
@@ -96,22 +95,11 @@ def replicate_rest(task):
 
 
 def in_distribution(method):
-    """Decorates a method of a task, such as `fit`: it runs in the `distribution_scope`.
-
-    Raises:
-        ValueError: another distribution is in force, or the mesh does not divide the rows of a
-            batch.
-    """
+    """Decorates a method of a task, such as `fit`: it runs in the `distribution_scope`."""
 
     @functools.wraps(method)
     def run(self, *args, **kwargs):
         with self.backbone.distribution_scope():
-            try:
-                return method(self, *args, **kwargs)
-            except ValueError as error:
-                rows = refused_rows(error)
-                if rows is not None:
-                    check_rows(rows, keras.distribution.distribution(), error)
-                raise
+            return method(self, *args, **kwargs)
 
     return run

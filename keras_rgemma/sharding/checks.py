@@ -136,26 +136,3 @@ def check_same_distribution(made_in, name):
         "keras.distribution.set_distribution(...) before the model is made or loaded, or "
         "keras.distribution.set_distribution(None) to go on with the model as it is."
     )
-
-
-def check_rows(count, distribution, cause=None):
-    """Checks that the data axis of a mesh divides the rows of a batch.
-
-    Args:
-        count: int, rows.
-        distribution: `keras.distribution.Distribution`.
-        cause: exception that this check is to explain, or None.
-
-    Raises:
-        ValueError: it does not.
-    """
-    axis = distribution.batch_dim_name
-    devices = axis_size(axis, distribution)
-    if count % devices:
-        raise ValueError(
-            f"The axis {axis!r} of the mesh has {devices} devices, which do not divide a batch of "
-            f"{count} rows. Use a `batch_size` that is a multiple of {devices} and a number of "
-            "rows that is one, too (a last batch that is smaller counts: leave its rows out, as "
-            "tf.data does with `drop_remainder=True`), or a mesh with fewer devices along "
-            f"{axis!r}."
-        ) from cause

@@ -24,7 +24,7 @@ def layout_in_force(name):
     return distribution.get_tensor_layout(PREFIX + name)
 
 
-def axis_size(axis, distribution=None):
-    """Returns the number of devices along an axis of a mesh, int; None for the mesh in force."""
-    mesh = (distribution or keras.distribution.distribution()).device_mesh
+def axis_size(axis):
+    """Returns the number of devices along an axis of the mesh in force, int."""
+    mesh = keras.distribution.distribution().device_mesh
     return mesh.shape[tuple(mesh.axis_names).index(axis)]

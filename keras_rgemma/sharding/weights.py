@@ -41,8 +41,8 @@ def place_gate(variable, num_blocks):
     """Lays a weight of a block-diagonal layer out by its blocks, if the mesh divides them.
 
     Args:
-        variable: `keras.Variable`, of which Keras has made a copy on each device; blocks come
-            first, and in a packed kernel all rows of a block.
+        variable: `keras.Variable`, of which Keras has made a copy on each device. Its numbers lie
+            block by block, also in an int4 kernel, which has another shape.
         num_blocks: int, H.
     """
     layout = layout_in_force(GATES)
@@ -50,7 +50,8 @@ def place_gate(variable, num_blocks):
         return
     blocks_axis, inputs_axis, _ = layout.axes
     shape = tuple(variable.shape)
-    is_divided = shape[0] % num_blocks == 0 and num_blocks % axis_size(blocks_axis) == 0
+    count = axis_size(blocks_axis)
+    is_divided = num_blocks % count == 0 and shape[0] % count == 0
     axes = [blocks_axis if is_divided else None, *[None] * (len(shape) - 1)]
     if inputs_axis and len(shape) == 3 and shape[1] % axis_size(inputs_axis) == 0:
         axes[1] = inputs_axis
