@@ -59,7 +59,7 @@ def place_gate(variable, num_blocks):
 
 
 def place_scale(variable, kernel_path):
-    """Lays the scales or zero points of a rounded matrix out with the matrix.
+    """Lays the scales or zero points of a rounded matrix out with the matrix, on the model axis.
 
     Args:
         variable: `keras.Variable` [J], or [G, J] for groups of consecutive inputs, of which Keras
@@ -70,7 +70,8 @@ def place_scale(variable, kernel_path):
     layout = None if distribution is None else distribution.get_tensor_layout(kernel_path)
     if layout is None:
         return
-    inputs_axis, outputs_axis = layout.axes
+    data_axis = distribution.batch_dim_name
+    inputs_axis, outputs_axis = (None if axis == data_axis else axis for axis in layout.axes)
     axes = [outputs_axis]
     if len(variable.shape) == 2:
         is_divided = inputs_axis and variable.shape[0] % axis_size(inputs_axis) == 0

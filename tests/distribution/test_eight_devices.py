@@ -7,10 +7,10 @@ import pathlib
 import subprocess
 import sys
 
+import eight_devices
 import keras
 import pytest
 
-import eight_devices
 from keras_rgemma.checkpoints.names import weights
 from keras_rgemma.config import RGemmaConfig
 
@@ -156,7 +156,8 @@ def test_text_and_scores_equal_those_of_one_device():
         assert result["differ"] == [], result["case"]
         # Sums of float32 in another order, of logits up to 30.
         assert result["scores"] < 5e-5 and result["loss"] < 5e-5, result["case"]
-        assert len(set(result["crossed"])) == 1 and all(result["crossed"]), result["case"]
+    crossed = [set(result["crossed"]) for result in results("generation")]
+    assert sum(map(bool, crossed)) == 2 and all(len(texts) < 2 for texts in crossed)
 
 
 @pytest.mark.slow
