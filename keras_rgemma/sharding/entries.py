@@ -24,6 +24,20 @@ def layout_in_force(name):
     return distribution.get_tensor_layout(PREFIX + name)
 
 
+def row_shards(count):
+    """Returns into how many parts rows are divided along the data axis, int.
+
+    Args:
+        count: int, rows or tokens; 1 is returned where the axis does not divide them.
+    """
+    distribution = keras.distribution.distribution()
+    is_ours = layout_in_force("BTD") is not None
+    if not is_ours and not isinstance(distribution, keras.distribution.DataParallel):
+        return 1
+    devices = axis_size(distribution.batch_dim_name)
+    return devices if isinstance(count, int) and count % devices == 0 else 1
+
+
 def axis_size(axis):
     """Returns the number of devices along an axis of the mesh in force, int."""
     mesh = keras.distribution.distribution().device_mesh
