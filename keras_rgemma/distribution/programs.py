@@ -92,8 +92,7 @@ def lower_train_step(lm, rows, length):
     state = tuple(map(abstract_values, parts))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(lm.train_step, out_shardings=(None, shardings), donate_argnums=0)
-    with lm.distribution_scope():
-        return step.lower(state, data)
+    return _lowered(lm, step, state, data)
 
 
 def _described(letters, shape, dtype):
@@ -109,5 +108,13 @@ def _lower(lm, function, *args):
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(*args)
 
+    return _lowered(lm, jax.jit(program), abstract_values(variables), *args)
+
+
+def _lowered(lm, jitted, *args):
+    """Lowers a function for the devices of the mesh, which may be those of another machine."""
     with lm.distribution_scope():
-        return jax.jit(program).lower(abstract_values(variables), *args)
+        distribution = keras.distribution.distribution()
+        devices = distribution.device_mesh.backend_mesh.devices.flat if distribution else ()
+        platforms = tuple({device.platform for device in devices}) or None
+        return jitted.trace(*args).lower(lowering_platforms=platforms)
