@@ -49,7 +49,8 @@ class Rounded:
     _refused = None  # why the weights of a file were refused last, a str
 
     def add_weight(self, *args, **kwargs):
-        check_weight(f"{self.path}/{kwargs['name']}", kwargs["shape"])
+        shape = args[0] if args else kwargs.get("shape", ())
+        check_weight(f"{self.path}/{kwargs.get('name')}", shape)
         variable = super().add_weight(*args, **kwargs)
         self.place(variable)
         return variable

@@ -8,6 +8,10 @@ PREFIX = "activations/"
 GATES = "gates"
 
 
+# `keras.distribution` is JAX's: elsewhere nobody asks for it, since `torch.compile` cannot read that.
+_IS_JAX = keras.config.backend() == "jax"
+
+
 def layout_in_force(name):
     """Returns an entry of the layout map in force.
 
@@ -18,10 +22,8 @@ def layout_in_force(name):
         `keras.distribution.TensorLayout`, or None without a distribution, or with one whose layout
         map is not from `RGemmaBackbone.get_layout_map`.
     """
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return None
-    return distribution.get_tensor_layout(PREFIX + name)
+    distribution = keras.distribution.distribution() if _IS_JAX else None
+    return None if distribution is None else distribution.get_tensor_layout(PREFIX + name)
 
 
 def row_shards(count):

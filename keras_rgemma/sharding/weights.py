@@ -74,12 +74,13 @@ def place_scale(variable, kernel_path):
     inputs_axis, outputs_axis = (None if axis == data_axis else axis for axis in layout.axes)
     axes = [outputs_axis]
     if len(variable.shape) == 2:
-        is_divided = inputs_axis and variable.shape[0] % axis_size(inputs_axis) == 0
-        axes = [inputs_axis if is_divided else None, outputs_axis]
+        axes = [inputs_axis, outputs_axis]
     _place(variable, axes)
 
 
 def _place(variable, axes):
     mesh = keras.distribution.distribution().device_mesh
+    sizes = zip(axes, variable.shape, strict=True)
+    axes = [axis if axis and size % axis_size(axis) == 0 else None for axis, size in sizes]
     if any(axes):
         set_layout(variable, keras.distribution.TensorLayout(axes, mesh))
