@@ -7,8 +7,7 @@ PREFIX = "activations/"
 # The entry for the gates of the recurrence: H blocks of I inputs and J outputs.
 GATES = "gates"
 
-
-# `keras.distribution` is JAX's: elsewhere nobody asks for it, since `torch.compile` cannot read that.
+# `keras.distribution` is JAX's. Elsewhere nobody asks for it, which `torch.compile` cannot read.
 _IS_JAX = keras.config.backend() == "jax"
 
 
