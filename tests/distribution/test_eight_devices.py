@@ -1,6 +1,7 @@
 """A model on a mesh of eight devices computes what it computes on one."""
 
 import functools
+import inspect
 import json
 import os
 import pathlib
@@ -9,8 +10,10 @@ import sys
 
 import eight_devices
 import keras
+import keras_hub
 import pytest
 
+import keras_rgemma
 from keras_rgemma.checkpoints.names import weights
 from keras_rgemma.config import RGemmaConfig
 
@@ -76,6 +79,15 @@ def arrays(sizes, mode):
             inputs = count // size[-1]
             yield [*dimensions[:-1], "rank"], 4 * inputs * rank, True
             yield ["rank", dimensions[-1]], 4 * rank * size[-1], True
+
+
+def test_the_layout_map_has_the_arguments_of_keras_hub():
+    theirs, ours = (
+        list(inspect.signature(cls.get_layout_map).parameters.values())
+        for cls in (keras_hub.models.GemmaBackbone, keras_rgemma.RGemmaBackbone)
+    )
+    assert ours[: len(theirs)] == theirs
+    assert all(x.kind is x.KEYWORD_ONLY for x in ours[len(theirs) :])
 
 
 @pytest.mark.slow
