@@ -66,7 +66,8 @@ def lower_decode(lm, rows):
     """
     per_row = lambda dtype: _described("B", (rows,), dtype)  # noqa: E731
     last, ended, budgets = map(per_row, ("int32", "bool", "int32"))
-    state = DecodeState(last, ended, budgets, abstract_state(lm, rows))
+    seeds = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in lm.sampler.variables)
+    state = DecodeState(last, ended, budgets, abstract_state(lm, rows), seeds)
     stops = jax.numpy.full((4,), NO_TOKEN, "int32")
     return _lower(lm, lambda state: decode_step(lm, lm.sampler, stops, state), state)
 
