@@ -91,8 +91,10 @@ def lower_train_step(lm, rows, length):
         lm.metrics_variables,
     )
     state = tuple(map(abstract_values, parts))
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(lm.train_step, out_shardings=(None, shardings), donate_argnums=0)
+    shardings = jax.tree.map(lambda x: x.sharding, state[:-1])
+    # The first step makes variables of metrics that are not there yet.
+    out_shardings = None, (*shardings, None)
+    step = jax.jit(lm.train_step, out_shardings=out_shardings, donate_argnums=0)
     return _lowered(lm, step, state, data)
 
 

@@ -17,6 +17,7 @@ import keras_rgemma
 import tiny
 from keras_rgemma.distribution import programs
 from keras_rgemma.distribution.collectives import collectives
+from keras_rgemma.keras_internals import variables
 from keras_rgemma.ops import cross_entropy
 
 # Every dimension is another number. Eight devices divide all of them in "even"; in "uneven" they
@@ -274,9 +275,31 @@ def placement():
         one = keras.saving.load_model(f"{folder}/lm.keras")
     return {
         "layouts": found,
+        "variables": variables_of_keras(),
         "same": again == found,
         "scores": float(np.abs(one.score(ids) - scores).max()),
     }
+
+
+def variables_of_keras():
+    """Where variables lie that keras_internals lays out."""
+    mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
+    layout = keras.distribution.TensorLayout((None, "model"), mesh)
+    before, now = keras.Variable(np.ones((2, 4))), keras.Variable(np.ones((2, 4)))
+    with variables.uninitialized_variables():
+        later = keras.Variable("ones", shape=(2, 4))
+    variables.set_layout(now, layout)
+    variables.set_layout(later, layout)
+    waits = not variables.has_value(later)
+    variables.initialize(later)
+    with keras.distribution.DataParallel().scope():
+        variables.replicate_unplaced([before, now])
+    now.assign(np.zeros((2, 4)))
+    shapes = {
+        name: [shard.data.shape for shard in variable.value.addressable_shards]
+        for name, variable in (("before", before), ("now", now), ("later", later))
+    }
+    return {"waits": waits, **shapes}
 
 
 def raised(function, *args, **kwargs):

@@ -190,6 +190,16 @@ def test_each_device_holds_its_share_of_a_state():
         assert result["state_bytes"] == [nbytes] * 8, result["case"]
 
 
+def test_a_variable_of_keras_lies_where_it_is_told_to():
+    found = results("placement")["variables"]
+    assert found == {
+        "waits": True,
+        "before": [[2, 4]] * 8,
+        "now": [[2, 1]] * 8,
+        "later": [[2, 1]] * 8,
+    }
+
+
 def test_weights_that_come_later_lie_with_the_others():
     found = results("placement")
     assert found["same"] and found["scores"] < 1e-5
