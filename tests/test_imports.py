@@ -25,6 +25,7 @@ BASE = {
     "interrupts",
     "backend",
     "keras_internals",
+    "sharding",
 }
 LAYERS = {*BASE, "state", "ops", "layers"}
 ROOMS = {"lora", "text", "checkpoints", "generation"}
@@ -38,6 +39,7 @@ ALLOWED = {
     "interrupts": set(),
     "backend": {"choices"},
     "keras_internals": {"startup", "interrupts"},
+    "sharding": {"keras_internals"},
     "state": BASE,
     "ops": {*BASE, "state"},
     "layers": {*BASE, "state", "ops"},

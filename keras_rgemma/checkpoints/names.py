@@ -18,7 +18,7 @@ from keras_rgemma.checkpoints.transforms import (
     TRANSPOSED,
     Transform,
 )
-from keras_rgemma.config import RECURRENT
+from keras_rgemma.config import BLOCK_TYPES, RECURRENT
 
 FORMATS = ("flax", "torch", "huggingface")
 EMBEDDING = "model.embed_tokens.weight"
@@ -47,15 +47,19 @@ class Weight:
 
     Attributes:
         path: str, the path of the Keras variable.
-        shape: tuple of ints.
+        dimensions: str, the names of its dimensions with spaces between: the letters of
+            `shapes.py`; R, the taps of the convolution; HK and K, the features of all query heads
+            and of all key/value heads; I and J, inputs and outputs of a block of the gates; and 1.
+        shape: tuple of ints, its sizes in an architecture; () where none is given.
         flax, torch, huggingface: `TensorLocation`.
     """
 
     path: str
-    shape: tuple[int, ...]
+    dimensions: str
     flax: TensorLocation
     torch: TensorLocation
     huggingface: TensorLocation
+    shape: tuple[int, ...] = ()
 
     def place(self, format):
         """Returns the `TensorLocation` in a format of `FORMATS`."""
@@ -64,31 +68,72 @@ class Weight:
 
 def weights(config):
     """Lists all weights of the architecture of an `RGemmaConfig`, in the order of the layers."""
-    d = config.hidden_dim
+    sizes = _sizes(config)
     all_weights = [
-        _weight(
-            "token_embedding/embeddings",
-            (config.vocabulary_size, d),
-            "embedder/input_embedding",
-            EMBEDDING,
-        )
+        _embedding(),
+        *(
+            weight
+            for i, layer_type in enumerate(config.layer_types)
+            for weight in _block(i, layer_type)
+        ),
+        _final_norm(),
     ]
-    for i, layer_type in enumerate(config.layer_types):
-        temporal = _recurrent if layer_type == RECURRENT else _attention
-        for make in (_norms, temporal, _mlp):
-            all_weights += [
-                dataclasses.replace(
-                    weight,
-                    path=f"block_{i}/{weight.path}",
-                    flax=_under(f"blocks.{i}/", weight.flax),
-                    torch=_under(f"blocks.{i}.", weight.torch),
-                    huggingface=_under(f"model.layers.{i}.", weight.huggingface),
-                )
-                for weight in make(config)
-            ]
     return [
-        *all_weights,
-        _weight("final_norm/scale", (d,), "final_norm/scale", "model.final_norm.weight"),
+        dataclasses.replace(weight, shape=tuple(sizes[x] for x in weight.dimensions.split()))
+        for weight in all_weights
+    ]
+
+
+def dimensions_by_path():
+    """Maps a regular expression of the path of each kind of weight to its dimensions.
+
+    Returns:
+        dict of str to tuple of str, as of `Weight.dimensions`, for any architecture.
+    """
+    blocks = [weight for kind in BLOCK_TYPES for weight in _block(r"\d+", kind)]
+    kinds = [_embedding(), *blocks, _final_norm()]
+    return {weight.path: tuple(weight.dimensions.split()) for weight in kinds}
+
+
+def _sizes(config):
+    """Returns the size of each dimension by its name, a dict."""
+    block = config.recurrence_width // config.num_query_heads
+    return {
+        "1": 1,
+        "D": config.hidden_dim,
+        "H": config.num_query_heads,
+        "HK": config.num_query_heads * config.key_size,
+        "I": block,
+        "J": block,
+        "K": config.num_key_value_heads * config.key_size,
+        "L": config.recurrence_width,
+        "M": config.intermediate_dim,
+        "R": config.conv_width,
+        "V": config.vocabulary_size,
+    }
+
+
+def _embedding():
+    return _weight("token_embedding/embeddings", "V D", "embedder/input_embedding", EMBEDDING)
+
+
+def _final_norm():
+    return _weight("final_norm/scale", "D", "final_norm/scale", "model.final_norm.weight")
+
+
+def _block(number, layer_type):
+    """Lists the weights of a residual block."""
+    temporal = _recurrent if layer_type == RECURRENT else _attention
+    return [
+        dataclasses.replace(
+            weight,
+            path=f"block_{number}/{weight.path}",
+            flax=_under(f"blocks.{number}/", weight.flax),
+            torch=_under(f"blocks.{number}.", weight.torch),
+            huggingface=_under(f"model.layers.{number}.", weight.huggingface),
+        )
+        for make in (_norms, temporal, _mlp)
+        for weight in make()
     ]
 
 
@@ -104,57 +149,57 @@ def _under(root, place):
     return dataclasses.replace(place, name=root + place.name)
 
 
-def _weight(path, shape, flax, huggingface, transform=SAME, in_flax=SAME, part=None):
+def _weight(path, dimensions, flax, huggingface, transform=SAME, in_flax=SAME, part=None):
     """Makes a `Weight` whose name in torch is the name in flax with dots for slashes."""
     return Weight(
         path,
-        shape,
+        dimensions,
         TensorLocation(flax, in_flax, part),
         TensorLocation(flax.replace("/", "."), in_flax, part),
         TensorLocation(huggingface, transform),
     )
 
 
-def _dense(path, shape, flax, huggingface, bias=True):
+def _dense(path, dimensions, flax, huggingface, bias=True):
     """Yields the kernel and the bias of a linear layer; torch's matrices are [out, in]."""
     yield Weight(
         f"{path}/kernel",
-        shape,
+        dimensions,
         TensorLocation(f"{flax}/kernel"),
         TensorLocation(f"{flax}.weight".replace("/", "."), TRANSPOSED),
         TensorLocation(f"{huggingface}.weight", TRANSPOSED),
     )
     if bias:
-        yield _weight(f"{path}/bias", shape[1:], f"{flax}/bias", f"{huggingface}.bias")
+        outputs = dimensions.split()[1]
+        yield _weight(f"{path}/bias", outputs, f"{flax}/bias", f"{huggingface}.bias")
 
 
-def _norms(config):
+def _norms():
     for name in ("temporal_pre_norm", "channel_pre_norm"):
-        yield _weight(f"{name}/scale", (config.hidden_dim,), f"{name}/scale", f"{name}.weight")
+        yield _weight(f"{name}/scale", "D", f"{name}/scale", f"{name}.weight")
 
 
-def _recurrent(config):
-    d, l, h = config.hidden_dim, config.recurrence_width, config.num_query_heads
+def _recurrent():
     block, temporal = "recurrent_block", "temporal_block"
-    for name, shape in (("linear_y", (d, l)), ("linear_x", (d, l)), ("linear_out", (l, d))):
-        yield from _dense(f"{block}/{name}", shape, f"{block}/{name}", f"{temporal}.{name}")
+    for name, dimensions in (("linear_y", "D L"), ("linear_x", "D L"), ("linear_out", "L D")):
+        yield from _dense(f"{block}/{name}", dimensions, f"{block}/{name}", f"{temporal}.{name}")
     conv = f"{block}/conv_1d"
     yield _weight(
         f"{conv}/kernel",
-        (config.conv_width, l),
+        "R L",
         f"{conv}/w",
         f"{temporal}.conv_1d.weight",
         transform=DEPTHWISE,
     )
-    yield _weight(f"{conv}/bias", (l,), f"{conv}/b", f"{temporal}.conv_1d.bias")
+    yield _weight(f"{conv}/bias", "L", f"{conv}/b", f"{temporal}.conv_1d.bias")
     rg_lru, huggingface = f"{block}/rg_lru", f"{temporal}.rg_lru"
-    yield _weight(f"{rg_lru}/a_param", (l,), f"{rg_lru}/a_param", f"{huggingface}.recurrent_param")
+    yield _weight(f"{rg_lru}/a_param", "L", f"{rg_lru}/a_param", f"{huggingface}.recurrent_param")
     for name, gate in (("input_gate", "input_gate"), ("a_gate", "recurrent_gate")):
-        path, shape = f"{rg_lru}/{name}", (h, l // h, l // h)
-        yield _weight(f"{path}/kernel", shape, f"{path}/w", f"{huggingface}.{gate}_weight")
+        path = f"{rg_lru}/{name}"
+        yield _weight(f"{path}/kernel", "H I J", f"{path}/w", f"{huggingface}.{gate}_weight")
         yield _weight(
             f"{path}/bias",
-            (h, 1, 1, l // h),
+            "H 1 1 J",
             f"{path}/b",
             f"{huggingface}.{gate}_bias",
             transform=HEAD_BIAS,
@@ -162,29 +207,25 @@ def _recurrent(config):
         )
 
 
-def _attention(config):
-    d = config.hidden_dim
-    queries = config.num_query_heads * config.key_size
-    keys = config.num_key_value_heads * config.key_size
+def _attention():
     block, temporal = "attention_block", "temporal_block"
     for name, width, flax, huggingface in (
-        ("query", queries, "proj_q", "q_proj"),
-        ("key", keys, "proj_k", "k_proj"),
-        ("value", keys, "proj_v", "v_proj"),
+        ("query", "HK", "proj_q", "q_proj"),
+        ("key", "K", "proj_k", "k_proj"),
+        ("value", "K", "proj_v", "v_proj"),
     ):
         places = (f"{block}/{flax}", f"{temporal}.{huggingface}")
-        yield from _dense(f"{block}/{name}", (d, width), *places, bias=False)
+        yield from _dense(f"{block}/{name}", f"D {width}", *places, bias=False)
     places = (f"{block}/proj_final", f"{temporal}.o_proj")
-    yield from _dense(f"{block}/attention_output", (queries, d), *places)
+    yield from _dense(f"{block}/attention_output", "HK D", *places)
 
 
-def _mlp(config):
-    d, m = config.hidden_dim, config.intermediate_dim
+def _mlp():
     mlp = "mlp_block"
     for part, (name, huggingface) in enumerate((("ffw_gate", "gate_proj"), ("ffw_up", "up_proj"))):
         yield _weight(
             f"{mlp}/{name}/kernel",
-            (d, m),
+            "D M",
             f"{mlp}/ffw_up/w",
             f"{mlp}.{huggingface}.weight",
             transform=TRANSPOSED,
@@ -192,13 +233,13 @@ def _mlp(config):
         )
         yield _weight(
             f"{mlp}/{name}/bias",
-            (m,),
+            "M",
             f"{mlp}/ffw_up/b",
             f"{mlp}.{huggingface}.bias",
             in_flax=BRANCH_BIAS,
             part=part,
         )
-    yield from _dense(f"{mlp}/ffw_down", (m, d), f"{mlp}/ffw_down", f"{mlp}.down_proj")
+    yield from _dense(f"{mlp}/ffw_down", "M D", f"{mlp}/ffw_down", f"{mlp}.down_proj")
 
 
 def tensors(config, format):

@@ -56,7 +56,8 @@ def compile_program(function, model, sampler, jit_compile):
         for matrix in matrices:
             turn(matrix)
         arrays, is_turned = arrays_of(read)
-        outputs, seeds = program(is_turned, arrays, values_of(updated), args)
+        with model.distribution_scope():
+            outputs, seeds = program(is_turned, arrays, values_of(updated), args)
         for variable, seed in zip(updated, seeds, strict=True):
             variable.assign(seed)
         return outputs

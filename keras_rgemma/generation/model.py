@@ -40,6 +40,9 @@ class GenerativeModel(Model, Protocol):
             compiled: function that is applied to the forward pass and to that of the logits.
         """
 
+    def distribution_scope(self):
+        """Returns the context with the `keras.distribution` in which the model computes."""
+
     def initial_state(self, batch_size):
         """Returns the `ModelState` of rows that have consumed no token."""
 

@@ -16,6 +16,9 @@ Public names that those packages could offer instead:
   (`data_adapters`).
 - Keras: a `BackupAndRestore` that writes weights and progress as one file, and a `fit` that
   drops the epoch of a backup when it ends (`training`).
+- Keras: a layout that can be given to a variable after it was made, and a layout map that sees the
+  shape of a variable (`variables`); an error that names the rows and the axis of a mesh that does
+  not divide them (`distribution`).
 - KerasHub: reading the config of a preset (`presets`).
 - KerasHub: a hook for the processors of `SentencePieceTokenizer`, and `add_special_token`
   (`tokenizers`).

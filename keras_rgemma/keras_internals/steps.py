@@ -15,6 +15,7 @@ import keras
 from keras import ops
 
 from keras_rgemma.interrupts import held_interrupts, no_lost_interrupts
+from keras_rgemma.keras_internals.distribution import dividing_rows
 from keras_rgemma.keras_internals.parameters import no_gradients
 
 _PARTS = (
@@ -87,6 +88,10 @@ class RecoverableSteps:
     @recovers
     def predict_on_batch(self, *args, **kwargs):
         return super().predict_on_batch(*args, **kwargs)
+
+    def _symbolic_build(self, *args, **kwargs):
+        with dividing_rows():  # Keras reads a batch here when the model has made no step
+            return super()._symbolic_build(*args, **kwargs)
 
     def _get_jax_state(self, purge_model_variables=False, **parts):
         with held_interrupts():
@@ -189,7 +194,8 @@ class _WholeJaxSteps(_WholeSteps):
     def __call__(self, state, iterator):
         _keep(self.model, state)
         # All data of an execution come before it: an error in them finds the state intact.
-        batches = list(itertools.islice(iterator, self.model.steps_per_execution))
+        with dividing_rows():
+            batches = list(itertools.islice(iterator, self.model.steps_per_execution))
         is_predict = len(state) == 2  # its outputs are those of all steps
         runs = [batches] if is_predict or not batches else [[batch] for batch in batches]
         for run in runs:

@@ -51,3 +51,28 @@ def initialize_from_numpy(variable, array):
     with normal_tensors():
         variable._initialize(array)
     variable._initializer = None
+
+
+def replicate_unplaced(variables):
+    """Gives variables without a layout a copy on each device of the distribution in force.
+
+    Such are those that were made before the distribution was set, as by an optimizer. Keras 3.15
+    would compute with them on one device and with the others on all, which JAX refuses.
+    """
+    mesh = keras.distribution.distribution().device_mesh
+    for variable in variables:
+        if variable._layout is None:
+            axes = [None] * len(variable.shape)
+            set_layout(variable, keras.distribution.TensorLayout(axes, mesh))
+
+
+def set_layout(variable, layout):
+    """Lays a variable out over the devices of a mesh, now or when it gets its first value.
+
+    Args:
+        variable: `keras.Variable`, on JAX.
+        layout: `keras.distribution.TensorLayout`.
+    """
+    variable._layout = layout
+    if has_value(variable):
+        variable._direct_assign(variable._value)

@@ -5,11 +5,21 @@ from keras import ops
 
 from keras_rgemma.keras_internals.layers import stored_variable
 from keras_rgemma.layers.lora import CALIBRATED, LoRA
+from keras_rgemma.sharding.weights import place_gate
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
 class BlockDiagonal(LoRA, keras.layers.EinsumDense):
     """`EinsumDense` layer with LoRA as a second product; all blocks share one B."""
+
+    def build(self, input_shape):
+        self.num_blocks = input_shape[0]
+        super().build(input_shape)
+
+    def place(self, variable):
+        """Lays a new variable out over a mesh by its blocks; all blocks share one B of LoRA."""
+        if variable.name != "lora_kernel_b":
+            place_gate(variable, self.num_blocks)
 
     @property
     def weight_shape(self):

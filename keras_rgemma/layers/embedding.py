@@ -15,6 +15,8 @@ from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.rounded import MODES, Rounded, after
 from keras_rgemma.ops.matmul import matmul
 from keras_rgemma.ops.soft_cap import soft_cap
+from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.sharding.entries import layout_in_force
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
 _ROUNDED_ELEMENTS = 1 << 21  # rounded in one go: Keras makes six arrays of float32
@@ -40,6 +42,9 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         """Returns the shape of the matrix before quantization, a tuple of ints."""
         return self.input_dim, self.output_dim
 
+    def place(self, variable):
+        """Leaves a new variable where its entry in the layout map says, for any shape."""
+
     def rounded(self, matrix):
         """Rounds a matrix as `quantize` does, some rows at a time; see `Rounded`."""
         size = max(1, _ROUNDED_ELEMENTS // self.output_dim)
@@ -58,7 +63,28 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
                 values[name][start : start + len(part)] = value
         return values
 
+    def table(self):
+        """Returns the matrix [V, D] of a quantized layer as floats, as lookups give its rows."""
+        tokens = ops.arange(self.input_dim, dtype="int32")
+        if layout_in_force("BV") is None:
+            return self(tokens)
+
+        def row(arrays):
+            whole = {name: ops.expand_dims(x, 0) for name, x in arrays.items()}
+            return self._of_rows(whole).quantized_call(ops.zeros((), "int32"))
+
+        # A lookup of all tokens would give all rows to each of the devices that share them.
+        is_float = lambda x: keras.backend.is_float_dtype(x.dtype)  # noqa: E731
+        arrays = {
+            name: ops.cast(x, self.compute_dtype) if is_float(x) else x
+            for name, x in embedding_arrays(self.in_step()).items()
+        }
+        return ops.vectorized_map(row, arrays)
+
     def call(self, inputs, reverse=False):
+        return self.in_step()._call(inputs, reverse)
+
+    def _call(self, inputs, reverse):
         if not reverse:
             return super().call(inputs)
         if self.tie_weights and self.reverse_dtype is None:
@@ -68,15 +94,21 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
             without = with_attributes(self, logit_soft_cap=None)
             # Not `without.call`, which may be a user's own function that calls this one.
             logits = super(ReversibleEmbedding, without).call(inputs, reverse=True)
+        return self._bounded(logits)
+
+    def _bounded(self, logits):
+        """Bounds logits [..., V], each device its words where a mesh shares the vocabulary."""
+        letters = {2: "BV", 3: "BTV"}.get(len(logits.shape))
+        logits = constrain(logits, letters) if letters else logits
         return logits if self.logit_soft_cap is None else soft_cap(logits, self.logit_soft_cap)
 
     def quantized_call(self, inputs, reverse=False, **kwargs):
         with after(inputs):
-            if reverse and self.logit_soft_cap is not None:
+            if reverse:
                 without = with_attributes(self, logit_soft_cap=None)
-                logits = without._quantized_call(inputs, True, **kwargs)
-                return soft_cap(logits, self.logit_soft_cap)
-            return self._quantized_call(inputs, reverse, **kwargs)
+                without = without.in_step()
+                return self._bounded(without._quantized_call(inputs, True, **kwargs))
+            return self.in_step()._quantized_call(inputs, reverse, **kwargs)
 
     def _quantized_call(self, inputs, reverse, **kwargs):
         is_plain = self.tie_weights and not self.lora_enabled

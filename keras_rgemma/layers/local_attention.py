@@ -11,6 +11,7 @@ from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.ops.places import places_of
 from keras_rgemma.ops.rope import apply_rotation
 from keras_rgemma.ops.window_attention import updated_ring, window_attention
+from keras_rgemma.sharding.activations import constrain
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -157,11 +158,21 @@ def local_attention(
         rope: pair of `max_wavelength` and `rotated_size`.
     """
     places = places_of(places, rope)
-    query_BTHK = rotate(split_heads(query(x), head_dim), places.rotation)
-    key_BTHK = rotate(split_heads(key(x), head_dim), places.rotation)
-    value_BTHK = split_heads(value(x), head_dim)
-    out_BTHK = attend(query_BTHK, key_BTHK, value_BTHK, places, window, state)
-    out_BTD = attention_output(join_heads(out_BTHK))
+    # A mesh that does not divide the heads gets the queries of all of them on each device, once
+    # they are computed: of two layouts one after the other the first is that of the product, which
+    # the compiler would otherwise compute from the whole matrix.
+    query_BTQ = constrain(query(x), "BTQ")
+    heads = query_BTQ.shape[-1] // head_dim
+    query_BTQ = constrain(query_BTQ, "BTQ", parts=heads)
+    query_BTHK = constrain(split_heads(query_BTQ, head_dim), "BTHK")
+    key_BTGK, value_BTGK = (
+        constrain(split_heads(linear_map(x), head_dim), "BTGK") for linear_map in (key, value)
+    )
+    query_BTHK = rotate(query_BTHK, places.rotation)
+    key_BTGK = rotate(key_BTGK, places.rotation)
+    out_BTHK = attend(query_BTHK, key_BTGK, value_BTGK, places, window, state)
+    out_BTQ = constrain(join_heads(constrain(out_BTHK, "BTHK")), "BTQ", parts=heads)
+    out_BTD = constrain(attention_output(constrain(out_BTQ, "BTQ")), "BTD")
     if not return_state:
         return out_BTD
-    return out_BTD, updated_ring(state, key_BTHK, value_BTHK, places, window)
+    return out_BTD, updated_ring(state, key_BTGK, value_BTGK, places, window)

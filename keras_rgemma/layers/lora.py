@@ -20,10 +20,9 @@ from keras_rgemma.keras_internals.layers import (
 from keras_rgemma.layers.int4 import int4_product, is_fast
 from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.recomputed import Recomputed
-from keras_rgemma.layers.rounded import MODES, Rounded, after
+from keras_rgemma.layers.rounded import FACTORS, MODES, Rounded, after
 from keras_rgemma.layers.turned import turned_array
 
-FACTORS = ("lora_kernel_a", "lora_kernel_b")
 _ALPHA = "lora_alpha"
 # Modes of quantization that look at the inputs of a layer.
 CALIBRATED = ("gptq", "awq")
@@ -55,11 +54,17 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
     """
 
     def call(self, inputs, training=None):
+        return self.in_step()._call(inputs, training)
+
+    def _call(self, inputs, training):
         if not self.lora_enabled:
             return super().call(inputs, training)
         return super(LoRA, self._without_lora()).call(inputs, training) + self._low_rank(inputs)
 
     def quantized_call(self, inputs, *args, **kwargs):
+        return self.in_step()._quantized_call(inputs, *args, **kwargs)
+
+    def _quantized_call(self, inputs, *args, **kwargs):
         if self._awaits_calibration():
             # Keras 3.15 looks at the inputs of `call`, but calls `quantized_call` alone. Without
             # `stop_gradient`, PyTorch would keep a graph for each of these inputs.

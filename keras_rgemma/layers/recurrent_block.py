@@ -11,6 +11,7 @@ from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.linear import linear
 from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.layers.rg_lru import RGLRU
+from keras_rgemma.sharding.activations import constrain
 from keras_rgemma.state.records import RecurrentState
 
 
@@ -114,12 +115,13 @@ def recurrent_block(
     `multiply` is a function of the gate and of what it is multiplied by.
     """
     conv_state, recurrence = (None, None) if state is None else (state.conv, state.recurrence)
-    y_BTL = linear_y(x)
-    z_BTL = conv_1d(linear_x(x), places, state=conv_state, return_state=return_state)
+    y_BTL = constrain(linear_y(x), "BTL")
+    z_BTL = constrain(linear_x(x), "BTL")
+    z_BTL = conv_1d(z_BTL, places, state=conv_state, return_state=return_state)
     if return_state:
         z_BTL, conv_state = z_BTL
     z_BTL = rg_lru(z_BTL, places, state=recurrence, return_state=return_state)
     if return_state:
         z_BTL, recurrence = z_BTL
-    out_BTD = linear_out(multiply(y_BTL, z_BTL))
+    out_BTD = constrain(linear_out(multiply(y_BTL, z_BTL)), "BTD")
     return (out_BTD, RecurrentState(recurrence, conv_state)) if return_state else out_BTD

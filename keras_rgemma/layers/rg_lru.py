@@ -11,6 +11,7 @@ from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
 from keras_rgemma.ops.places import places_of
+from keras_rgemma.sharding.activations import constrain
 
 MIN_RADIUS, MAX_RADIUS = 0.9, 0.999
 DECAY_SCALE = 8.0  # the paper's c
@@ -86,13 +87,22 @@ class RGLRU(RecomputedInShape, keras.layers.Layer):
     def bound(self, bind):
         """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         split_blocks, join_blocks = bind(to_blocks), bind(from_blocks)
-        input_gate, a_gate = bind(self.input_gate), bind(self.a_gate)
+        input_gate, a_gate, count = bind(self.input_gate), bind(self.a_gate), self.num_blocks
+
+        def split(x_BTL):
+            # A mesh that does not divide the blocks gets the inputs of all of them on each device.
+            x_HBTK = split_blocks(constrain(x_BTL, "BTL", parts=count), count)
+            return constrain(x_HBTK, "HBTK")
+
+        def join(x_HBTK):
+            return constrain(join_blocks(constrain(x_HBTK, "HBTK")), "BTL", parts=count)
+
         return functools.partial(
             bind(rg_lru),
-            input_gate=lambda x_HBTK: join_blocks(input_gate(x_HBTK)),
-            a_gate=lambda x_HBTK: join_blocks(a_gate(x_HBTK)),
+            input_gate=lambda x_HBTK: join(input_gate(x_HBTK)),
+            a_gate=lambda x_HBTK: join(a_gate(x_HBTK)),
             a_param=bind(self.a_param),
-            to_blocks=lambda x_BTL: split_blocks(x_BTL, self.num_blocks),
+            to_blocks=split,
             root=bind(bounded_sqrt),
             recurrence=bind(linear_recurrence),
         )
@@ -126,8 +136,9 @@ def rg_lru(
     """
     places = places_of(places)
     x_HBTK = to_blocks(x)
-    gated_BTL = ops.cast(ops.sigmoid(input_gate(x_HBTK)) * x, "float32")
-    decay_gate_BTL = ops.cast(ops.sigmoid(a_gate(x_HBTK)), "float32")
+    input_gate_BTL, a_gate_BTL = (constrain(gate(x_HBTK), "BTL") for gate in (input_gate, a_gate))
+    gated_BTL = ops.cast(ops.sigmoid(input_gate_BTL) * x, "float32")
+    decay_gate_BTL = ops.cast(ops.sigmoid(a_gate_BTL), "float32")
     rate_L = -DECAY_SCALE * ops.softplus(ops.cast(a_param, "float32"))
     log_a_BTL = decay_gate_BTL * rate_L
     a_BTL = ops.exp(log_a_BTL)
@@ -144,5 +155,5 @@ def rg_lru(
         a_BTL = ops.where(token_BT1, a_BTL, 1.0)
         normed_BTL = ops.where(token_BT1, normed_BTL, 0.0)
     h_BTL, last_BL = recurrence(normed_BTL, a_BTL, state)
-    h_BTL = ops.cast(h_BTL, x.dtype)
+    h_BTL = constrain(ops.cast(h_BTL, x.dtype), "BTL")
     return (h_BTL, last_BL) if return_state else h_BTL

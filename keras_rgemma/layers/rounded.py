@@ -6,11 +6,13 @@ import keras
 from keras import ops
 
 from keras_rgemma.backend import backend_module
-from keras_rgemma.keras_internals.layers import stored_variable
+from keras_rgemma.keras_internals.layers import stored_variable, with_arrays
 from keras_rgemma.keras_internals.variables import initialize, uninitialized_variables
 from keras_rgemma.ops.int8_matmul import lay_out
+from keras_rgemma.sharding.weights import check_weight, in_step, is_fully_sharded, place_scale
 
 MODES = ("int8", "int4")
+FACTORS = ("lora_kernel_a", "lora_kernel_b")
 
 
 def rounding_config(mode, block_size=128):
@@ -45,6 +47,26 @@ class Rounded:
 
     matrix_name = "kernel"
     _refused = None  # why the weights of a file were refused last, a str
+
+    def add_weight(self, *args, **kwargs):
+        shape = args[0] if args else kwargs.get("shape", ())
+        check_weight(f"{self.path}/{kwargs.get('name')}", shape)
+        variable = super().add_weight(*args, **kwargs)
+        self.place(variable)
+        return variable
+
+    def place(self, variable):
+        """Lays a new variable out over a mesh, where its layout depends on its shape."""
+        if variable.name in (f"{self.matrix_name}_scale", f"{self.matrix_name}_zero"):
+            place_scale(variable, f"{self.path}/{self.matrix_name}")
+
+    def in_step(self):
+        """Returns the layer as a step calls it, its matrices whole along the data axis."""
+        if not is_fully_sharded():
+            return self
+        names = (self.matrix_name, *FACTORS)
+        variables = {name: stored_variable(self, name) for name in names}
+        return with_arrays(self, {n: in_step(x) for n, x in variables.items() if x is not None})
 
     def quantize(self, mode=None, type_check=True, config=None):
         # With the type check Keras quantizes no subclass of its layers.

@@ -47,7 +47,7 @@ def add_lora(backbone, sizes, **initializers):
     if not lora_layers(backbone):  # with LoRA it is frozen already
         backbone.trainable = True
         _set_trainable(backbone, False)
-    with normal_tensors():
+    with normal_tensors(), backbone.distribution_scope():
         for path, (rank, alpha) in sizes.items():
             layers[path].enable_lora(rank, alpha, **initializers)
 

@@ -26,12 +26,15 @@ from keras_rgemma.lora.structure import restore, structure
 from keras_rgemma.model import calibration
 from keras_rgemma.model.backbone_lora import BackboneLoRA
 from keras_rgemma.model.backbone_state import BackboneState
+from keras_rgemma.model.distributed import Distributed
 from keras_rgemma.model.keras_model import KerasModel
 from keras_rgemma.shapes import check_keywords
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
-class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.Backbone):
+class RGemmaBackbone(
+    BackboneLoRA, BackboneState, Distributed, KerasModel, keras_hub.models.Backbone
+):
     """Computes RecurrentGemma: gated linear recurrences and local attention.
 
     Griffin (arXiv 2402.19427) and RecurrentGemma (arXiv 2404.07839). The memory for the text before
@@ -73,8 +76,9 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
         The final hidden states, compute dtype [B, T, D]; without meaning (but finite) at pads.
 
     Raises:
-        ValueError: a size is not positive, heads do not divide widths, a block type is unknown, or
-            the backend is not supported.
+        ValueError: a size is not positive, heads do not divide widths, a block type is unknown, the
+            backend is not supported, or the mesh of the `keras.distribution` in force does not
+            divide a size.
         TypeError: an argument is unknown.
 
     Example:
@@ -138,6 +142,7 @@ class RGemmaBackbone(BackboneLoRA, BackboneState, KerasModel, keras_hub.models.B
             gradient_checkpointing=gradient_checkpointing,
         )
         self.config = config
+        self.remember_distribution()
 
         with normal_tensors():
             self._make_layers(config, dtype)

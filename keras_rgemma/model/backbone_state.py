@@ -11,6 +11,7 @@ from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.model.transformer_layers import TransformerLayers, as_block
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.ops.places import next_places, places_of
+from keras_rgemma.sharding.activations import constrain
 from keras_rgemma.state import records
 
 
@@ -143,12 +144,13 @@ class BackboneState:
 
     def initial_state(self, batch_size):
         """Returns the `ModelState` of `batch_size` rows that have consumed no token."""
-        return records.zeros(self.config, batch_size, self.compute_dtype)
+        with self.distribution_scope():
+            return records.laid_out(records.zeros(self.config, batch_size, self.compute_dtype))
 
 
 def embed(token_ids, token_embedding, embedding_scale, intercept=unchanged):
     """Looks up and scales embeddings: [B, T] -> [B, T, D]."""
-    x = intercept(token_embedding(token_ids))
+    x = intercept(constrain(token_embedding(token_ids), "BTD"))
     return x if embedding_scale == 1.0 else x * ops.cast(embedding_scale, x.dtype)
 
 
@@ -181,6 +183,7 @@ def forward(
 
 def step(run, rope, token_ids, padding_mask, state, has_begun=False):
     """Computes `BackboneState.step` with a forward pass `run` and the arguments of RoPE."""
+    state = records.laid_out(state)
     if token_ids.shape[1] == 1:
         is_token = None if padding_mask is None else ops.cast(padding_mask[:, 0], "bool")
         places = next_places(state.num_tokens, is_token, has_begun, rope)
@@ -192,4 +195,4 @@ def step(run, rope, token_ids, padding_mask, state, has_begun=False):
         num_tokens = places.length
     else:
         num_tokens = ops.where(places.last >= 0, places.length, state.num_tokens)
-    return hidden, records.ModelState(num_tokens, layers)
+    return hidden, records.laid_out(records.ModelState(num_tokens, layers))

@@ -209,6 +209,14 @@ class RGemmaCausalLM(CausalLM):
 
     # === Methods of `generation.model.GenerativeModel` ===
 
+    def distribution_scope(self):
+        """Returns a context with the `keras.distribution` that the backbone was made in.
+
+        Raises:
+            ValueError: another distribution is in force.
+        """
+        return self.backbone.distribution_scope()
+
     def initial_state(self, batch_size):
         """Returns the `ModelState` of `batch_size` rows that have consumed no token."""
         return self.backbone.initial_state(batch_size)

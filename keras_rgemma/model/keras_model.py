@@ -40,5 +40,5 @@ class KerasModel(ParametersOfVariables):
         """
         calibration.check(self, mode)
         kwargs["filters"] = quantizable(kwargs.get("filters"))
-        with normal_tensors(), small_collections():
+        with normal_tensors(), small_collections(), self.distribution_scope():
             super().quantize(mode, config=config, **kwargs)

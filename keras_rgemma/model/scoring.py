@@ -8,7 +8,7 @@ from keras_rgemma.backend import tensor_of
 from keras_rgemma.generation.inputs import holds_numbers
 from keras_rgemma.generation.programs import SMALLEST_BUFFER, Programs
 from keras_rgemma.generation.prompts import input_rows, pad_right
-from keras_rgemma.ops.cross_entropy import cross_entropy, in_chunks
+from keras_rgemma.ops.cross_entropy import cross_entropy, in_chunks, of_tokens
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_padding_mask, check_token_ids
 from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_column
@@ -158,7 +158,7 @@ class Scoring:
         if head.quantization_mode:  # its logits are no product with `embeddings`
             losses = self._quantized_losses(flat, labels)
         else:
-            table = ops.cast(head.embeddings, hidden.dtype)
+            table = ops.cast(head.in_step().embeddings, hidden.dtype)
             losses, _ = cross_entropy(flat, table, labels, head.logit_soft_cap)
         return ops.reshape(losses, ops.shape(token_ids))
 
@@ -169,7 +169,7 @@ class Scoring:
         )
         chunks = in_chunks(hidden, labels, self.backbone.vocabulary_size)
         losses = ops.map(lambda chunk: loss(chunk[1], self.compute_logits(chunk[0])), chunks)
-        return ops.reshape(losses, (-1,))[: ops.shape(labels)[0]]
+        return of_tokens(losses, ops.shape(labels)[0])
 
 
 def _numpy(x):

@@ -23,7 +23,8 @@ from keras_rgemma.keras_internals.training import (
 )
 from keras_rgemma.layers.lora import lora_layers
 from keras_rgemma.lora import files
-from keras_rgemma.model import examples
+from keras_rgemma.model import distributed, examples
+from keras_rgemma.model.distributed import in_distribution
 from keras_rgemma.model.losses import SEES_LOGITS, TokenAccuracy, TokenCrossEntropy, sees_logits
 from keras_rgemma.ops.cross_entropy import cross_entropy
 from keras_rgemma.text.sources import is_prepared
@@ -64,6 +65,7 @@ class Training(RecoverableSteps):
 
     # === Examples ===
 
+    @in_distribution
     @recovers
     def fit(
         self,
@@ -90,7 +92,8 @@ class Training(RecoverableSteps):
         Raises:
             TypeError: an element is no example, such as None.
             ValueError: examples are malformed, come with `y`, or have a response that does not fit
-                into a row (see `lost_responses` of `RGemmaCausalLMPreprocessor`).
+                into a row (see `lost_responses` of `RGemmaCausalLMPreprocessor`); or the data axis
+                of a mesh does not divide the rows of a batch.
         """
         arguments = {
             "x": x,
@@ -113,6 +116,7 @@ class Training(RecoverableSteps):
             self._backups = ()
             forget_initial_epoch(self)  # Keras would keep it for the next `fit`
 
+    @in_distribution
     @recovers
     @normal_tensors()  # the variables of metrics are made here
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
@@ -125,6 +129,7 @@ class Training(RecoverableSteps):
         with examples.reading(arguments):
             return evaluate(**arguments)
 
+    @in_distribution
     @recovers
     def predict(self, x=None, batch_size=None, **kwargs):
         """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does."""
@@ -174,11 +179,9 @@ class Training(RecoverableSteps):
         labels = inputs.pop(_LABELS)
         hidden = self.hidden_states(inputs, training)
         head = self.backbone.token_embedding
-        if head.quantization_mode:
-            # Its `reverse` call rounds the hidden states, too, through which no gradient comes.
-            table = head(ops.arange(self.backbone.vocabulary_size, dtype="int32"))
-        else:
-            table = head.embeddings
+        # Where it is rounded, its `reverse` call rounds the hidden states, too, through which no
+        # gradient comes.
+        table = head.table() if head.quantization_mode else head.in_step().embeddings
         losses, hits = cross_entropy(
             ops.reshape(hidden, (-1, hidden.shape[-1])),
             ops.cast(table, hidden.dtype),
@@ -246,9 +249,13 @@ class Training(RecoverableSteps):
         if self.optimizer is not None and not self.optimizer.built:
             # TensorFlow traces a step again if it makes the optimizer's variables.
             self.optimizer.build(self.trainable_variables)
+        with self.backbone.distribution_scope():
+            distributed.replicate_rest(self)
         return super().make_train_function(force or self._is_stale("train"))
 
     def make_test_function(self, force=False):
+        with self.backbone.distribution_scope():
+            distributed.replicate_rest(self)
         return super().make_test_function(force or self._is_stale("test"))
 
     def make_predict_function(self, force=False):

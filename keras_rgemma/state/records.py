@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_rgemma.config import RECURRENT
+from keras_rgemma.sharding.activations import constrain
 
 
 class RecurrentState(NamedTuple):
@@ -50,6 +51,7 @@ class ModelState(NamedTuple):
     layers: tuple
 
 
+_LETTERS = {"recurrence": "BL", "conv": "BRL", "keys": "BWGK", "values": "BWGK"}
 RECORDS = {tuple(sorted(cls._fields)): cls for cls in (RecurrentState, AttentionState)}
 
 
@@ -87,3 +89,21 @@ def zeros(config, batch_size, dtype):
         lambda array: ops.zeros((batch_size, *array.shape[1:]), array.dtype),
         specification(config, dtype),
     )
+
+
+def laid_out(state):
+    """Lays a `ModelState` out over the devices of the `keras.distribution` in force.
+
+    Rows along the data axis, channels of the recurrence along the model axis; keys and values of
+    one head are whole on each device. See `sharding.activations.constrain`.
+    """
+    return map_with_letters(constrain, state) if keras.config.backend() == "jax" else state
+
+
+def map_with_letters(function, state):
+    """Applies a function of an array and the letters of its dimensions to a `ModelState`."""
+    layers = tuple(
+        type(layer)(*(function(x, _LETTERS[name]) for name, x in layer._asdict().items()))
+        for layer in state.layers
+    )
+    return ModelState(function(state.num_tokens, "B"), layers)

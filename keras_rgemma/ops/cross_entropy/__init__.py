@@ -3,6 +3,8 @@
 from keras import ops
 
 from keras_rgemma.backend import resolve
+from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.sharding.entries import row_shards
 
 CHUNK_LOGITS = 2**26  # in memory at a time: 256 MiB in float32
 
@@ -52,11 +54,14 @@ def cross_entropy(
     count = ops.shape(hidden)[0]
     hidden, labels = in_chunks(hidden, labels, embeddings.shape[0], chunk_size)
     losses, hits = function(hidden, embeddings, labels, soft_cap, needs_embedding_gradient)
-    return tuple(ops.reshape(x, (-1,))[:count] for x in (losses, hits))
+    return tuple(of_tokens(x, count) for x in (losses, hits))
 
 
 def in_chunks(hidden, labels, vocabulary_size, chunk_size=None):
     """Cuts tokens into chunks of one size, with pads of zeros behind the last.
+
+    Where devices share the rows of a batch, each chunk has as many tokens of each of them, so that
+    all compute at a time and no token moves.
 
     Args:
         hidden: float [N, D].
@@ -68,11 +73,34 @@ def in_chunks(hidden, labels, vocabulary_size, chunk_size=None):
         A pair of float [chunks, C, D] and int32 [chunks, C].
     """
     count, width = ops.shape(hidden)
+    shards = row_shards(count)
     if chunk_size is None:
         chunk_size = max(1, CHUNK_LOGITS // vocabulary_size)
-    chunks = -(-count // chunk_size)
+    count //= shards
+    chunks = -(-count // max(1, chunk_size // shards))
     size = -(-count // chunks)  # all of one size, nearly without pads
     pads = chunks * size - count
-    hidden = ops.concatenate([hidden, ops.zeros((pads, width), hidden.dtype)])
-    labels = ops.concatenate([ops.cast(labels, "int32"), ops.zeros((pads,), "int32")])
-    return ops.reshape(hidden, (chunks, size, width)), ops.reshape(labels, (chunks, size))
+
+    def cut(x_N, *shape):
+        x_SN = constrain(ops.reshape(x_N, (shards, count, *shape)), "BTD"[: 2 + len(shape)])
+        x_SN = ops.concatenate([x_SN, ops.zeros((shards, pads, *shape), x_SN.dtype)], axis=1)
+        x_SNC = ops.reshape(x_SN, (shards, chunks, size, *shape))
+        return ops.reshape(ops.swapaxes(x_SNC, 0, 1), (chunks, shards * size, *shape))
+
+    return cut(hidden, width), cut(ops.cast(labels, "int32"))
+
+
+def of_tokens(x, count):
+    """Undoes `in_chunks`: numbers of tokens [chunks, C] in the order of the tokens, [N].
+
+    Args:
+        x: array [chunks, C].
+        count: int, N.
+    """
+    shards = row_shards(count)
+    if shards == 1:
+        return ops.reshape(x, (-1,))[:count]
+    chunks, size = x.shape
+    x_SNC = ops.swapaxes(ops.reshape(x, (chunks, shards, size // shards)), 0, 1)
+    x_SN = constrain(ops.reshape(x_SNC, (shards, -1))[:, : count // shards], "BT")
+    return ops.reshape(x_SN, (-1,))

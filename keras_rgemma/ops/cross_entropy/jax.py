@@ -1,4 +1,7 @@
-"""Computes the cross-entropy on JAX. Letters: N chunks, C tokens of each."""
+"""Computes the cross-entropy on JAX.
+
+Letters: N chunks, C tokens of each, S shards of the rows of a batch.
+"""
 
 import functools
 
@@ -6,14 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from keras_rgemma.sharding.entries import row_shards
+
 
 def default_implementation():
     return "chunked"
 
 
-def _product(left, right, axes):
+def _product(left, right, axes, batch_axes=((), ())):
     """Computes a matrix product that is summed and returned in float32."""
-    return lax.dot_general(left, right, (axes, ((), ())), preferred_element_type="float32")
+    return lax.dot_general(left, right, (axes, batch_axes), preferred_element_type="float32")
 
 
 def _logits(hidden_CD, embeddings_VD, soft_cap):
@@ -32,6 +37,7 @@ def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, needs_embedding_gra
     def step(_, inputs):
         return None, chunk(*inputs)[0]
 
+    # The gradient begins with the last chunk, whose logits are at hand.
     results, last_logits_CV = chunk(hidden_NCD[-1], labels_NC[-1])
     results = [x[None] for x in results]
     if len(hidden_NCD) > 1:
@@ -44,8 +50,10 @@ def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, needs_embedding_gra
 
 def _backward(soft_cap, needs_embedding_gradient, residuals, gradients):
     hidden_NCD, embeddings_VD, labels_NC, log_sum_NC, last_logits_CV = residuals
+    # Devices that share the tokens sum their parts of the gradient once, and not in each chunk.
+    shards = row_shards(labels_NC.shape[1])
 
-    def chunk(total_VD, inputs, logits_CV):
+    def chunk(total_SVD, inputs, logits_CV):
         hidden_CD, labels_C, log_sum_C, gradient_C = inputs
         is_label_CV = jnp.arange(logits_CV.shape[1]) == labels_C[:, None]
         d_CV = (jnp.exp(logits_CV - log_sum_C[:, None]) - is_label_CV) * gradient_C[:, None]
@@ -53,20 +61,24 @@ def _backward(soft_cap, needs_embedding_gradient, residuals, gradients):
             d_CV *= 1.0 - (logits_CV / soft_cap) ** 2
         d_CV = d_CV.astype(hidden_CD.dtype)
         if needs_embedding_gradient:
-            total_VD += _product(d_CV, hidden_CD, ((0,), (0,)))
-        return total_VD, _product(d_CV, embeddings_VD, ((1,), (0,))).astype(hidden_CD.dtype)
+            d_SCV, hidden_SCD = (x.reshape((shards, -1, x.shape[1])) for x in (d_CV, hidden_CD))
+            total_SVD += _product(d_SCV, hidden_SCD, ((1,), (1,)), ((0,), (0,)))
+        return total_SVD, _product(d_CV, embeddings_VD, ((1,), (0,))).astype(hidden_CD.dtype)
 
-    def step(total_VD, inputs):
-        return chunk(total_VD, inputs, _logits(inputs[0], embeddings_VD, soft_cap))
+    def step(total_SVD, inputs):
+        return chunk(total_SVD, inputs, _logits(inputs[0], embeddings_VD, soft_cap))
 
-    total_VD = jnp.zeros(embeddings_VD.shape if needs_embedding_gradient else (), "float32")
+    whole = (shards, *embeddings_VD.shape)
+    total_SVD = jnp.zeros(whole if needs_embedding_gradient else (), "float32")
     inputs = hidden_NCD, labels_NC, log_sum_NC, gradients[0]
-    total_VD, d_hidden_CD = chunk(total_VD, [x[-1] for x in inputs], last_logits_CV)
+    total_SVD, d_hidden_CD = chunk(total_SVD, [x[-1] for x in inputs], last_logits_CV)
     d_hidden_NCD = d_hidden_CD[None]
     if len(hidden_NCD) > 1:
-        total_VD, before_NCD = lax.scan(step, total_VD, tuple(x[:-1] for x in inputs))
+        total_SVD, before_NCD = lax.scan(step, total_SVD, tuple(x[:-1] for x in inputs))
         d_hidden_NCD = jnp.concatenate([before_NCD, d_hidden_NCD])
-    if not needs_embedding_gradient:
+    if needs_embedding_gradient:
+        total_VD = jnp.sum(total_SVD, axis=0)
+    else:
         total_VD = jnp.zeros(embeddings_VD.shape)
     return d_hidden_NCD, total_VD.astype(embeddings_VD.dtype), None
 

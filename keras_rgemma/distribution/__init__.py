@@ -1,0 +1,1 @@
+"""Looks at the programs of a model on several devices."""

@@ -1,0 +1,123 @@
+"""Lowers the programs of a model for the devices of its distribution, with or without weights."""
+
+import jax
+import keras
+
+from keras_rgemma.generation.decode import NO_TOKEN, DecodeState, decode_step
+from keras_rgemma.sharding.activations import layout_of
+from keras_rgemma.state.records import map_with_letters
+
+
+def abstract_values(variables):
+    """Describes the values of variables with their layouts, and reads none.
+
+    Args:
+        variables: list of `keras.Variable`, which may have no values yet.
+
+    Returns:
+        A list of `jax.ShapeDtypeStruct`.
+    """
+    distribution = keras.distribution.distribution()
+
+    def describe(variable):
+        layout = distribution and distribution.get_variable_layout(variable).backend_layout
+        return jax.ShapeDtypeStruct(tuple(variable.shape), variable.dtype, sharding=layout)
+
+    return [describe(variable) for variable in variables]
+
+
+def abstract_rows(rows, length, dtype="int32"):
+    """Describes an array [B, T] whose rows are divided along the data axis."""
+    return _described("BT", (rows, length), dtype)
+
+
+def abstract_state(lm, rows):
+    """Describes the `ModelState` of rows with its layout."""
+    return map_with_letters(
+        lambda array, letters: _described(letters, (rows, *array.shape[1:]), array.dtype),
+        lm.state_specification(),
+    )
+
+
+def lower_prefill(lm, rows, length):
+    """Lowers the program that consumes tokens of each row.
+
+    Args:
+        lm: `RGemmaCausalLM`.
+        rows, length: ints, B and T.
+
+    Returns:
+        `jax.stages.Lowered`.
+    """
+    ids = abstract_rows(rows, length)
+    state = abstract_state(lm, rows)
+    return _lower(lm, lambda ids, mask, state: lm.step(ids, mask, state)[1], ids, ids, state)
+
+
+def lower_decode(lm, rows):
+    """Lowers the program that writes one token a row with the sampler of `compile`.
+
+    Args:
+        lm: `RGemmaCausalLM`.
+        rows: int, B.
+
+    Returns:
+        `jax.stages.Lowered`.
+    """
+    per_row = lambda dtype: _described("B", (rows,), dtype)  # noqa: E731
+    last, ended, budgets = map(per_row, ("int32", "bool", "int32"))
+    seeds = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in lm.sampler.variables)
+    state = DecodeState(last, ended, budgets, abstract_state(lm, rows), seeds)
+    stops = jax.numpy.full((4,), NO_TOKEN, "int32")
+    return _lower(lm, lambda state: decode_step(lm, lm.sampler, stops, state), state)
+
+
+def lower_train_step(lm, rows, length):
+    """Lowers a training step of a compiled model.
+
+    Args:
+        lm: `RGemmaCausalLM` whose optimizer is built.
+        rows, length: ints, B and T.
+
+    Returns:
+        `jax.stages.Lowered`.
+    """
+    ids = abstract_rows(rows, length)
+    data = {"token_ids": ids, "padding_mask": ids}, ids, abstract_rows(rows, length, "float32")
+    parts = (
+        lm.trainable_variables,
+        lm.non_trainable_variables,
+        lm.optimizer.variables,
+        lm.metrics_variables,
+    )
+    state = tuple(map(abstract_values, parts))
+    shardings = jax.tree.map(lambda x: x.sharding, state[:-1])
+    # The first step makes variables of metrics that are not there yet.
+    out_shardings = None, (*shardings, None)
+    step = jax.jit(lm.train_step, out_shardings=out_shardings, donate_argnums=0)
+    return _lowered(lm, step, state, data)
+
+
+def _described(letters, shape, dtype):
+    layout = layout_of(letters, shape)
+    sharding = None if layout is None else layout.backend_layout
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _lower(lm, function, *args):
+    variables = lm.variables
+
+    def program(values, *args):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(*args)
+
+    return _lowered(lm, jax.jit(program), abstract_values(variables), *args)
+
+
+def _lowered(lm, jitted, *args):
+    """Lowers a function for the devices of the mesh, which may be those of another machine."""
+    with lm.distribution_scope():
+        distribution = keras.distribution.distribution()
+        devices = distribution.device_mesh.backend_mesh.devices.flat if distribution else ()
+        platforms = tuple({device.platform for device in devices}) or None
+        return jitted.trace(*args).lower(lowering_platforms=platforms)

@@ -1,0 +1,94 @@
+"""Keeps activations and states where the weights are: each array of a step by its letters."""
+
+import keras
+from keras import ops
+
+from keras_rgemma.sharding.entries import axis_size, layout_in_force
+
+# The arrays of a step, named by their letters (`shapes.py`; here G: key/value heads, Q: the
+# features of all query heads, R: taps of the convolution). A letter of `MODEL` is divided along the
+# model axis of the mesh, B along its data axis, and every other one is whole on each device.
+ACTIVATIONS = (
+    "B",
+    "BD",
+    "BL",
+    "BRL",
+    "BT",
+    "BTD",
+    "BTGK",
+    "BTHK",
+    "BTL",
+    "BTM",
+    "BTQ",
+    "BTV",
+    "BV",
+    "BWGK",
+    "HBTK",
+)
+MODEL = ("H", "L", "M", "Q", "V")
+
+
+def layout_of(letters, shape):
+    """Returns the layout of an array under the `keras.distribution` in force.
+
+    An axis of the mesh that does not divide its dimension is left out: each of its devices then
+    holds all of that dimension.
+
+    Args:
+        letters: str of `ACTIVATIONS`.
+        shape: tuple of ints, or None for sizes that are not known yet.
+
+    Returns:
+        `keras.distribution.TensorLayout`, or None for an array that nobody lays out: there is no
+        distribution, or its layout map is not from `RGemmaBackbone.get_layout_map`.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    if isinstance(distribution, keras.distribution.DataParallel):
+        axes = [distribution.batch_dim_name if letter == "B" else None for letter in letters]
+    else:
+        entry = layout_in_force(letters)
+        if entry is None:
+            return None
+        axes = entry.axes
+    return keras.distribution.TensorLayout(
+        [
+            axis if axis is not None and _is_divided(size, axis) else None
+            for axis, size in zip(axes, shape, strict=True)
+        ],
+        distribution.device_mesh,
+    )
+
+
+def _is_divided(size, axis):
+    return (
+        isinstance(size, int) and size % axis_size(axis) == 0
+    )  # not None or a symbol of an export
+
+
+if keras.config.backend() == "jax":
+
+    def constrain(x, letters, parts=None):
+        """Lays an array out over the devices of the `keras.distribution` in force.
+
+        Inside of a program that is a constraint, which its compiler keeps with collectives where it
+        has to; the gradient of the array has the same layout. Outside of a program the array moves.
+
+        Args:
+            x: array, or a `keras.KerasTensor`, which stays as it is.
+            letters: str of `ACTIVATIONS`, a letter for each axis of x.
+            parts: int, into how many parts the last axis will be split, such as heads: it is whole
+                on each device unless the mesh divides them. None for an axis that stays.
+        """
+        if keras.distribution.distribution() is None or not ops.is_tensor(x):
+            return x
+        shape = tuple(x.shape) if parts is None else (*x.shape[:-1], parts)
+        layout = layout_of(letters, shape)
+        return x if layout is None else keras.distribution.distribute_tensor(x, layout)
+
+else:
+
+    def constrain(x, letters, parts=None):
+        """Returns x as it is: `keras.distribution` is JAX's."""
+        return x
