@@ -59,6 +59,27 @@ def test_it_is_the_reference(implementation, chunk_size, soft_cap):
         np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="graphs of TensorFlow")
+@pytest.mark.parametrize("chunk_size", [3, N, None])
+def test_a_graph_need_not_know_the_number_of_tokens(chunk_size):
+    import tensorflow as tf
+
+    hidden, embeddings, labels = inputs("float32")
+
+    @tf.function(input_signature=[tf.TensorSpec((None, D)), tf.TensorSpec((None,), "int32")])
+    def run(hidden, labels):
+        table = tf.constant(embeddings)
+        with tf.GradientTape() as tape:
+            tape.watch([hidden, table])
+            losses, _ = cross_entropy(hidden, table, labels, chunk_size=chunk_size)
+            total = tf.reduce_sum(losses * WEIGHTS.astype("float32"))
+        return tape.gradient(total, [hidden, table])
+
+    expected = reference.cross_entropy_gradient(*inputs(), None, WEIGHTS)
+    for found, value in zip(run(hidden, labels), expected, strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
+
+
 @backend_independent
 @every_soft_cap
 def test_the_reference_gradient_is_a_difference_quotient(soft_cap):

@@ -12,10 +12,22 @@ def _logits(hidden_CD, embeddings_VD, soft_cap):
     return logits_CV if soft_cap is None else soft_cap * tf.tanh(logits_CV / soft_cap)
 
 
-def _loop(function, count, carry, shapes_and_dtypes):
-    """Runs `carry, outputs = function(i, carry)` for each i, and stacks the outputs."""
+def _loop(function, before, carry, last, shapes):
+    """Runs `carry, outputs = function(i, carry)` for each chunk before the last one.
+
+    Args:
+        function: of an int32 tensor and of what it returns first.
+        before: int32 tensor, the number of these chunks, which may be 0.
+        carry: tensor.
+        last: list of tensors, the outputs of the last chunk.
+        shapes: list of the static shapes of outputs.
+
+    Returns:
+        The last carry, and the outputs of all chunks, stacked.
+    """
     arrays = [
-        tf.TensorArray(dtype, size=count, element_shape=shape) for shape, dtype in shapes_and_dtypes
+        tf.TensorArray(x.dtype, size=before + 1, element_shape=shape)
+        for x, shape in zip(last, shapes, strict=True)
     ]
 
     def step(i, carry, arrays):
@@ -24,13 +36,14 @@ def _loop(function, count, carry, shapes_and_dtypes):
         return i + 1, carry, arrays
 
     _, carry, arrays = tf.while_loop(
-        lambda i, *_: i < count,
+        lambda i, *_: i < before,
         step,
         (tf.constant(0), carry, arrays),
-        maximum_iterations=count,
+        maximum_iterations=before,
         parallel_iterations=1,  # several would need the logits of several chunks at a time
     )
-    return carry, [array.stack() for array in arrays]
+    # TensorFlow cannot stack nothing, where it does not know the number of tokens.
+    return carry, [array.write(before, x).stack() for array, x in zip(arrays, last, strict=True)]
 
 
 def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
@@ -48,11 +61,11 @@ def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradien
         def losses(i, carry):
             return carry, chunk_losses(i, _logits(hidden[i], embeddings, soft_cap))
 
-        _, outputs = _loop(losses, before, tf.constant(0), [(per_token, "float32")] * 3)
         # The gradient begins with the last chunk, whose logits are at hand.
         last_logits_CV = _logits(hidden[-1], embeddings, soft_cap)
         of_last = chunk_losses(-1, last_logits_CV)
-        loss_NC, hit_NC, log_sum_NC = map(_append, outputs, of_last)
+        _, outputs = _loop(losses, before, tf.constant(0), of_last, [per_token] * 3)
+        loss_NC, hit_NC, log_sum_NC = outputs
 
         def gradient(loss_gradient_NC, _):
             def chunk(i, total_VD, logits_CV):
@@ -71,20 +84,15 @@ def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradien
                 return chunk(i, total_VD, _logits(hidden[i], embeddings, soft_cap))
 
             total_VD = tf.zeros(embeddings.shape if needs_embedding_gradient else ())
-            total_VD, (of_last,) = chunk(-1, total_VD, last_logits_CV)
-            total_VD, (d_hidden,) = _loop(step, before, total_VD, [(per_feature, hidden.dtype)])
-            return _append(d_hidden, of_last), tf.cast(
+            total_VD, of_last = chunk(-1, total_VD, last_logits_CV)
+            total_VD, (d_hidden,) = _loop(step, before, total_VD, of_last, [per_feature])
+            return d_hidden, tf.cast(
                 total_VD, embeddings.dtype
             ) if needs_embedding_gradient else None
 
         return (loss_NC, hit_NC), gradient
 
     return run(hidden, embeddings)
-
-
-def _append(parts, last):
-    """Appends an array to stacked ones."""
-    return tf.concat([parts, last[None]], axis=0)
 
 
 IMPLEMENTATIONS = {"chunked": _cross_entropy}
