@@ -1,16 +1,19 @@
-"""Keras still divides batches as keras_internals needs it; for variables see tests/distribution."""
+"""Keras still divides batches and places variables as keras_internals needs it.
 
-import jax
+On several devices see tests/distribution.
+"""
+
 import keras
 import numpy as np
 import pytest
+
+if keras.config.backend() != "jax":
+    pytest.skip("keras.distribution is for JAX", allow_module_level=True)
+
+import jax
 from keras.src.backend.jax import distribution_lib
 
-from keras_rgemma.keras_internals import distribution
-
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() != "jax", reason="keras.distribution is for JAX"
-)
+from keras_rgemma.keras_internals import distribution, variables
 
 
 @pytest.fixture
@@ -38,3 +41,21 @@ def test_the_rows_of_a_batch_that_keras_cannot_divide_are_named(mesh, monkeypatc
         distribution_lib.distribute_data_input(np.ones((3, 2)), layout, "batch")
     with pytest.raises(ValueError, match="axis 0"), distribution.dividing_rows():
         refuse()
+
+
+def test_variables_get_a_layout_now_or_with_their_first_value(mesh):
+    layout = keras.distribution.TensorLayout((None, "model"), mesh)
+    now, rest = (keras.Variable(np.ones((2, 4), "float32")) for _ in "12")
+    with variables.uninitialized_variables():
+        later = keras.Variable(initializer="ones", shape=(2, 4))
+    for variable in (now, rest):
+        variable._layout = None  # as of one that was made before the distribution was set
+    for variable in (now, later):
+        variables.set_layout(variable, layout)
+        assert variable._layout is layout
+    variables.initialize(later)
+    variables.replicate_unplaced([now, later, rest])
+    assert now._layout is later._layout is layout
+    assert tuple(rest._layout.axes) == (None, None)
+    for variable in (now, later, rest):
+        np.testing.assert_array_equal(variable, np.ones((2, 4)))

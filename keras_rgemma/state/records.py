@@ -97,7 +97,9 @@ def laid_out(state):
     Rows along the data axis, channels of the recurrence along the model axis; keys and values of
     one head are whole on each device. See `sharding.activations.constrain`.
     """
-    return map_with_letters(constrain, state) if keras.config.backend() == "jax" else state
+    if keras.config.backend() != "jax" or keras.distribution.distribution() is None:
+        return state
+    return map_with_letters(constrain, state)
 
 
 def map_with_letters(function, state):
