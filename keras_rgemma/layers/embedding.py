@@ -64,7 +64,9 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         return values
 
     def table(self):
-        """Returns the matrix [V, D] of a quantized layer as floats, as lookups give its rows."""
+        """Returns the matrix [V, D] of a step as floats: the rows that lookups give."""
+        if not self.quantization_mode:
+            return self.in_step().embeddings
         tokens = ops.arange(self.input_dim, dtype="int32")
         if layout_in_force("BV") is None:
             return self(tokens)
@@ -105,8 +107,7 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
     def quantized_call(self, inputs, reverse=False, **kwargs):
         with after(inputs):
             if reverse:
-                without = with_attributes(self, logit_soft_cap=None)
-                without = without.in_step()
+                without = with_attributes(self, logit_soft_cap=None).in_step()
                 return self._bounded(without._quantized_call(inputs, True, **kwargs))
             return self.in_step()._quantized_call(inputs, reverse, **kwargs)
 

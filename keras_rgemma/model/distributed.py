@@ -86,12 +86,13 @@ def replicate_rest(task):
     """Gives all variables of a task that lie nowhere yet a copy on each device of the mesh.
 
     Args:
-        task: `keras.Model` in its `distribution_scope`.
+        task: `keras.Model` with a backbone.
     """
-    if keras.distribution.distribution() is not None:
-        optimizer = getattr(task, "optimizer", None)
-        slots = [] if optimizer is None else optimizer.variables
-        replicate_unplaced([*task.variables, *slots, *task.metrics_variables])
+    with task.backbone.distribution_scope():
+        if keras.distribution.distribution() is not None:
+            optimizer = getattr(task, "optimizer", None)
+            slots = [] if optimizer is None else optimizer.variables
+            replicate_unplaced([*task.variables, *slots, *task.metrics_variables])
 
 
 def in_distribution(method):

@@ -158,7 +158,7 @@ class Scoring:
         if head.quantization_mode:  # its logits are no product with `embeddings`
             losses = self._quantized_losses(flat, labels)
         else:
-            table = ops.cast(head.in_step().embeddings, hidden.dtype)
+            table = ops.cast(head.table(), hidden.dtype)
             losses, _ = cross_entropy(flat, table, labels, head.logit_soft_cap)
         return ops.reshape(losses, ops.shape(token_ids))
 

@@ -179,12 +179,11 @@ class Training(RecoverableSteps):
         labels = inputs.pop(_LABELS)
         hidden = self.hidden_states(inputs, training)
         head = self.backbone.token_embedding
-        # Where it is rounded, its `reverse` call rounds the hidden states, too, through which no
-        # gradient comes.
-        table = head.table() if head.quantization_mode else head.in_step().embeddings
+        # Not its `reverse` call, which rounds the hidden states, too, where the head is rounded:
+        # no gradient comes through that.
         losses, hits = cross_entropy(
             ops.reshape(hidden, (-1, hidden.shape[-1])),
-            ops.cast(table, hidden.dtype),
+            ops.cast(head.table(), hidden.dtype),
             ops.reshape(labels, (-1,)),
             head.logit_soft_cap,
             needs_embedding_gradient=bool(head.trainable_variables) and not head.quantization_mode,
@@ -249,13 +248,11 @@ class Training(RecoverableSteps):
         if self.optimizer is not None and not self.optimizer.built:
             # TensorFlow traces a step again if it makes the optimizer's variables.
             self.optimizer.build(self.trainable_variables)
-        with self.backbone.distribution_scope():
-            distributed.replicate_rest(self)
+        distributed.replicate_rest(self)
         return super().make_train_function(force or self._is_stale("train"))
 
     def make_test_function(self, force=False):
-        with self.backbone.distribution_scope():
-            distributed.replicate_rest(self)
+        distributed.replicate_rest(self)
         return super().make_test_function(force or self._is_stale("test"))
 
     def make_predict_function(self, force=False):

@@ -24,6 +24,7 @@ def give(variable, array):
 
     def value(shape, dtype):
         # Keras alone would have it copied twice.
-        return keras.ops.convert_to_tensor(device_array(aligned_in_rows(array)), dtype=dtype)
+        rows = aligned_in_rows(array) if is_on_cpu else in_rows(array)
+        return keras.ops.convert_to_tensor(device_array(rows), dtype=dtype)
 
     internals.initialize(variable, value)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_rgemma.checkpoints.tensors.arrays import aligned_in_rows, bits
+from keras_rgemma.checkpoints.tensors.arrays import aligned_in_rows, bits, in_rows
 from keras_rgemma.keras_internals import variables as internals
 
 
@@ -14,9 +14,9 @@ def give(variable, array):
 
 
 def _tensor(array, dtype):
-    array = aligned_in_rows(array)
     if array.dtype != np.dtype(dtype) or not array.size:
-        return keras.ops.convert_to_tensor(array, dtype=dtype)
+        return keras.ops.convert_to_tensor(in_rows(array), dtype=dtype)
+    array = aligned_in_rows(array)
     # Only by DLPack, which has no bfloat16 of NumPy's, does TensorFlow take an array uncopied.
     capsule = array.view(bits(array.dtype)).__dlpack__()
     return tf.bitcast(tf.experimental.dlpack.from_dlpack(capsule), dtype)

@@ -22,9 +22,9 @@ def cross_entropy(
     """Computes `-log softmax(logits)[label]` of tokens from their hidden states.
 
     With `logits = soft_cap * tanh(hidden E^T / soft_cap)`. The logits of one chunk of tokens are
-    computed at a time, and again for the gradient: their memory grows with `chunk_size * V`, not
-    with `N * V`. All but the product itself, which has the dtype of its inputs on TensorFlow and
-    PyTorch, is computed in float32.
+    computed at a time, and for the gradient those of the last chunk are kept and the others are
+    computed again: their memory grows with `chunk_size * V`, not with `N * V`. All but the product
+    itself, which has the dtype of its inputs on TensorFlow and PyTorch, is computed in float32.
 
     Args:
         hidden: float [N, D], final hidden states.
