@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 
-_lost = []  # a mark for each interrupt that `no_lost_interrupts` has kept
+_late = []  # a function for each interrupt that `no_lost_interrupts` has kept
 
 
 @contextlib.contextmanager
@@ -32,40 +32,65 @@ def held_interrupts():
 
 
 @contextlib.contextmanager
-def no_lost_interrupts():
-    """Keeps Ctrl-C that comes inside a `with` block where Python would print and forget it.
+def no_lost_interrupts(forgets=lambda frame: False):
+    """Keeps Ctrl-C that comes inside a `with` block where it would be forgotten.
 
-    That is in a destructor, such as TensorFlow has, or in a callback of the garbage collector, such
-    as JAX has. `raise_lost_interrupt` raises it, and so do `held_interrupts` and this block at
-    their ends.
+    Python prints and forgets it in a destructor, such as TensorFlow has, or in a callback of the
+    garbage collector, such as JAX has; other code in a bare `except`. `raise_lost_interrupt` raises
+    it, and so do `held_interrupts` and this block at their ends.
+
+    Args:
+        forgets: function of a frame, that returns whether an exception raised in it, or in what it
+            calls, is forgotten there.
     """
     if not _is_main_thread():
         yield
         return
-    hook, is_inside = sys.unraisablehook, True
+    hook, handler, is_inside = sys.unraisablehook, signal.getsignal(signal.SIGINT), True
 
     def keep(unraisable):
         # Others may have put their hook on top of this one, and call it after the block, too.
         if is_inside and issubclass(unraisable.exc_type, KeyboardInterrupt):
-            _lost.append(True)
+            _late.append(_interrupt)
         else:
             hook(unraisable)
 
+    def handle(number, frame):
+        if is_inside and any(map(forgets, _frames(frame))):
+            _late.append(lambda: handler(number, frame))
+        else:
+            handler(number, frame)
+
     sys.unraisablehook = keep
+    if callable(handler):
+        signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
         is_inside = False
         if sys.unraisablehook is keep:
             sys.unraisablehook = hook
+        if signal.getsignal(signal.SIGINT) is handle:
+            signal.signal(signal.SIGINT, handler)
         raise_lost_interrupt()
 
 
 def raise_lost_interrupt():
-    """Raises KeyboardInterrupt if Python would have lost one in a block of `no_lost_interrupts`."""
-    if _lost and _is_main_thread():
-        _lost.clear()
-        raise KeyboardInterrupt
+    """Raises KeyboardInterrupt if one would have been lost in a block of `no_lost_interrupts`."""
+    if _late and _is_main_thread():
+        first = _late[0]
+        _late.clear()
+        first()
+
+
+def _interrupt():
+    raise KeyboardInterrupt
+
+
+def _frames(frame):
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _is_main_thread():

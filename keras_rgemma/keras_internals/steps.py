@@ -41,7 +41,7 @@ def recovers(method):
     @functools.wraps(method)
     def recovering(self, *args, **kwargs):
         try:
-            with no_lost_interrupts():
+            with no_lost_interrupts(_forgets):
                 return method(self, *args, **kwargs)
         except BaseException as error:
             if keras.config.backend() == "jax":
@@ -50,6 +50,12 @@ def recovers(method):
             raise
 
     return recovering
+
+
+def _forgets(frame):
+    """Returns whether a frame is of Keras' function of logs, which forgets all that is raised."""
+    is_of_logs = frame.f_code.co_name == "pythonify_logs"
+    return is_of_logs and frame.f_globals.get("__name__", "").startswith("keras.")
 
 
 class RecoverableSteps:

@@ -3,6 +3,7 @@
 import operator
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -198,6 +199,28 @@ def test_ctrl_c_in_fit(model, trajectory, tmp_path, batch, seconds):
         model.begin().fit(batches().repeat().take(steps), verbose=0)
         expected = Values(lm)
     found.assert_are(expected)
+    assert_usable(lm, tmp_path)
+
+
+def test_ctrl_c_while_keras_reads_logs(model, trajectory, tmp_path, monkeypatch):
+    lm, handler = model.begin(), signal.getsignal(signal.SIGINT)
+    is_tensor, sent = keras.src.backend.is_tensor, []
+
+    def interrupts(x):
+        if sys._getframe(1).f_code.co_name == "pythonify_logs" and not sent:
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        return is_tensor(x)
+
+    monkeypatch.setattr(keras.src.backend, "is_tensor", interrupts)
+    for run in (lm.fit, lm.evaluate):
+        sent.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(batches(), verbose=0)
+        assert sent
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert 1 <= int(lm.optimizer.iterations) <= BATCHES
+    Values(lm).assert_are(trajectory[int(lm.optimizer.iterations)], with_metrics=False)
     assert_usable(lm, tmp_path)
 
 

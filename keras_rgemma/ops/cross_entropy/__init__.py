@@ -84,6 +84,8 @@ def in_chunks(hidden, labels, vocabulary_size, chunk_size=None):
     def cut(x_N, *shape):
         x_SN = constrain(ops.reshape(x_N, (shards, count, *shape)), "BTD"[: 2 + len(shape)])
         x_SN = ops.concatenate([x_SN, ops.zeros((shards, pads, *shape), x_SN.dtype)], axis=1)
+        if shards == 1:  # nothing to swap, where TensorFlow would warn of integers
+            return ops.reshape(x_SN, (chunks, size, *shape))
         x_SNC = ops.reshape(x_SN, (shards, chunks, size, *shape))
         return ops.reshape(ops.swapaxes(x_SNC, 0, 1), (chunks, shards * size, *shape))
 
