@@ -40,9 +40,10 @@ def two_rows(x, kernel, layout, sums):
 
 
 def on_the_left(x, kernel, layout, sums):
-    """Multiplies as `two_rows` or `product`, with the kernel [J, I] as the left factor."""
+    """Multiplies with the kernel [J, I] as the left factor, a row of less than float32 as two."""
     del layout
-    rows = jnp.pad(x, ((0, 1), (0, 0))) if len(x) == 1 else x
+    is_padded = len(x) == 1 and x.dtype != "float32"
+    rows = jnp.pad(x, ((0, 1), (0, 0))) if is_padded else x
     y = jax.lax.dot_general(kernel, rows, (((1,), (1,)), ((), ())), preferred_element_type=sums)
     return jax.lax.optimization_barrier(y).T[: len(x)]
 
@@ -57,7 +58,7 @@ def forms(rows):
         for dtype, sums in kinds
         for layout in (IN_OUT, OUT_IN)
         for form, function in functions.items()
-        if (dtype != "float32" or form == "as it is")
+        if (dtype != "float32" or form != "two rows")
         and (layout == OUT_IN or form != "on the left")
     ]
 

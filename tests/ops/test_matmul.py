@@ -59,7 +59,7 @@ def test_products_and_gradients(implementation, dtype, transpose, has_bias, shap
 
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="a form of JAX")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("shape", [(1,), (2, 3)])
 def test_a_matrix_on_the_left(dtype, shape, monkeypatch):
     monkeypatch.setattr(BACKEND, "LONG_ROW", 8)

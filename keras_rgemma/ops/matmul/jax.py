@@ -6,8 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-# A matrix [J, I] is the left factor of its product with that few rows that are that long: with
-# jaxlib 0.10.2 the product takes two thirds of the time so (benchmarks/products.md).
+# A matrix [J, I] is the left factor of its product with that few rows, in half precision only if
+# they are that long: with jaxlib 0.10.2 the product takes two thirds of the time so, or in float32
+# four fifths (benchmarks/products.md).
 FEW_ROWS = 16
 LONG_ROW = 1536
 
@@ -49,9 +50,12 @@ def _beside_zeros(row):
 
 
 def _float32_sums(x, kernel, bias, transpose_kernel):
-    """Rounds sums of half precision after the product, of two rows at least."""
+    """Rounds sums of half precision after the product, of two rows at least.
+
+    A matrix [J, I] of float32 is read as it lies.
+    """
     dtype = jnp.result_type(x, kernel)
-    if dtype not in (jnp.bfloat16, jnp.float16):
+    if dtype not in (jnp.bfloat16, jnp.float16) and not (dtype == "float32" and transpose_kernel):
         return _xla(x, kernel, bias, transpose_kernel)
     rows = x.reshape((math.prod(x.shape[:-1]), x.shape[-1])).astype(dtype)
     y = _product(transpose_kernel, rows, kernel.astype(dtype))
@@ -63,7 +67,7 @@ def _float32_sums(x, kernel, bias, transpose_kernel):
 def _product(transpose_kernel, rows, kernel):
     """Multiplies [M, I] by [I, J], or by [J, I] with `transpose_kernel`."""
     axis = 1 if transpose_kernel else 0
-    is_one = _is_one(rows.shape[0])
+    is_one = _is_one(rows.shape[0]) and _is_half(rows)
     if is_one:
         rows = _beside_zeros(rows)
     if transpose_kernel and _is_faster_on_the_left(rows):
@@ -76,7 +80,12 @@ def _product(transpose_kernel, rows, kernel):
 
 def _is_faster_on_the_left(rows):
     count, length = rows.shape
-    return isinstance(count, int) and count <= FEW_ROWS and length >= LONG_ROW
+    is_long = length >= LONG_ROW or not _is_half(rows)
+    return isinstance(count, int) and count <= FEW_ROWS and is_long
+
+
+def _is_half(x):
+    return x.dtype.itemsize == 2
 
 
 def _forward(transpose_kernel, rows, kernel):
