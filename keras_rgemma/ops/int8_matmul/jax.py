@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from keras_rgemma.ops.matmul.jax import FEW_ROWS
+
 
 def default_implementation():
     # Measured with jaxlib 0.10.2: XLA on a CPU multiplies two rows by a matrix of int8 in a
-    # seventh of the time that it needs for one.
+    # seventh of the time that it needs for one, and in two thirds of that if the matrix is the left
+    # factor (benchmarks/products.md).
     return "two_rows" if jax.default_backend() == "cpu" else "dot"
 
 
@@ -19,11 +22,17 @@ def _dot(rows, kernel, transpose_kernel):
 
 
 def _two_rows(rows, kernel, transpose_kernel):
-    """Adds a row of zeros to a single one."""
-    if rows.shape[-2] != 1:
-        return _dot(rows, kernel, transpose_kernel)
-    two = jnp.concatenate([rows, jnp.zeros_like(rows)], axis=-2)
-    return _dot(two, kernel, transpose_kernel)[..., :1, :]
+    """Adds a row of zeros to a single one, and has a matrix [J, I] on the left of a few rows."""
+    count = rows.shape[-2]
+    if count == 1:
+        rows = jnp.concatenate([rows, jnp.zeros_like(rows)], axis=-2)
+    is_few = isinstance(count, int) and count <= FEW_ROWS  # not a symbol of an export
+    if transpose_kernel and is_few and kernel.ndim == 2:
+        # Without the barrier XLA puts the rows on the left again.
+        y = jax.lax.optimization_barrier(_dot(kernel, rows, True)).T
+    else:
+        y = _dot(rows, kernel, transpose_kernel)
+    return y[..., :count, :]
 
 
 def lay_out(variable):
