@@ -6,8 +6,8 @@
 Prompts have the form of MMLU with five examples: in each subject the same five come before each
 question, and four answers of one token are scored. Each backend has a process of its own, in which
 scoring with and without shared beginnings alternates; the ratio is the median over the pairs. The
-weights are random, of the size 110m by default. `--write NAME` writes benchmarks/results/NAME.json and
-benchmarks/NAME.md. The last line is the same as JSON.
+weights are random, of the size 110m by default. `--write NAME` writes
+benchmarks/results/NAME.json and benchmarks/NAME.md. The last line is the same as JSON.
 """
 
 import argparse

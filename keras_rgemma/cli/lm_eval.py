@@ -7,24 +7,28 @@
 All arguments are those of the harness' own command `lm-eval`, which comes with `pip install
 "keras-rgemma[eval]"`. Its --model is `keras-rgemma` unless another is named. `--model_args` are
 pretrained, dtype, revision, quantize, library, shares_prefixes and max_gen_toks: see
-`keras_rgemma.evaluation.harness.HarnessModel`.
+`keras_rgemma.evaluation.harness.HarnessModel`. `keras-rgemma lm-eval run --help` lists the others.
 """
 
 import sys
 
 from keras_rgemma.startup import without_startup_lines
 
-# Every argument is the harness' own, `--help` included.
+# Every argument is for the harness; `lm-eval run --help` is its own help.
 PARSER_OPTIONS = {"prefix_chars": "\0", "add_help": False}
 
 
 def add_arguments(parser):
     """Adds the arguments of this command to a parser."""
     parser.add_argument("arguments", nargs="*", metavar="ARGUMENT")
+    parser.set_defaults(print_help=parser.print_help)
 
 
 def run(args):
     """Runs the harness' command with this package's model in it."""
+    if args.arguments in ([], ["-h"], ["--help"]):
+        args.print_help()
+        return
     try:
         with without_startup_lines():
             import lm_eval.__main__ as command
@@ -47,7 +51,7 @@ def run(args):
 
 def _with_model(arguments, name):
     """Names the model where a run of the harness names none."""
-    if arguments[:1] in (["ls"], ["validate"]) or not arguments:
+    if arguments[0] in ("ls", "validate"):
         return arguments
     arguments = arguments[1:] if arguments[0] == "run" else arguments
     names_model = any(x in ("-M", "--model") or x.startswith("--model=") for x in arguments)

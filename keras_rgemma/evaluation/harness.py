@@ -5,7 +5,7 @@ import collections
 import keras_hub
 import numpy as np
 import tqdm.auto
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import LM
 from lm_eval.api.registry import model_registry, register_model
 
 from keras_rgemma.config import check_count
@@ -17,7 +17,7 @@ from keras_rgemma.model.causal_lm import RGemmaCausalLM
 NAME = "keras-rgemma"
 
 
-class HarnessModel(TemplateLM):
+class HarnessModel(LM):
     """A causal language model of Keras that answers the requests of the harness.
 
     Texts begin with the start token, once. A context that several requests begin with, such as the
@@ -79,54 +79,56 @@ class HarnessModel(TemplateLM):
         self.pretrained = pretrained if isinstance(pretrained, str) else type(lm).__name__
 
     @property
-    def eot_token_id(self):
-        return self.tokenizer.end_token_id
-
-    @property
-    def prefix_token_id(self):
-        return self.tokenizer.start_token_id
-
-    @property
     def tokenizer_name(self):
         return self.pretrained.replace("/", "__")
 
-    def tok_encode(self, string, add_special_tokens=None, **kwargs):
-        """Returns the token ids of a text, a list of ints.
+    def loglikelihood(self, requests, disable_tqdm=False):
+        """Computes the log-probability of a continuation of each context.
 
         Args:
-            string: str.
-            add_special_tokens: bool or None, whether the start token comes first; it comes once
-                where the text has it.
-        """
-        ids = np.asarray(self.tokenizer([string])[0]).tolist()
-        begins = ids[:1] == [self.prefix_token_id]
-        return ids if add_special_tokens is False or begins else [self.prefix_token_id, *ids]
+            requests: list of `Instance` with `args` (context, continuation), two str.
+            disable_tqdm: bool, whether no progress is shown.
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
+        Returns:
+            A list of pairs: the log-probability, float, and whether each token of the continuation
+            is the likeliest, bool.
+        """
+        pairs = [self._encode_pair(*request.args) for request in requests]
+        return self._likelihoods("loglikelihood", requests, pairs, lambda x: x, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+        """Computes the log-probability of each whole text after the start token, at any length."""
+        pairs = [self._encode_pair("", *request.args) for request in requests]
+        name = "loglikelihood_rolling"
+        return self._likelihoods(name, requests, pairs, lambda x: x[0], disable_tqdm)
+
+    def _likelihoods(self, name, requests, pairs, answer_of, disable_tqdm):
+        """Computes likelihoods of token ids; the harness' cache gets each when it is known."""
         with tqdm.auto.tqdm(
             total=len(requests), desc="Scoring", unit=" requests", disable=disable_tqdm
         ) as bar:
 
             def done(index, result):
-                key = requests[index][0]
-                if key is not None:
-                    self.cache_hook.add_partial("loglikelihood", key, result)
+                self.cache_hook.add_partial(name, requests[index].args, answer_of(result))
                 bar.update()
 
-            pairs = [(context, continuation) for _, context, continuation in requests]
-            return Likelihoods(self.lm, pairs, self.batch_size, done).run(self.shares_prefixes)
+            results = Likelihoods(self.lm, pairs, self.batch_size, done).run(self.shares_prefixes)
+        return list(map(answer_of, results))
 
-    def loglikelihood_rolling(self, requests, disable_tqdm=False):
-        """Computes the log-probability of each whole text after the start token, at any length."""
-        texts = [request.args[0] for request in requests]
-        pairs = [
-            ([self.prefix_token_id], self.tok_encode(text, add_special_tokens=False))
-            for text in texts
-        ]
-        results = self._loglikelihood_tokens([(None, *pair) for pair in pairs], disable_tqdm)
-        for text, (total, _) in zip(texts, results, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
-        return [total for total, _ in results]
+    def _encode_pair(self, context, continuation):
+        """Returns the token ids of a context, with the start token, and of its continuation.
+
+        White space at the end of a context belongs to the token after it, as the harness has it.
+        """
+        text = context.rstrip()
+        before, whole = self._encode(text), self._encode(context + continuation)
+        return before, whole[len(before) :]
+
+    def _encode(self, text):
+        """Returns the token ids of a text behind the start token, which comes once."""
+        ids = np.asarray(self.tokenizer([text])[0]).tolist() if text else []
+        start = self.tokenizer.start_token_id
+        return ids if ids[:1] == [start] else [start, *ids]
 
     def generate_until(self, requests, disable_tqdm=False):
         """Continues each context up to a stop string; returns the new texts."""
@@ -152,7 +154,7 @@ class HarnessModel(TemplateLM):
             name, settings = self._sampler = options.sampler
             sampler = {"class_name": name, "config": dict(settings)}
             self.lm.compile(sampler=keras_hub.samplers.get(sampler if settings else name))
-        rows = [self.tok_encode(context) for context in contexts]
+        rows = [self._encode(context) for context in contexts]
         if self.has_state:
             return answers(self.lm, rows, options, self.batch_size, self.shares_prefixes)
         return self.lm.answers(contexts, list(map(len, rows)), options, self.batch_size)

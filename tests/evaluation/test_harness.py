@@ -179,3 +179,17 @@ def test_another_model_of_keras_hub(tasks):
             np.testing.assert_allclose(float(total), expected, 1e-4, 1e-4)
     written = responses(evaluate(model, tasks, "rgemma_generation"), "rgemma_generation")
     assert len(written) == len(PROMPTS) and not any("\n" in text for (text,) in written)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="transformers computes on PyTorch")
+def test_the_harness_own_model_of_transformers_agrees(lm, tasks, tmp_path):
+    lm.export_to_transformers(tmp_path / "exported")
+    arguments = {"pretrained": str(tmp_path / "exported"), "device": "cpu", "dtype": "float32"}
+    arguments |= {"add_bos_token": True, "batch_size": 1}
+    theirs = evaluate("hf", tasks, "rgemma_choice", model_args=arguments)
+    mine = evaluate(HarnessModel(lm, batch_size=3), tasks, "rgemma_choice")
+    pairs = zip(*(responses(x, "rgemma_choice") for x in (mine, theirs)), strict=True)
+    for found, expected in pairs:
+        for (total, likeliest), (their_total, their_likeliest) in zip(found, expected, strict=True):
+            assert abs(float(total) - float(their_total)) < 1e-3
+            assert str(likeliest) == str(their_likeliest)
