@@ -193,3 +193,18 @@ def test_the_harness_own_model_of_transformers_agrees(lm, tasks, tmp_path):
         for (total, likeliest), (their_total, their_likeliest) in zip(found, expected, strict=True):
             assert abs(float(total) - float(their_total)) < 1e-3
             assert str(likeliest) == str(their_likeliest)
+
+
+def test_a_missing_harness_and_bad_arguments_are_named(lm, monkeypatch, capsys):
+    from keras_rgemma.cli import main
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "lm_eval", None)
+        assert main(["lm-eval", "--tasks", "piqa"]) == 1
+    assert 'pip install "keras-rgemma[eval]"' in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`batch_size` must be a positive integer. Received: 'x'"):
+        HarnessModel(lm, batch_size="x")
+    with pytest.raises(ValueError, match="Received: 'flax'"):
+        HarnessModel("rgemma_tiny_en", library="flax")
+    with pytest.raises(ValueError, match="needs a preprocessor"):
+        HarnessModel(keras_rgemma.RGemmaCausalLM(lm.backbone, preprocessor=None))
