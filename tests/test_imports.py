@@ -52,7 +52,16 @@ ALLOWED = {
     "api": {*MODEL, "finetuning"},
     "": {"api", "startup"},
     "benchmarks": {*MODEL, "finetuning", "training", "api", ""},
-    "cli": {*MODEL, "finetuning", "training", "distribution", "benchmarks", "api", ""},
+    "cli": {
+        *MODEL,
+        "finetuning",
+        "training",
+        "distribution",
+        "evaluation",
+        "benchmarks",
+        "api",
+        "",
+    },
 }
 # Arrows between rooms of one level: from a file to a module, and why.
 ACROSS = {
@@ -75,6 +84,7 @@ DEFERRED = {
     "matplotlib": "optional, draws plots of benchmarks",
     "torch": "optional, for `.pt` files and for a dtype that NumPy lacks",
     "peft": "optional, a peer in a benchmark",
+    "lm_eval": "optional, the evaluation harness",
     "transformers": "optional, a peer in a benchmark",
 }
 # Files that the command loads before it knows what to do. They import the standard library and each

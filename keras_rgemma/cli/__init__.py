@@ -10,7 +10,7 @@ import sys
 
 from keras_rgemma import __version__
 
-COMMANDS = ("generate", "chat", "convert", "presets", "bench")
+COMMANDS = ("generate", "chat", "convert", "presets", "bench", "lm-eval")
 
 
 def main(arguments=None):
@@ -26,13 +26,14 @@ def main(arguments=None):
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        module = importlib.import_module(f"keras_rgemma.cli.{name}")
+        module = importlib.import_module(f"keras_rgemma.cli.{name.replace('-', '_')}")
         summary, _, description = module.__doc__.partition("\n\n")
         subparser = subparsers.add_parser(
             name,
             help=summary,
             description=f"{summary}\n\n{description}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            **getattr(module, "PARSER_OPTIONS", {}),
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)

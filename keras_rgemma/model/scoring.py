@@ -99,6 +99,44 @@ class Scoring:
             targets = np.pad(targets, [(0, 0), (1, 0)])
         return self._score(ids, mask, targets, consumed_by(self, state), layer_intercept_fn)[:, 1:]
 
+    def log_probabilities(self, rows, state=None):
+        """Computes the log-probability of each token of rows from the tokens before it.
+
+        Args:
+            rows: list of B sequences of token ids, each of one at least.
+            state: `RGemmaState` of B rows that they continue from.
+
+        Returns:
+            A list of B pairs of arrays: float32 log-probabilities, and bools, whether the token is
+            the likeliest. Of a row of T tokens they have T - 1 elements, since nothing is before
+            its first token, with a state T.
+
+        Raises:
+            ValueError: a row is empty, ids are outside of the vocabulary, or the state belongs to
+                another model or has another number of rows.
+
+        Example:
+        ```python
+        [(log_probabilities, is_likeliest)] = lm.log_probabilities([[2, 300, 301]])
+        ```
+        """
+        self.sync_weights()
+        if not rows or not all(map(len, rows)):
+            raise ValueError(f"Each row needs a token. Received: {rows!r}.")
+        ids, mask = pad_right([np.asarray(row) for row in rows], max(map(len, rows)))
+        ids, consumed = check_token_ids(ids, self.backbone.vocabulary_size), ()
+        if state is not None:
+            consumed = consumed_by(self, state)
+            ids, mask = prepend_carried_column(state, ids, mask)
+        scores = self._score(
+            ids, mask, np.roll(ids, -1, axis=1), consumed, None, self._token_scores
+        )
+        losses, hits = map(ops.convert_to_numpy, scores)
+        lengths = mask.sum(axis=1) - 1
+        return [
+            (-losses[row, :length], hits[row, :length] > 0) for row, length in enumerate(lengths)
+        ]
+
     def _score_texts(self, texts, scoring_mode, state, layer_intercept_fn):
         """Computes logits of texts, or the loss of each token from those before it."""
         rows, state = input_rows(self, texts, state)
@@ -114,15 +152,14 @@ class Scoring:
         has_next = np.pad(mask[:, 1:], [(0, 0), (0, 1)]) > 0
         return ops.where(has_next, losses, ops.zeros_like(losses))
 
-    def _score(self, ids, mask, targets, consumed, layer_intercept_fn):
+    def _score(self, ids, mask, targets, consumed, layer_intercept_fn, function=None):
         """Computes logits [B, T, V], or losses [B, T] if there are targets.
 
-        All layers are one program unless activations are intercepted.
+        All layers are one program unless activations are intercepted. `function` computes another
+        result, of which axis 1 is T.
         """
-        function, rows = self._logits, [ids, mask]
-        if targets is not None:
-            function = self._token_losses
-            rows.append(targets)
+        rows = [ids, mask] if targets is None else [ids, mask, targets]
+        function = function or (self._logits if targets is None else self._token_losses)
         if layer_intercept_fn:
             rows = map(tensor_of, rows)
             return function(self, *rows, consumed, layer_intercept_fn)
@@ -131,7 +168,8 @@ class Scoring:
         length = ids.shape[1]
         pads = [(0, 0), (0, _padded_length(length) - length)]
         rows = (tensor_of(np.pad(x, pads)) for x in rows)
-        return self._scoring_programs.compiled(function)(*rows, consumed)[:, :length]
+        results = self._scoring_programs.compiled(function)(*rows, consumed)
+        return keras.tree.map_structure(lambda x: x[:, :length], results)
 
     def _hidden(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
         """Computes the final hidden states [B, T, D]."""
@@ -149,27 +187,35 @@ class Scoring:
     def _logits(self, _, *args):
         return self.compute_logits(self._hidden(*args))
 
-    def _token_losses(self, _, token_ids, padding_mask, target_ids, *args):
-        """Computes the losses of targets without all of the logits at a time."""
+    def _token_losses(self, *args):
+        return self._token_scores(*args)[0]
+
+    def _token_scores(self, _, token_ids, padding_mask, target_ids, *args):
+        """Computes losses and hits of targets without all of the logits at a time."""
         hidden = self._hidden(token_ids, padding_mask, *args)
         head = self.backbone.token_embedding
         flat = ops.reshape(hidden, (-1, hidden.shape[-1]))
         labels = ops.reshape(target_ids, (-1,))
         if head.quantization_mode:  # its logits are no product with `embeddings`
-            losses = self._quantized_losses(flat, labels)
+            scores = self._quantized_scores(flat, labels)
         else:
             table = ops.cast(head.table(), hidden.dtype)
-            losses, _ = cross_entropy(flat, table, labels, head.logit_soft_cap)
-        return ops.reshape(losses, ops.shape(token_ids))
+            scores = cross_entropy(flat, table, labels, head.logit_soft_cap)
+        return tuple(ops.reshape(x, ops.shape(token_ids)) for x in scores)
 
-    def _quantized_losses(self, hidden, labels):
+    def _quantized_scores(self, hidden, labels):
         # Keras converts labels, too, to the loss' dtype: floatx may have no number for a token id.
         loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction="none", dtype="float32"
         )
+
+        def scores(chunk):
+            logits, labels = self.compute_logits(chunk[0]), chunk[1]
+            hits = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels)
+            return loss(labels, logits), ops.cast(hits, "float32")
+
         chunks = in_chunks(hidden, labels, self.backbone.vocabulary_size)
-        losses = ops.map(lambda chunk: loss(chunk[1], self.compute_logits(chunk[0])), chunks)
-        return of_tokens(losses, ops.shape(labels)[0])
+        return [of_tokens(x, ops.shape(labels)[0]) for x in ops.map(scores, chunks)]
 
 
 def _numpy(x):

@@ -1,0 +1,60 @@
+"""Run EleutherAI's evaluation harness on a model.
+
+    keras-rgemma lm-eval --tasks piqa,arc_easy --model_args pretrained=recurrentgemma_2b_en
+    keras-rgemma lm-eval --tasks gsm8k --num_fewshot 8 --model_args pretrained=my_preset
+    keras-rgemma lm-eval --model_args pretrained=gemma_2b_en,library=keras-hub --tasks piqa
+
+All arguments are those of the harness' own command `lm-eval`, which comes with `pip install
+"keras-rgemma[eval]"`. Its --model is `keras-rgemma` unless another is named. `--model_args` are
+pretrained, dtype, revision, quantize, library, shares_prefixes and max_gen_toks: see
+`keras_rgemma.evaluation.harness.HarnessModel`. `keras-rgemma lm-eval run --help` lists the others.
+"""
+
+import sys
+
+from keras_rgemma.startup import without_startup_lines
+
+# Every argument is for the harness; `lm-eval run --help` is its own help.
+PARSER_OPTIONS = {"prefix_chars": "\0", "add_help": False}
+
+
+def add_arguments(parser):
+    """Adds the arguments of this command to a parser."""
+    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT")
+    parser.set_defaults(print_help=parser.print_help)
+
+
+def run(args):
+    """Runs the harness' command with this package's model in it."""
+    if args.arguments in ([], ["-h"], ["--help"]):
+        args.print_help()
+        return
+    try:
+        with without_startup_lines():
+            import lm_eval.__main__ as command
+
+            from keras_rgemma.evaluation.harness import NAME, register
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != "lm_eval":
+            raise
+        raise ImportError(
+            'The evaluation harness is not installed. Run `pip install "keras-rgemma[eval]"`.'
+        ) from error
+    register()
+    before = sys.argv
+    sys.argv = ["keras-rgemma lm-eval", *_with_model(args.arguments, NAME)]
+    try:
+        command.cli_evaluate()
+    finally:
+        sys.argv = before
+
+
+def _with_model(arguments, name):
+    """Names the model where a run of the harness names none."""
+    if arguments[0] in ("ls", "validate"):
+        return arguments
+    arguments = arguments[1:] if arguments[0] == "run" else arguments
+    names_model = any(x in ("-M", "--model") or x.startswith("--model=") for x in arguments)
+    asks_help = {"-h", "--help"} & {*arguments}
+    model = [] if names_model or asks_help else ["--model", name]
+    return ["run", *model, *arguments]

@@ -1,0 +1,1 @@
+"""Evaluates models on tasks of EleutherAI's evaluation harness."""
