@@ -202,7 +202,7 @@ def test_a_missing_harness_and_bad_arguments_are_named(lm, monkeypatch, capsys):
         patch.setitem(sys.modules, "lm_eval", None)
         assert main(["lm-eval", "--tasks", "piqa"]) == 1
     assert 'pip install "keras-rgemma[eval]"' in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"`batch_size` must be a positive integer\. Received: 'x'"):
+    with pytest.raises(ValueError, match="must be a positive integer"):
         HarnessModel(lm, batch_size="x")
     with pytest.raises(ValueError, match="Received: 'flax'"):
         HarnessModel("rgemma_tiny_en", library="flax")
