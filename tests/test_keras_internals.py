@@ -93,16 +93,6 @@ def test_variables_wait_for_their_value():
         variables.initialize(layer.kernel)
 
 
-def test_a_variable_takes_an_array_as_its_first_value():
-    with variables.uninitialized_variables():
-        layer = dense()
-    array = np.arange(32, dtype="float32").reshape(8, 4)
-    variables.initialize_from_numpy(layer.kernel, array)
-    assert variables.has_value(layer.kernel)
-    layer.kernel.assign_add(array)
-    np.testing.assert_array_equal(tiny.numpy(layer.kernel), 2 * array)
-
-
 def test_variables_that_waited_before_still_do():
     with keras.StatelessScope():
         before = dense(kernel_initializer="ones")

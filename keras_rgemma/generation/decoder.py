@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.generation.programs import new_rows, rows_of
+from keras_rgemma.sharding.host import numpy_of
 from keras_rgemma.state.rgemma_state import state_of
 
 
@@ -128,7 +129,7 @@ class RowDecoder:
         stops, start = self._stop_token_ids, self._programs.start_block
         tokens, decoding = rows.ahead or start(stops, decoding, 1)
         ahead = start(stops, decoding, 1) if max(rows.budgets) > 1 else None
-        new = rows_of(ops.convert_to_numpy(tokens)[:1])
+        new = rows_of(numpy_of(tokens)[:1])
         return new, decoding.model, decoding, ahead
 
     def cut(self, counts):

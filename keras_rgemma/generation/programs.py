@@ -11,6 +11,7 @@ from keras_rgemma.backend import backend_module, tensor_of
 from keras_rgemma.generation.decode import BLOCK, NO_TOKEN, DecodeState, put_row
 from keras_rgemma.generation.prompts import pad_right
 from keras_rgemma.generation.search import has_own_loop, search
+from keras_rgemma.sharding.host import numpy_of
 
 PREFILL_CHUNK = 2048
 SMALLEST_CHUNK, CHUNK_GROWTH = 32, 4
@@ -166,7 +167,7 @@ class GenerationPrograms(Programs):
                 tensor_of(token_ids), tensor_of(mask), state
             )
             if keeps_hidden:
-                chunk_hidden = ops.convert_to_numpy(ops.cast(chunk_hidden, "float32"))
+                chunk_hidden = numpy_of(ops.cast(chunk_hidden, "float32"))
                 for row, chunk in enumerate(chunks):
                     hidden[row].append(chunk_hidden[row, : len(chunk)])
             if progress:
@@ -223,7 +224,7 @@ class GenerationPrograms(Programs):
             int32 NumPy array [N, B], the tokens, N at most `size`; and the new `DecodeState`.
         """
         tokens, rows = self.start_block(stop_token_ids, rows, size)
-        return ops.convert_to_numpy(tokens)[:size], rows
+        return numpy_of(tokens)[:size], rows
 
     def start_block(self, stop_token_ids, rows, size):
         """Does the work of `run_block`, and returns an array of the backend, [N, B].
@@ -293,7 +294,7 @@ class GenerationPrograms(Programs):
             state,
             self._aligned_hidden(hidden, index, size),
         )
-        outputs = ops.convert_to_numpy(outputs)[:, index:].astype("int32")
+        outputs = numpy_of(outputs)[:, index:].astype("int32")
         return [
             until_stop(row[:budget], stop_token_ids)
             for row, budget in zip(outputs, budgets, strict=True)

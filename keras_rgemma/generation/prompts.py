@@ -3,12 +3,12 @@
 import dataclasses
 
 import numpy as np
-from keras import ops
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.generation.inputs import is_of_conversations, read_batches
 from keras_rgemma.generation.request import Request
 from keras_rgemma.shapes import check_one_document, check_padding_mask, check_token_ids
+from keras_rgemma.sharding.host import numpy_of
 from keras_rgemma.state.rgemma_state import check_rows
 from keras_rgemma.text.conversation import check_ends, turns_token_ids
 
@@ -154,7 +154,7 @@ def _end_turns(tokenizer, state):
     """
     start_of_turn, end_of_turn = tokenizer.control_token_ids()
     is_first = state.num_tokens == 1  # the start token
-    last = ops.convert_to_numpy(state.last_token_ids)
+    last = numpy_of(state.last_token_ids)
     # The state has not consumed its last tokens, so other tokens can replace them.
     others = ~is_first & np.isin(last, [tokenizer.end_token_id, start_of_turn])
     if others.any():

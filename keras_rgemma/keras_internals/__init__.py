@@ -19,6 +19,7 @@ Public names that those packages could offer instead:
 - Keras: a layout that can be given to a variable after it was made, and a layout map that sees the
   shape of a variable (`variables`); an error that names the rows and the axis of a mesh that does
   not divide them (`distribution`).
+- Keras: files that are written from the shards of a variable and read into them (`shards`).
 - KerasHub: reading the config of a preset (`presets`).
 - KerasHub: a hook for the processors of `SentencePieceTokenizer`, and `add_special_token`
   (`tokenizers`).

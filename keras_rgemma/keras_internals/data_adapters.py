@@ -17,15 +17,18 @@ class BatchesAdapter(GeneratorDataAdapter):
         source: an object that may have methods `on_epoch_begin` and `on_epoch_end`.
         warns_of_end: bool, whether Keras warns when a pass ends, as it should where the user said
             how many steps an epoch has.
+        part: function of a batch, and of whether it is the first one of a pass, that returns the
+            rows of this process; None for all rows.
 
     Attributes:
         error: the exception that was raised while a batch was made, or None. TensorFlow raises one
             of its own instead.
     """
 
-    def __init__(self, batches, source=None, warns_of_end=True):
+    def __init__(self, batches, source=None, warns_of_end=True, part=None):
         self.batches = batches
         self.error = None
+        self.part = part
         self.generator = self._pass
         self._first_batches = batches.first
         self._output_signature = None
@@ -54,7 +57,8 @@ class BatchesAdapter(GeneratorDataAdapter):
 
     def _pass(self):
         try:
-            yield from self.batches
+            for i, batch in enumerate(self.batches):
+                yield batch if self.part is None else self.part(batch, i == 0)
         except Exception as error:
             self.error = error
             raise

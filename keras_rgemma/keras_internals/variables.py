@@ -41,15 +41,16 @@ def initialize(variable, initializer=None):
         variable._deferred_initialize()
 
 
-def initialize_from_numpy(variable, array):
-    """Sets the first value of a variable to a NumPy array, each shard directly on its device.
+def initialize_with(variable, value):
+    """Sets the first value of a variable to an array that lies where the variable shall lie.
 
     Args:
         variable: `keras.Variable` that was created in `uninitialized_variables`.
-        array: NumPy array of its shape and dtype.
+        value: function of a shape, a dtype and a sharding of JAX that returns the array.
     """
-    with normal_tensors():
-        variable._initialize(array)
+    variable._initialize_layout()
+    sharding = variable._layout.backend_layout
+    variable._value = value(variable.shape, variable.dtype, sharding)
     variable._initializer = None
 
 

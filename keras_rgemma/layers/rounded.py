@@ -9,6 +9,7 @@ from keras_rgemma.backend import backend_module
 from keras_rgemma.keras_internals.layers import stored_variable, with_arrays
 from keras_rgemma.keras_internals.variables import initialize, uninitialized_variables
 from keras_rgemma.ops.int8_matmul import lay_out
+from keras_rgemma.sharding.host import alone_on_host
 from keras_rgemma.sharding.weights import check_weight, in_step, is_fully_sharded, place_scale
 
 MODES = ("int8", "int4")
@@ -93,6 +94,10 @@ class Rounded:
 
     def _rounded_by(self, matrix, config):
         """Rounds a matrix in a layer of its own, made from a config."""
+        with alone_on_host():
+            return self._rounded_here(matrix, config)
+
+    def _rounded_here(self, matrix, config):
         without = dict.fromkeys(("quantization_config", "lora_rank", "lora_alpha"))
         layer = type(self).from_config({**config, **without, "dtype": self.variable_dtype})
         with uninitialized_variables():

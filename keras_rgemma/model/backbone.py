@@ -29,6 +29,7 @@ from keras_rgemma.model.backbone_state import BackboneState
 from keras_rgemma.model.distributed import Distributed
 from keras_rgemma.model.keras_model import KerasModel
 from keras_rgemma.shapes import check_keywords
+from keras_rgemma.sharding.host import writes
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -249,6 +250,7 @@ class RGemmaBackbone(
                 restore(backbone, lora)
         return backbone
 
+    @writes
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Writes the model to a preset folder, as KerasHub does.
 
@@ -266,6 +268,7 @@ class RGemmaBackbone(
         with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
 
+    @writes
     def export_to_transformers(self, path, dtype=None, overwrite=False):
         """Writes weights and config, as `RGemmaCausalLM.export_to_transformers` does."""
         export(self, None, path, "transformers", dtype, overwrite)

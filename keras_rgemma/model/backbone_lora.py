@@ -2,6 +2,7 @@
 
 from keras_rgemma.lora import adapters, files
 from keras_rgemma.lora import backbone as lora
+from keras_rgemma.sharding.host import reads, writes
 
 
 class BackboneLoRA:
@@ -59,6 +60,7 @@ class BackboneLoRA:
         """
         lora.merge(self)
 
+    @writes
     def save_lora_weights(self, filepath):
         """Writes A and B of LoRA to an adapter file, without the base.
 
@@ -91,6 +93,7 @@ class BackboneLoRA:
         """
         adapters.load(self, filepath)
 
+    @reads
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
         """Loads weights, as `keras.Model.load_weights` does.
 

@@ -28,6 +28,7 @@ from keras_rgemma.model.scoring import Scoring
 from keras_rgemma.model.text_generation import TextGeneration
 from keras_rgemma.model.training import Training
 from keras_rgemma.shapes import check_keywords
+from keras_rgemma.sharding.host import writes
 from keras_rgemma.state import records
 from keras_rgemma.state.fingerprint import fingerprint, fingerprint_later
 
@@ -123,11 +124,13 @@ class RGemmaCausalLM(CausalLM):
             **kwargs,
         )
 
+    @writes
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Writes the model to a preset folder: see `RGemmaBackbone.save_to_preset`."""
         with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
 
+    @writes
     def export_to_transformers(self, path, dtype=None, overwrite=False):
         """Writes the model to a folder that Hugging Face's transformers loads.
 
@@ -157,6 +160,7 @@ class RGemmaCausalLM(CausalLM):
         """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""
         return self.backbone.get_quantization_layer_structure(mode)
 
+    @writes
     def export_to_peft(self, path, base_model=None, overwrite=False):
         """Writes A and B of LoRA to an adapter that Hugging Face PEFT loads.
 

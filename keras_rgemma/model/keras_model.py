@@ -4,6 +4,7 @@ from keras_rgemma.keras_internals.layers import small_collections
 from keras_rgemma.keras_internals.parameters import ParametersOfVariables, normal_tensors
 from keras_rgemma.model import calibration
 from keras_rgemma.model.quantizable import quantizable
+from keras_rgemma.sharding.host import writes
 
 
 class KerasModel(ParametersOfVariables):
@@ -15,6 +16,16 @@ class KerasModel(ParametersOfVariables):
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
         return layer_call
+
+    @writes
+    def save(self, filepath, *args, **kwargs):
+        """Writes the model into a file, as `keras.Model.save` does."""
+        super().save(filepath, *args, **kwargs)
+
+    @writes
+    def save_weights(self, filepath, *args, **kwargs):
+        """Writes the weights into a file, as `keras.Model.save_weights` does."""
+        super().save_weights(filepath, *args, **kwargs)
 
     def quantize(self, mode=None, config=None, **kwargs):
         """Rounds the weights, as `keras.Model.quantize` does.

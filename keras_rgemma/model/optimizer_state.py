@@ -4,8 +4,10 @@ import contextvars
 
 from keras import ops
 
+from keras_rgemma.checkpoints import orbax_training
 from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.keras_internals.saving import open_weights, saved_optimizer_size
+from keras_rgemma.keras_internals.training import sync_weights
 
 # Whether weights alone are being loaded, and no model with its optimizer.
 _WEIGHTS_ALONE = contextvars.ContextVar("weights_alone", default=False)
@@ -22,6 +24,9 @@ class OptimizerState:
     """
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        if orbax_training.is_checkpoint(filepath):
+            orbax_training.restore(self, filepath)
+            return
         optimizer = getattr(self, "optimizer", None)
         with open_weights(filepath) as store:
             is_known = store is not None and optimizer is not None
@@ -36,6 +41,23 @@ class OptimizerState:
             super().load_weights(filepath, skip_mismatch, **kwargs)
         finally:
             _WEIGHTS_ALONE.reset(token)
+
+    def get_state_tree(self, *args, **kwargs):
+        """Returns the values of all variables, as `keras.Model.get_state_tree` does.
+
+        On JAX, Keras keeps the weights elsewhere between the batches of an epoch, when callbacks
+        such as `OrbaxCheckpoint` ask for them.
+        """
+        sync_weights(self)
+        return super().get_state_tree(*args, **kwargs)
+
+    def set_state_tree(self, state_tree):
+        """Assigns values to variables, as `keras.Model.set_state_tree` does.
+
+        Raises:
+            ValueError: the tree is of another model or optimizer.
+        """
+        orbax_training.assign(self, state_tree)
 
     def load_own_variables(self, store):
         optimizer = getattr(self, "optimizer", None)

@@ -11,6 +11,7 @@ from keras_rgemma.generation.prompts import input_rows, pad_right
 from keras_rgemma.ops.cross_entropy import cross_entropy, in_chunks, of_tokens
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_padding_mask, check_token_ids
+from keras_rgemma.sharding.host import numpy_of
 from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_column
 
 _PADDING_MULTIPLE = 256
@@ -220,7 +221,7 @@ class Scoring:
 
 def _numpy(x):
     """Converts a tensor on any device to a NumPy array; returns other values unchanged."""
-    return ops.convert_to_numpy(x) if ops.is_tensor(x) else x
+    return numpy_of(x) if ops.is_tensor(x) else x
 
 
 def _padded_length(length):

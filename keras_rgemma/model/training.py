@@ -23,10 +23,11 @@ from keras_rgemma.keras_internals.training import (
 )
 from keras_rgemma.layers.lora import lora_layers
 from keras_rgemma.lora import files
-from keras_rgemma.model import distributed, examples
+from keras_rgemma.model import distributed, examples, processes
 from keras_rgemma.model.distributed import in_distribution
 from keras_rgemma.model.losses import SEES_LOGITS, TokenAccuracy, TokenCrossEntropy, sees_logits
 from keras_rgemma.ops.cross_entropy import cross_entropy
+from keras_rgemma.sharding.host import reads, writes
 from keras_rgemma.text.sources import is_prepared
 
 _LABELS = "keras_rgemma/labels"  # the key of the labels among the inputs of a step
@@ -94,6 +95,8 @@ class Training(RecoverableSteps):
             ValueError: examples are malformed, come with `y`, or have a response that does not fit
                 into a row (see `lost_responses` of `RGemmaCausalLMPreprocessor`); or the data axis
                 of a mesh does not divide the rows of a batch.
+            RuntimeError: several processes would train a model each (see
+                docs/several_processes.md).
         """
         arguments = {
             "x": x,
@@ -103,7 +106,9 @@ class Training(RecoverableSteps):
             "validation_data": validation_data,
             **kwargs,
         }
+        processes.check("fit")
         arguments, is_read = examples.fit_arguments(self, arguments)
+        arguments = processes.own_rows(arguments)
         self._backups = backup.backups(callbacks_of(kwargs.get("callbacks")))
         for callback in self._backups:
             backup.mend(callback)
@@ -124,7 +129,9 @@ class Training(RecoverableSteps):
         arguments = {"x": x, "y": y, "batch_size": batch_size, "sample_weight": sample_weight}
         if nested_evaluation(kwargs):  # `fit` has read these data
             return super().evaluate(**arguments, **kwargs)
+        processes.check("evaluate")
         arguments, is_read = examples.evaluate_arguments(self, arguments | kwargs)
+        arguments = processes.own_rows(arguments)
         evaluate = functools.partial(keras.Model.evaluate, self) if is_read else super().evaluate
         with examples.reading(arguments):
             return evaluate(**arguments)
@@ -133,6 +140,7 @@ class Training(RecoverableSteps):
     @recovers
     def predict(self, x=None, batch_size=None, **kwargs):
         """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does."""
+        processes.check("predict")
         arguments = {"x": x, "batch_size": batch_size, **kwargs}
         arguments, is_read = examples.predict_arguments(self, arguments)
         predict = functools.partial(keras.Model.predict, self) if is_read else super().predict
@@ -144,6 +152,7 @@ class Training(RecoverableSteps):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         return super().preprocess_samples(x, y, sample_weight)
 
+    @writes
     def save_weights(self, filepath, overwrite=True, **kwargs):
         """Writes the weights, A and B of LoRA included, as `keras.Model.save_weights` does.
 
@@ -160,6 +169,7 @@ class Training(RecoverableSteps):
                 if pathlib.Path(filepath) == backup_files(callback)[0]:
                     backup.sign(partial, callback)
 
+    @reads
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
         """Loads weights, as `keras.Model.load_weights` does.
 
@@ -244,6 +254,7 @@ class Training(RecoverableSteps):
         return (*self.weights, *alphas, *self.backbone.transformer_layers, implementation_key())
 
     def make_train_function(self, force=False):
+        processes.check("fit")  # for `train_on_batch`, too
         self._check_optimizer()
         if self.optimizer is not None and not self.optimizer.built:
             # TensorFlow traces a step again if it makes the optimizer's variables.

@@ -9,10 +9,10 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
-from keras import ops
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.files import new_file
+from keras_rgemma.sharding.host import destination, numpy_of
 from keras_rgemma.state.fingerprint import Fingerprint
 from keras_rgemma.state.records import RECORDS, ModelState
 
@@ -42,7 +42,7 @@ def write(path, last_token_ids, consumed, fingerprint, extra=None):
         "extra": json.dumps(extra or {}),
     }
     payload = safetensors.numpy.save(tensors, metadata=metadata)
-    with new_file(path) as partial:
+    with destination(path) as own, new_file(own) as partial:
         partial.write_bytes(MAGIC + hashlib.sha256(payload).digest() + payload)
 
 
@@ -132,7 +132,7 @@ def numpy_dtype(array):
 
 def _to_numpy(array):
     """Converts a tensor to NumPy in its own dtype; Keras gives bfloat16 as float32 at times."""
-    return ops.convert_to_numpy(array).astype(numpy_dtype(array))
+    return numpy_of(array).astype(numpy_dtype(array))
 
 
 def _refused(path, reason):

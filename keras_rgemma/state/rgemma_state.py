@@ -9,6 +9,7 @@ from keras import ops
 from keras_rgemma.backend import backend_module, tensor_of
 from keras_rgemma.keras_internals.pytree import register_pytree
 from keras_rgemma.shapes import check_one_document
+from keras_rgemma.sharding.host import numpy_of
 from keras_rgemma.state import file
 from keras_rgemma.state.fingerprint import Fingerprint
 from keras_rgemma.state.records import ModelState
@@ -58,7 +59,7 @@ class RGemmaState:
     @property
     def num_tokens(self):
         """Returns the number of tokens of each text, the carried one included; NumPy ints [B]."""
-        return ops.convert_to_numpy(self.consumed.num_tokens).astype("int64") + 1
+        return numpy_of(self.consumed.num_tokens).astype("int64") + 1
 
     @property
     def nbytes(self):
@@ -273,7 +274,7 @@ def prepend_carried_token(state, rows):
         ValueError: a text would have more tokens than an int32 position can count.
     """
     check_lengths(state.num_tokens + [len(row) for row in rows])
-    last = ops.convert_to_numpy(state.last_token_ids)[:, None]
+    last = numpy_of(state.last_token_ids)[:, None]
     pairs = zip(last, rows, strict=True)
     return [np.concatenate(pair).astype("int32") for pair in pairs]
 
@@ -297,7 +298,7 @@ def prepend_carried_column(state, token_ids, padding_mask):
     if (np.diff((padding_mask > 0).astype(int), axis=1, prepend=1) > 0).any():
         raise ValueError("Behind a state the tokens of a row come first, then its pads.")
     check_lengths(state.num_tokens + token_ids.shape[1])
-    last = ops.convert_to_numpy(state.last_token_ids)
+    last = numpy_of(state.last_token_ids)
     mask = np.pad(padding_mask > 0, ((0, 0), (1, 0)), constant_values=True)
     return np.hstack([last[:, None], token_ids]), mask.astype("int32")
 

@@ -24,11 +24,15 @@ TESTS = pathlib.Path(__file__).parent.parent
 OVER_MODEL, OVER_DATA = {"V", "L", "M", "HK"}, {"D", "I"}
 
 
-@functools.cache
 def results(scenario):
-    """What `eight_devices.py` returns, from a process that has eight devices."""
+    return results_of(eight_devices.__file__, scenario)
+
+
+@functools.cache
+def results_of(script, scenario):
+    """What a scenario of a script returns, from a process that has eight devices."""
     done = subprocess.run(
-        [sys.executable, pathlib.Path(eight_devices.__file__), scenario],
+        [sys.executable, script, scenario],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent))),

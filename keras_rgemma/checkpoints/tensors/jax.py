@@ -1,5 +1,7 @@
 """Gives variables their arrays on JAX."""
 
+import functools
+
 import jax
 import keras
 
@@ -11,8 +13,7 @@ from keras_rgemma.keras_internals.jax import device_array, initialize_turned
 def give(variable, array):
     """Gives a variable its first value: see `keras_rgemma.checkpoints.tensors`."""
     if keras.distribution.distribution() is not None:
-        # From NumPy each shard goes straight to its device; Keras would compile an initializer.
-        internals.initialize_from_numpy(variable, in_rows(array).astype(variable.dtype))
+        internals.initialize_with(variable, functools.partial(_in_shards, array))
         return
     is_on_cpu = jax.default_backend() == "cpu"  # where products take matrices as files have them
     if (
@@ -28,3 +29,12 @@ def give(variable, array):
         return keras.ops.convert_to_tensor(device_array(rows), dtype=dtype)
 
     internals.initialize(variable, value)
+
+
+def _in_shards(array, shape, dtype, sharding):
+    """Makes an array on several devices, of which each gets its part straight from the file."""
+
+    def part(index):
+        return in_rows(array[index]).astype(dtype, copy=False)
+
+    return jax.make_array_from_callback(shape, sharding, part)
