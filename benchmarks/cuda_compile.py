@@ -120,7 +120,7 @@ def measure(preset, gpu, work, tokens):
             function, arguments = tpu_compile.WORK[work](backbone, tokens)
             values = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in backbone.variables]
             arguments = (values, *arguments)
-            options = programs._compiler_options(backbone)
+            options = programs.compiler_options(backbone)
         arguments = tpu.abstract(arguments, sharding_of(gpu))
         compiled, found = tpu.compile_for("cuda", function, *arguments, compiler_options=options)
     text = compiled.as_text()
