@@ -57,10 +57,7 @@ def abstract_model(
         return RGemmaBackbone(**config.to_dict(), **kwargs)
 
     def backbone():
-        if quantize:
-            model = Rounding(quantize, dtype).make(config, plain)
-        else:
-            model = plain(dtype=dtype)
+        model = Rounding(quantize, dtype).make(config, plain) if quantize else plain(dtype=dtype)
         if rank:
             model.enable_lora(rank)
         return model
