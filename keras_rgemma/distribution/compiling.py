@@ -89,6 +89,7 @@ def _run(job, tick):
     # A folder that Python was told of in another way, such as the current one, is named.
     paths = [str(_PACKAGE.parent), *filter(None, sys.path)]
     env = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    env.pop("XLA_FLAGS", None)  # for devices that are here; another compiler may refuse them
     env.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     process = subprocess.Popen(
         [sys.executable, "-m", _WORKER],
