@@ -15,70 +15,25 @@ import json
 import pathlib
 import re
 import sys
-from typing import NamedTuple
-from unittest import mock
 
 import tpu_compile  # isort: skip, it sets what JAX reads when it is imported
 
 import jax
 import tpu
-from jax.experimental import topologies
 from kernel_sizes import SIZES
 from publish import publish
 from reports import command
 
 from keras_rgemma.benchmarks.machine import host, versions
-from keras_rgemma.generation import jax as programs
+from keras_rgemma.distribution.devices import device_named
+from keras_rgemma.distribution.topologies import operations_for, sharding_of
+from keras_rgemma.generation.jax import compiler_options
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-class Gpu(NamedTuple):
-    """Describes a GPU to XLA: counts, bytes, bytes a second and GHz."""
-
-    name: str
-    capability: tuple
-    cores: int
-    threads: int
-    shared: int
-    most_shared: int
-    bandwidth: float
-    l2: int
-    memory: float
-    clock: float
-
-
-GPUS = {
-    "T4": Gpu("Tesla T4", (7, 5), 40, 1024, 65536, 65536, 320e9, 4 << 20, 15.8e9, 1.59),
-    "A100": Gpu(
-        "A100-SXM4-40GB", (8, 0), 108, 2048, 167936, 166912, 1555e9, 40 << 20, 42.4e9, 1.41
-    ),
-    "H100": Gpu("H100 80GB HBM3", (9, 0), 132, 2048, 233472, 232448, 3352e9, 50 << 20, 85e9, 1.98),
-}
-TEXT = """
-gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: {shared} threads_per_core_limit: {threads} core_count: {cores}
-  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: {bandwidth:.0f} l2_cache_size: {l2}
-  clock_rate_ghz: {clock} device_memory_size: {memory:.0f}
-  shared_memory_per_block_optin: {most_shared}
-  cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}}
-platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 1 }}
-device_description_str: "NVIDIA {name}"
-"""
-
-
-def sharding_of(gpu):
-    """Returns the sharding of arrays that lie on one GPU of a kind, such as "H100"."""
-    text = TEXT.format(**GPUS[gpu]._asdict())
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="", topology="1x1x1", target_config=text
-    )
-    return jax.sharding.SingleDeviceSharding(topology.devices[0])
+GPUS = ("T4", "A100", "H100")
 
 
 def recurrence(dtype, size="9b"):
@@ -104,14 +59,9 @@ def kernels(text):
 
 def measure(preset, gpu, work, tokens):
     """Compiles one program; returns a dict of what is known about it."""
-    capability = GPUS[gpu].capability
-    has_bfloat16 = capability >= (8, 0)
+    has_bfloat16 = device_named(gpu).dtype == "bfloat16"
     dtype = "bfloat16" if has_bfloat16 else "float32" if work == "recurrence" else "float16"
-    with (
-        mock.patch("jax.default_backend", lambda: "gpu"),
-        mock.patch("keras_rgemma.ops.linear_recurrence.jax.cuda_capability", lambda: capability),
-        mock.patch.object(programs, "cuda_capability", lambda: capability),
-    ):
+    with operations_for(gpu):
         options = None
         if work == "recurrence":
             function, arguments = recurrence(dtype)
@@ -120,7 +70,7 @@ def measure(preset, gpu, work, tokens):
             function, arguments = tpu_compile.WORK[work](backbone, tokens)
             values = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in backbone.variables]
             arguments = (values, *arguments)
-            options = programs._compiler_options(backbone)
+            options = compiler_options(backbone)
         arguments = tpu.abstract(arguments, sharding_of(gpu))
         compiled, found = tpu.compile_for("cuda", function, *arguments, compiler_options=options)
     text = compiled.as_text()

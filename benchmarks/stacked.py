@@ -18,7 +18,6 @@ import pathlib
 import statistics
 import sys
 import time
-from unittest import mock
 
 import tpu  # isort: skip, it sets what JAX reads when it is imported
 
@@ -54,9 +53,8 @@ def compile_form(args, work, form, **sizes):
     arguments = jax.eval_shape(functools.partial(lay_out, backbone, form), values, arguments)
     arguments = tpu.abstract(arguments, tpu.sharding_of(args.device))
     options = dict(args.compiler)
-    # As on a TPU: operations choose their implementations by it.
     with (
-        mock.patch("jax.default_backend", lambda: "tpu"),
+        tpu.operations_for(args.device),
         keras_rgemma.implementation(matmul=args.products),
     ):
         compiled, found = tpu.compile_for_tpu(program, *arguments, compiler_options=options)

@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import tempfile
-import time
 
 os.environ |= {
     "JAX_PLATFORMS": "cpu",  # of arrays that this process makes
@@ -22,9 +21,11 @@ os.environ |= {
 }
 
 import jax
-from jax.experimental import topologies
 
-CHIPS = {"v5e": "TPU v5 lite", "v6e": "TPU v6 lite"}
+from keras_rgemma.distribution import topologies
+from keras_rgemma.distribution.compiled import compile_measured
+
+CHIPS = ("v5e", "v6e")
 
 
 def version():
@@ -34,12 +35,12 @@ def version():
 
 def sharding_of(chip):
     """Returns the sharding of arrays that lie on one chip of a kind, such as "v5e"."""
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{chip}:1x1", chips_per_host_bounds=[1, 1, 1]
-    )
-    (device,) = topology.devices
-    assert device.device_kind == CHIPS[chip], device.device_kind
-    return jax.sharding.SingleDeviceSharding(device)
+    return topologies.sharding_of(f"{chip}-1")
+
+
+def operations_for(chip):
+    """Returns a context in which operations choose implementations as on a chip of a kind."""
+    return topologies.operations_for(f"{chip}-1")
 
 
 def abstract(tree, sharding):
@@ -61,27 +62,13 @@ def compile_for(platform, function, *arguments, **options):
         **options: of `jax.jit`.
 
     Returns:
-        A pair of the compiled program and a dict: seconds of tracing and of compiling, the seconds
-        of all threads while it compiled, floating-point operations, and the bytes of arguments,
-        temporaries and generated code, and of all that is read and written. What is inside of a
-        loop counts once.
+        What `compile_measured` of the package returns: the compiled program, and a dict.
     """
-    start = time.perf_counter()
-    lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=(platform,))
-    traced, threads = time.perf_counter(), time.process_time()
-    compiled = lowered.compile()
-    end, threads = time.perf_counter(), time.process_time() - threads
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    return compiled, {
-        "trace_s": traced - start,
-        "compile_s": end - traced,
-        "compile_cpu_s": threads,
-        "flops": cost.get("flops"),
-        "bytes_accessed": cost.get("bytes accessed"),
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "code_bytes": memory.generated_code_size_in_bytes,
-    }
+
+    def lower():
+        return jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=(platform,))
+
+    return compile_measured(lower)
 
 
 def compile_for_tpu(function, *arguments, **options):

@@ -16,7 +16,6 @@ import itertools
 import json
 import pathlib
 import sys
-from unittest import mock
 
 import tpu  # isort: skip, it sets what JAX reads when it is imported
 
@@ -138,9 +137,8 @@ def measure(preset, chip, work, recurrence, attention, tokens):
     function, arguments = WORK[work](backbone, tokens)
     values = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in backbone.variables]
     arguments = tpu.abstract((values, *arguments), tpu.sharding_of(chip))
-    # As on a TPU: operations choose their implementations by it.
     with (
-        mock.patch("jax.default_backend", lambda: "tpu"),
+        tpu.operations_for(chip),
         keras_rgemma.implementation(linear_recurrence=recurrence, window_attention=attention),
     ):
         _, found = tpu.compile_for_tpu(function, *arguments)

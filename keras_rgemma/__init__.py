@@ -16,6 +16,7 @@ __all__ = [
     "RGemmaTokenizer",
     "finetuning",
     "implementation",
+    "plan",
     "set_implementation",
 ]
 
@@ -48,5 +49,6 @@ else:
             RGemmaTokenizer,
             finetuning,
             implementation,
+            plan,
             set_implementation,
         )

@@ -2,6 +2,7 @@
 
 from keras_rgemma import finetuning
 from keras_rgemma.backend import implementation, set_implementation
+from keras_rgemma.distribution.plan import plan
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.model.preprocessor import RGemmaCausalLMPreprocessor
@@ -16,5 +17,6 @@ __all__ = [
     "RGemmaTokenizer",
     "finetuning",
     "implementation",
+    "plan",
     "set_implementation",
 ]

@@ -49,7 +49,7 @@ ALLOWED = {
     "finetuning": {"training"},
     "distribution": MODEL,
     "evaluation": {*MODEL, "api", ""},
-    "api": {*MODEL, "finetuning"},
+    "api": {*MODEL, "finetuning", "distribution"},
     "": {"api", "startup"},
     "benchmarks": {*MODEL, "finetuning", "training", "api", ""},
     "cli": {
@@ -65,6 +65,7 @@ ALLOWED = {
 }
 # Arrows between rooms of one level: from a file to a module, and why.
 ACROSS = {
+    ("distribution/worker.py", "training.optimizer"): "a plan has the optimizer of training",
     ("lora/peft.py", "checkpoints.names"): "PEFT calls a layer by its name in the checkpoint",
     ("lora/peft.py", "checkpoints.adapter"): "an adapter is found and read as a checkpoint is",
     ("generation/chat.py", "text.conversation"): "a turn is the same in training and in a chat",
@@ -100,6 +101,8 @@ LIGHT = {
     "keras_internals/hubs.py",
     "benchmarks/__init__.py",
     "benchmarks/arguments.py",
+    "distribution/__init__.py",
+    "distribution/devices.py",
     *(file for file in FILES if file.startswith("cli/")),
 }
 IN_COMMANDS = {"keras", "keras_rgemma"}

@@ -10,7 +10,7 @@ import sys
 
 from keras_rgemma import __version__
 
-COMMANDS = ("generate", "chat", "convert", "presets", "bench", "lm-eval")
+COMMANDS = ("generate", "chat", "convert", "presets", "bench", "plan", "lm-eval")
 
 
 def main(arguments=None):
@@ -42,7 +42,7 @@ def main(arguments=None):
         _quiet()
     try:
         args.run(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"keras-rgemma: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,9 +1,15 @@
-"""Lowers the programs of a model for the devices of its distribution, with or without weights."""
+"""Lowers the programs of a model for the devices of its distribution, with or without weights.
+
+Each function takes `sharding`, where arrays lie without a distribution: None for the devices of
+this machine, or `topologies.sharding_of` a chip elsewhere.
+"""
 
 import jax
 import keras
 
 from keras_rgemma.generation.decode import NO_TOKEN, DecodeState, decode_step
+from keras_rgemma.model.distributed import in_distribution
+from keras_rgemma.model.samplers import without_softmax
 from keras_rgemma.sharding.activations import layout_of
 from keras_rgemma.state.records import map_with_letters
 
@@ -39,27 +45,32 @@ def abstract_state(lm, rows):
     )
 
 
-def lower_prefill(lm, rows, length):
+@in_distribution
+def lower_prefill(lm, rows, length, sharding=None):
     """Lowers the program that consumes tokens of each row.
 
     Args:
         lm: `RGemmaCausalLM`.
         rows, length: ints, B and T.
+        sharding: `jax.sharding.Sharding`, or None.
 
     Returns:
         `jax.stages.Lowered`.
     """
     ids = abstract_rows(rows, length)
     state = abstract_state(lm, rows)
-    return _lower(lm, lambda ids, mask, state: lm.step(ids, mask, state)[1], ids, ids, state)
+    consume = lambda ids, mask, state: lm.step(ids, mask, state)[1]  # noqa: E731
+    return _lower(lm, consume, ids, ids, state, sharding=sharding)
 
 
-def lower_decode(lm, rows):
+@in_distribution
+def lower_decode(lm, rows, sharding=None):
     """Lowers the program that writes one token a row with the sampler of `compile`.
 
     Args:
         lm: `RGemmaCausalLM`.
         rows: int, B.
+        sharding: `jax.sharding.Sharding`, or None.
 
     Returns:
         `jax.stages.Lowered`.
@@ -68,16 +79,23 @@ def lower_decode(lm, rows):
     last, ended, budgets = map(per_row, ("int32", "bool", "int32"))
     seeds = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in lm.sampler.variables)
     state = DecodeState(last, ended, budgets, abstract_state(lm, rows), seeds)
-    stops = jax.numpy.full((4,), NO_TOKEN, "int32")
-    return _lower(lm, lambda state: decode_step(lm, lm.sampler, stops, state), state)
+    sampler = without_softmax(lm.sampler)
+
+    def write(state):
+        stops = jax.numpy.full((4,), NO_TOKEN, "int32")
+        return decode_step(lm, sampler, stops, state, all_active=rows == 1)
+
+    return _lower(lm, write, state, sharding=sharding)
 
 
-def lower_train_step(lm, rows, length):
+@in_distribution
+def lower_train_step(lm, rows, length, sharding=None):
     """Lowers a training step of a compiled model.
 
     Args:
         lm: `RGemmaCausalLM` whose optimizer is built.
         rows, length: ints, B and T.
+        sharding: `jax.sharding.Sharding`, or None.
 
     Returns:
         `jax.stages.Lowered`.
@@ -95,7 +113,7 @@ def lower_train_step(lm, rows, length):
     # The first step makes variables of metrics that are not there yet.
     out_shardings = None, (*shardings, None)
     step = jax.jit(lm.train_step, out_shardings=out_shardings, donate_argnums=0)
-    return _lowered(lm, step, state, data)
+    return _lowered(step, state, data, sharding=sharding)
 
 
 def _described(letters, shape, dtype):
@@ -104,20 +122,27 @@ def _described(letters, shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _lower(lm, function, *args):
+def _lower(lm, function, *args, sharding):
     variables = lm.variables
 
     def program(values, *args):
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(*args)
 
-    return _lowered(lm, jax.jit(program), abstract_values(variables), *args)
+    return _lowered(jax.jit(program), abstract_values(variables), *args, sharding=sharding)
 
 
-def _lowered(lm, jitted, *args):
-    """Lowers a function for the devices of the mesh, which may be those of another machine."""
-    with lm.distribution_scope():
-        distribution = keras.distribution.distribution()
-        devices = distribution.device_mesh.backend_mesh.devices.flat if distribution else ()
-        platforms = tuple({device.platform for device in devices}) or None
-        return jitted.trace(*args).lower(lowering_platforms=platforms)
+def _lowered(jitted, *args, sharding):
+    """Lowers a function for the devices that its arrays lie on, which may be elsewhere."""
+    distribution, devices = keras.distribution.distribution(), set()
+    if distribution is not None:
+        devices = set(distribution.device_mesh.backend_mesh.devices.flat)
+    elif sharding is not None:
+        devices, args = sharding.device_set, _placed(args, sharding)
+    names = {"gpu": "cuda"}
+    platforms = tuple({names.get(x.platform, x.platform) for x in devices}) or None
+    return jitted.trace(*args).lower(lowering_platforms=platforms)
+
+
+def _placed(tree, sharding):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -11,16 +11,16 @@ from keras_rgemma.keras_internals.jax import arrays_of, program_count, turn, val
 from keras_rgemma.keras_internals.layers import layers_of, stored_variable
 from keras_rgemma.layers.linear import Linear
 from keras_rgemma.layers.turned import turned_arrays
-from keras_rgemma.ops.jax import cuda_capability
+from keras_rgemma.ops.jax import cuda_capability, target_platform
 
-__all__ = ["compile_program", "compiles_slowly", "decode_block"]
+__all__ = ["compile_program", "compiler_options", "compiles_slowly", "decode_block"]
 
 _LARGE = 1 << 30  # bytes of weights
 
 
 def compiles_slowly():
     """Returns whether a program of a large model takes a minute to compile, as for TPUs."""
-    return jax.default_backend() != "cpu"
+    return target_platform() != "cpu"
 
 
 def compile_program(function, model, sampler, jit_compile):
@@ -43,7 +43,7 @@ def compile_program(function, model, sampler, jit_compile):
 
     matrices = _matrices_to_turn(model)
 
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=_compiler_options(model))
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler_options(model))
     def program(is_turned, arrays, seeds, args):
         turned = {id(x): y for x, y, t in zip(read, arrays, is_turned, strict=True) if t}
         values = [y.T if t else y for y, t in zip(arrays, is_turned, strict=True)]
@@ -72,7 +72,7 @@ def _matrices_to_turn(model):
     XLA on a CPU multiplies one row by such a matrix three times as fast in half precision and int8,
     and a tenth faster in float32 (benchmarks/products.md).
     """
-    if jax.default_backend() != "cpu":
+    if target_platform() != "cpu":
         return []
     layers = [x for x in layers_of(model) if type(x) is Linear and "call" not in vars(x)]
     kernels = [
@@ -84,7 +84,7 @@ def _matrices_to_turn(model):
     return [x for x, dtype in kernels if x.dtype in always or x.dtype == dtype == "float32"]
 
 
-def _compiler_options(model):
+def compiler_options(model):
     """Returns the options that a program needs to be fast and small, or None.
 
     CPUs multiply halves in float32. Without the options XLA makes a float32 copy of every weight,
@@ -98,7 +98,7 @@ def _compiler_options(model):
         return _accepted(xla_gpu_dot_merger_threshold_mb="0")
     is_half = model.dtype_policy.variable_dtype in ("bfloat16", "float16")
     size = sum(math.prod(variable.shape) * 2 for variable in model.variables)
-    is_large = is_half and size > _LARGE and jax.default_backend() == "cpu"
+    is_large = is_half and size > _LARGE and target_platform() == "cpu"
     return _save_memory() if is_large else None
 
 

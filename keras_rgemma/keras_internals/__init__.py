@@ -26,6 +26,7 @@ Public names that those packages could offer instead:
 - KerasHub: a `generate_preprocess` that respects `add_start_token`. Keras: whether a pipeline of
   grain is calling (`preprocessors`).
 - JAX: the number of compiled programs of a jitted function (`jax`).
+- Keras: a `DeviceMesh` of devices of JAX, such as those of a topology, which are not there (`jax`).
 - PyTorch: a choice of oneDNN for products of float32 on a CPU (`torch`).
 - huggingface_hub: the folder of a repository in the cache. kagglehub: parsing a handle (`hubs`).
 """

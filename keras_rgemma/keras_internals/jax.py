@@ -1,4 +1,4 @@
-"""Inspects compiled functions of JAX, reads many variables at once, and turns their arrays."""
+"""Inspects compiled functions of JAX, reads many variables at once, turns arrays, makes meshes."""
 
 import jax
 import jax.numpy as jnp
@@ -99,3 +99,19 @@ def arrays_of(variables):
     straight = iter(values_of([x for x, t in zip(variables, turned, strict=True) if not t]))
     pairs = zip(variables, turned, strict=True)
     return [x._array if is_turned else next(straight) for x, is_turned in pairs], turned
+
+
+def mesh_of(backend_mesh):
+    """Makes a mesh of devices that this machine need not have; Keras looks for its own.
+
+    Args:
+        backend_mesh: `jax.sharding.Mesh`, as of a topology.
+
+    Returns:
+        `keras.distribution.DeviceMesh`.
+    """
+    names = [f"{device.platform}:{device.id}" for device in backend_mesh.devices.flat]
+    shape, axes = tuple(backend_mesh.devices.shape), tuple(backend_mesh.axis_names)
+    mesh = keras.distribution.DeviceMesh(shape, axes, names)
+    mesh._backend_mesh = backend_mesh
+    return mesh

@@ -1,5 +1,7 @@
 """Tells devices apart, and keeps programs with kernels to those that the kernels are made for."""
 
+import contextlib
+import contextvars
 import functools
 
 import jax
@@ -8,12 +10,39 @@ from jax.interpreters import batching, mlir
 
 _NAMES = {"tpu": "TPUs", "cuda": "GPUs of NVIDIA since Ampere"}
 
+_target = contextvars.ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform, capability=None):
+    """Lets operations choose their implementations for a device that is not there.
+
+    For programs that are compiled inside of a `with` block and run elsewhere, if at all.
+
+    Args:
+        platform: str, "cpu", "gpu" or "tpu".
+        capability: pair of ints, the compute capability of a GPU of NVIDIA, or None.
+    """
+    token = _target.set((platform, capability))
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def target_platform():
+    """Returns the platform that programs are compiled for, "cpu", "gpu" or "tpu"."""
+    target = _target.get()
+    return target[0] if target else jax.default_backend()
+
 
 def cuda_capability():
     """Returns the compute capability of the GPU that JAX computes on, a pair of ints, or None.
 
     From (8, 0) on XLA has Triton.
     """
+    if target := _target.get():
+        return target[1]
     device = jax.devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
         return None

@@ -36,10 +36,10 @@ def test_a_large_model_is_told_and_writes_the_same(monkeypatch):
     lm = plain.lively_model(dtype="bfloat16")
     prompt = {"token_ids": np.array([[5, 6, 7]])}
     expected = lm.generate(prompt, max_new_tokens=4, stop_token_ids=None)["token_ids"]
-    assert programs._compiler_options(lm) is None
+    assert programs.compiler_options(lm) is None
     monkeypatch.setattr(programs, "_LARGE", 0)
-    assert programs._compiler_options(lm) is not None
-    assert programs._compiler_options(plain.lively_model()) is None
+    assert programs.compiler_options(lm) is not None
+    assert programs.compiler_options(plain.lively_model()) is None
     lm.compile(sampler="greedy")
     found = lm.generate(prompt, max_new_tokens=4, stop_token_ids=None)["token_ids"]
     np.testing.assert_array_equal(found, expected)
@@ -50,7 +50,7 @@ def test_matrices_are_not_joined_where_xla_would_write_the_joint_one(monkeypatch
     options = {}
     for capability in ((7, 5), (8, 0), None):
         monkeypatch.setattr(programs, "cuda_capability", lambda: capability)  # noqa: B023
-        options[capability] = programs._compiler_options(lm)
+        options[capability] = programs.compiler_options(lm)
     assert options == {(7, 5): {"xla_gpu_dot_merger_threshold_mb": "0"}, (8, 0): None, None: None}
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from keras_rgemma.ops.jax import target_platform
 from keras_rgemma.ops.matmul.jax import FEW_ROWS
 
 
@@ -10,7 +11,7 @@ def default_implementation():
     # Measured with jaxlib 0.10.2: XLA on a CPU multiplies two rows by a matrix of int8 in a
     # seventh of the time that it needs for one, and in two thirds of that if the matrix is the left
     # factor (benchmarks/products.md).
-    return "two_rows" if jax.default_backend() == "cpu" else "dot"
+    return "two_rows" if target_platform() == "cpu" else "dot"
 
 
 def _dot(rows, kernel, transpose_kernel):

@@ -6,6 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from keras_rgemma.ops.jax import target_platform
+
 # A matrix [J, I] is the left factor of its product with that few rows, in half precision only if
 # they are that long: with jaxlib 0.10.2 the product takes two thirds of the time so, or in float32
 # four fifths (benchmarks/products.md).
@@ -19,7 +21,7 @@ def default_implementation():
     # whose rows are outputs. On an H100 a token of 2B took five times as long as with two rows
     # (benchmarks/gpu.md). A TPU's compiler reckons with three times (benchmarks/stacked.md).
     on = {"cpu": "float32_sums", "gpu": "two_rows", "tpu": "two_rows"}
-    return on.get(jax.default_backend(), "xla")
+    return on.get(target_platform(), "xla")
 
 
 def _xla(x, kernel, bias, transpose_kernel):

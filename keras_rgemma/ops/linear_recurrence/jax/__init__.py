@@ -4,7 +4,7 @@ import importlib
 
 import jax
 
-from keras_rgemma.ops.jax import cuda_capability
+from keras_rgemma.ops.jax import cuda_capability, target_platform
 from keras_rgemma.ops.linear_recurrence.jax.loops import associative, loop
 
 # A loop reads each byte once, which is the cost on a CPU; accelerators launch a kernel for each
@@ -15,7 +15,7 @@ BEST = {"cpu": "loop", "tpu": "pallas"}
 def default_implementation():
     if (cuda_capability() or (0, 0)) >= (8, 0):
         return "by_device"
-    return BEST.get(jax.default_backend(), "associative")
+    return BEST.get(target_platform(), "associative")
 
 
 def _kernels():

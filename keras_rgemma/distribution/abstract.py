@@ -1,0 +1,82 @@
+"""Makes models without values for devices that are not there."""
+
+import contextlib
+
+import jax
+import keras
+import numpy as np
+
+from keras_rgemma.checkpoints.loading import build_uninitialized
+from keras_rgemma.checkpoints.rounding import Rounding
+from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.keras_internals.jax import mesh_of
+from keras_rgemma.keras_internals.layers import small_collections
+from keras_rgemma.keras_internals.variables import set_layout
+from keras_rgemma.model.backbone import RGemmaBackbone
+from keras_rgemma.model.causal_lm import RGemmaCausalLM
+
+AXES = ("batch", "model")
+
+
+def distribution_over(chips, shape, fully_sharded=False):
+    """Makes the distribution of a model over chips.
+
+    Args:
+        chips: list of `jax.Device`, in the order of the mesh.
+        shape: pair of ints, devices along the axes "batch" and "model".
+        fully_sharded: bool, see `RGemmaBackbone.get_layout_map`.
+
+    Returns:
+        `keras.distribution.ModelParallel`.
+    """
+    mesh = mesh_of(jax.sharding.Mesh(np.reshape(chips, shape), AXES))
+    layouts = RGemmaBackbone.get_layout_map(mesh, fully_sharded=fully_sharded)
+    return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name=AXES[0])
+
+
+def abstract_model(
+    config, dtype, distribution=None, *, quantize=None, rank=None, optimizer=None, **sizes
+):
+    """Makes a model whose variables have shapes, dtypes and layouts, but no values.
+
+    Args:
+        config: dict of the fields of `RGemmaConfig`.
+        dtype: str, a dtype policy.
+        distribution: `keras.distribution.Distribution`, or None.
+        quantize: "int8", "int4" or None, to which weights are rounded.
+        rank: int, of LoRA on every linear layer, or None.
+        optimizer: `keras.optimizers.Optimizer`, or None for a model that only generates.
+        **sizes: fields that replace those of `config`.
+
+    Returns:
+        `RGemmaCausalLM` without a preprocessor, whose optimizer is built.
+    """
+    config = RGemmaConfig(**{**config, **sizes})
+
+    def plain(**kwargs):
+        return RGemmaBackbone(**config.to_dict(), **kwargs)
+
+    def backbone():
+        model = Rounding(quantize, dtype).make(config, plain) if quantize else plain(dtype=dtype)
+        if rank:
+            model.enable_lora(rank)
+        return model
+
+    with small_collections():
+        with distribution.scope() if distribution else contextlib.nullcontext():
+            model = build_uninitialized(backbone)
+            _lay_out(model.variables)  # as their values would; slots lie as their weights
+        # Counters and rates of an optimizer get their values at once, which no chip can hold that
+        # is not there: programs lay them out by their paths.
+        lm = RGemmaCausalLM(model, preprocessor=None)
+        lm.compile(sampler="greedy", **({"optimizer": optimizer} if optimizer else {}))
+        if optimizer:
+            build_uninitialized(lambda: lm.optimizer.build(lm.trainable_variables))
+    return lm
+
+
+def _lay_out(variables):
+    distribution = keras.distribution.distribution()
+    if distribution is not None:
+        for variable in variables:
+            set_layout(variable, distribution.get_variable_layout(variable))
