@@ -153,14 +153,10 @@ class Scoring:
         """Computes the losses of targets without all of the logits at a time."""
         hidden = self._hidden(token_ids, padding_mask, *args)
         head = self.backbone.token_embedding
-        flat = ops.reshape(hidden, (-1, hidden.shape[-1]))
-        labels = ops.reshape(target_ids, (-1,))
         if head.quantization_mode:  # its logits are no product with `embeddings`
-            losses = self._quantized_losses(flat, labels)
-        else:
-            table = ops.cast(head.table(), hidden.dtype)
-            losses, _ = cross_entropy(flat, table, labels, head.logit_soft_cap)
-        return ops.reshape(losses, ops.shape(token_ids))
+            return self._quantized_losses(hidden, target_ids)
+        table = ops.cast(head.table(), hidden.dtype)
+        return cross_entropy(hidden, table, target_ids, head.logit_soft_cap)[0]
 
     def _quantized_losses(self, hidden, labels):
         # Keras converts labels, too, to the loss' dtype: floatx may have no number for a token id.
@@ -169,7 +165,7 @@ class Scoring:
         )
         chunks = in_chunks(hidden, labels, self.backbone.vocabulary_size)
         losses = ops.map(lambda chunk: loss(chunk[1], self.compute_logits(chunk[0])), chunks)
-        return of_tokens(losses, ops.shape(labels)[0])
+        return of_tokens(losses, ops.shape(labels))
 
 
 def _numpy(x):

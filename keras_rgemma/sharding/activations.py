@@ -6,17 +6,23 @@ from keras import ops
 from keras_rgemma.sharding.entries import axis_size, layout_in_force
 
 # The arrays of a step, named by their letters (`shapes.py`; here G: key/value heads, Q: the
-# features of all query heads, R: taps of the convolution). A letter of `MODEL` is divided along the
-# model axis of the mesh, B along its data axis, and every other one is whole on each device.
+# features of all query heads, R: taps of the convolution, P: parts of time, each of another device,
+# and I: the width D of what enters a linear map). A letter of `MODEL` is divided along the model
+# axis of the mesh, B along its data axis, and T and P along its sequence axis if it has one. Where
+# that is the model axis, T of the `RESIDUAL` stream alone is divided. Every other letter is whole
+# on each device.
 ACTIVATIONS = (
     "B",
     "BD",
     "BL",
+    "BPC",
+    "BPCD",
     "BRL",
     "BT",
     "BTD",
     "BTGK",
     "BTHK",
+    "BTI",
     "BTL",
     "BTM",
     "BTQ",
@@ -26,6 +32,7 @@ ACTIVATIONS = (
     "HBTK",
 )
 MODEL = ("H", "L", "M", "Q", "V")
+RESIDUAL = "BTD"
 
 
 def layout_of(letters, shape):
