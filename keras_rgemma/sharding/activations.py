@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_rgemma.sharding.entries import axis_size, layout_in_force
+from keras_rgemma.sharding.entries import axis_size, layout_in_force, sequence_axis, time_axis
 
 # The arrays of a step, named by their letters (`shapes.py`; here G: key/value heads, Q: the
 # features of all query heads, R: taps of the convolution, P: parts of time, each of another device,
@@ -94,8 +94,26 @@ if keras.config.backend() == "jax":
         layout = layout_of(letters, shape)
         return x if layout is None else keras.distribution.distribute_tensor(x, layout)
 
+    @ops.custom_gradient
+    def _gathered(x):
+        # The gradient is summed over devices and divided at once, not summed on each of them.
+        return constrain(x, "BTI"), lambda gradient: constrain(gradient, "BTD")
+
+    def inputs_of_maps(x):
+        """Lays [B, T, D] out for linear maps whose weights devices share.
+
+        Where the residual stream is divided over time along the model axis, each device gets the
+        tokens of all others, once for all maps.
+        """
+        is_gathered = ops.is_tensor(x) and x.ndim == 3 and sequence_axis() != time_axis(x.shape[1])
+        return _gathered(x) if is_gathered else x
+
 else:
 
     def constrain(x, letters, parts=None):
         """Returns x as it is: `keras.distribution` is JAX's."""
+        return x
+
+    def inputs_of_maps(x):
+        """Returns x as it is."""
         return x

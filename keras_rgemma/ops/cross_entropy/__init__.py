@@ -40,8 +40,8 @@ def cross_entropy(
             of this backend's implementations ("chunked" on each).
 
     Returns:
-        A pair of float32 arrays [N] or [B, T]: the losses, and the hits, 1 where the label has the largest
-        logit. Hits have no gradient.
+        A pair of float32 arrays [N] or [B, T]: the losses, and the hits, 1 where the label has the
+        largest logit. Hits have no gradient.
 
     Raises:
         ValueError: the backend, or the implementation on this backend, does not exist.

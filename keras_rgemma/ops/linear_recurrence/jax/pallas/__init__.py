@@ -29,8 +29,9 @@ def linear_recurrence(x, a, initial_state, interpret=False):
     """Computes `linear_recurrence` on TPUs; reads x and a as they are, bfloat16 or float32.
 
     With a `keras.distribution` each device runs the kernels on its rows of B, and channels of L,
-    without communication; where it divides T, too, see `over_time`. Arrays that are sharded by other means need a `jax.shard_map` around the
-    call, as JAX says. Compiled for TPUs; never run on one.
+    without communication; where it divides T, too, as `over_time` says. Arrays that are sharded by
+    other means need a `jax.shard_map` around the call, as JAX says. Compiled for TPUs; never run on
+    one.
 
     Args:
         x, a: float [B, T, L].
