@@ -29,6 +29,7 @@ import keras_rgemma
 from keras_rgemma.checkpoints.loading import build_uninitialized
 from keras_rgemma.distribution import programs
 from keras_rgemma.distribution.collectives import collectives, table
+from keras_rgemma.keras_internals.variables import set_layout
 
 HERE = pathlib.Path(__file__).resolve().parent
 PRESETS = HERE.parent / "presets"
@@ -44,8 +45,8 @@ SMALL = {
 }
 
 
-def distribute(chip, shape, sequence, fully_sharded):
-    """Sets a distribution over a mesh of chips that are not there."""
+def distribution_over(chip, shape, sequence, fully_sharded):
+    """Makes a distribution over a mesh of chips that are not there."""
     count = math.prod(shape)
     options = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
     topology = topologies.get_topology_desc(
@@ -58,11 +59,10 @@ def distribute(chip, shape, sequence, fully_sharded):
     layouts = keras_rgemma.RGemmaBackbone.get_layout_map(
         mesh, fully_sharded=fully_sharded, sequence_parallel_dim_name=sequence
     )
-    distribution = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
-    keras.distribution.set_distribution(distribution)
+    return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
 
 
-def build(preset, full, layers=None):
+def build(preset, full, distribution, layers=None):
     """Makes a compiled model in bfloat16 whose variables have no values."""
     config = SMALL
     if preset != "small":
@@ -71,22 +71,29 @@ def build(preset, full, layers=None):
     config |= {"num_layers": layers} if layers else {}
 
     def make():
-        lm = keras_rgemma.RGemmaCausalLM(keras_rgemma.RGemmaBackbone.from_config(config))
+        backbone = keras_rgemma.RGemmaBackbone.from_config(config)
         if not full:
-            lm.backbone.enable_lora(8)
-        lm.compile(keras_rgemma.finetuning.AdamW(1e-4), weighted_metrics=None)
-        lm.optimizer.build(lm.trainable_variables)
-        return lm
+            backbone.enable_lora(8)
+        return backbone
 
-    return build_uninitialized(make)
+    with distribution.scope():
+        backbone = build_uninitialized(make)
+        for variable in backbone.variables:
+            set_layout(variable, distribution.get_variable_layout(variable))
+    # Outside, the counters of the optimizer get their values here, and not on a chip.
+    lm = keras_rgemma.RGemmaCausalLM(backbone, preprocessor=None)
+    lm.compile(keras_rgemma.finetuning.AdamW(1e-4), weighted_metrics=None)
+    build_uninitialized(lambda: lm.optimizer.build(lm.trainable_variables))
+    return lm
 
 
 def measure(args):
     """Compiles a step; returns a dict of what is known about it and the text of the program."""
-    distribute(args.chip, tuple(args.mesh), args.sequence, args.fully_sharded)
+    shape = tuple(args.mesh)
+    distribution = distribution_over(args.chip, shape, args.sequence, args.fully_sharded)
     start = time.perf_counter()
-    lm = build(args.preset, args.full, args.layers)
-    with mock.patch("jax.default_backend", lambda: "tpu"):  # as on a TPU
+    lm = build(args.preset, args.full, distribution, args.layers)
+    with mock.patch("jax.default_backend", lambda: "tpu"), distribution.scope():  # as on a TPU
         lowered = programs.lower_train_step(lm, args.rows, args.tokens)
     traced = time.perf_counter()
     compiled = lowered.compile()

@@ -5,7 +5,7 @@ import math
 from keras import ops
 
 from keras_rgemma.backend import resolve
-from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.sharding.activations import constrain, inputs_of_maps
 from keras_rgemma.sharding.entries import row_shards, time_shards
 
 CHUNK_LOGITS = 2**26  # in memory at a time: 256 MiB in float32
@@ -53,6 +53,7 @@ def cross_entropy(
     """
     function = resolve("cross_entropy", implementation)
     hidden, embeddings = (ops.convert_to_tensor(x) for x in (hidden, embeddings))
+    hidden = inputs_of_maps(hidden)
     shape = ops.shape(hidden)[:-1]
     hidden, labels = in_chunks(hidden, labels, embeddings.shape[0], chunk_size)
     losses, hits = function(hidden, embeddings, labels, soft_cap, needs_embedding_gradient)
