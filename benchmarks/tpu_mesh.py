@@ -6,8 +6,8 @@
 
 Of a model without values: a step of AdamW on `--rows` rows of `--tokens` tokens, on LoRA of rank 8
 or, with `--full`, on all weights, layers recomputed. `--mesh` has the chips along the axes "batch",
-"model" and "sequence", and `--sequence` names the axis that divides rows over time. Prints bytes a
-chip and what the chips send in a step. `--write NAME` adds the result to results/NAME.json.
+"model" and "sequence", and `--sequence` names the axis that divides rows over time. Prints JSON of
+the bytes a chip and of what the chips send in a step. `--write NAME` adds it to results/NAME.json.
 """
 
 import argparse
@@ -62,13 +62,12 @@ def distribution_over(chip, shape, sequence, fully_sharded):
     return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
 
 
-def build(preset, full, distribution, layers=None):
+def build(preset, full, distribution, sizes):
     """Makes a compiled model in bfloat16 whose variables have no values."""
     config = SMALL
     if preset != "small":
         config = json.loads((PRESETS / preset / "config.json").read_text())["config"]
-    config = config | {"dtype": "bfloat16", "gradient_checkpointing": True}
-    config |= {"num_layers": layers} if layers else {}
+    config = config | {"dtype": "bfloat16", "gradient_checkpointing": True} | sizes
 
     def make():
         backbone = keras_rgemma.RGemmaBackbone.from_config(config)
@@ -92,7 +91,7 @@ def measure(args):
     shape = tuple(args.mesh)
     distribution = distribution_over(args.chip, shape, args.sequence, args.fully_sharded)
     start = time.perf_counter()
-    lm = build(args.preset, args.full, distribution, args.layers)
+    lm = build(args.preset, args.full, distribution, args.sizes)
     with mock.patch("jax.default_backend", lambda: "tpu"), distribution.scope():  # as on a TPU
         lowered = programs.lower_train_step(lm, args.rows, args.tokens)
     traced = time.perf_counter()
@@ -115,6 +114,7 @@ def measure(args):
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "sent": table(moved).splitlines(),
+        "moved": sorted({(x.kind, y.shape) for x in moved for y in x.arrays}),
         "command": command(),
         "libtpu": tpu.version(),
     }, text
@@ -126,7 +126,9 @@ def main():
     )
     presets = sorted(path.parent.name for path in PRESETS.glob("*/config.json"))
     parser.add_argument("--preset", choices=["small", *presets], default="small")
-    parser.add_argument("--layers", type=int, help="as many layers instead of the preset's")
+    parser.add_argument(
+        "--sizes", type=json.loads, default={}, help="JSON of sizes instead of the preset's"
+    )
     parser.add_argument("--chip", choices=tpu.CHIPS, default="v5e")
     parser.add_argument("--mesh", type=int, nargs=3, default=[1, 1, 8])
     parser.add_argument("--sequence", choices=AXES[1:])
@@ -138,7 +140,7 @@ def main():
     parser.add_argument("--text", metavar="FILE", help="write the compiled program")
     args = parser.parse_args()
     found, text = measure(args)
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found))
     if args.text:
         pathlib.Path(args.text).write_text(text)
     if args.write:

@@ -14,6 +14,7 @@ from keras_rgemma.layers.recurrent_block import RecurrentBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
 from keras_rgemma.ops.places import places_of
 from keras_rgemma.shapes import check_same_rows
+from keras_rgemma.sharding.activations import constrain
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -212,10 +213,11 @@ def residual_block(
     def channel(x_BTD):
         return mlp_block(channel_pre_norm(x_BTD))
 
+    x = constrain(x, "BTD")
     temporal_BTD = with_recomputation(recompute, temporal, x, places, state, return_state)
     if return_state:
         temporal_BTD, state = temporal_BTD
-    residual_BTD = x + drop(temporal_BTD)
+    residual_BTD = constrain(x + drop(temporal_BTD), "BTD")
     out_BTD = residual_BTD + drop(recompute(channel)(residual_BTD))
     return (out_BTD, state) if return_state else out_BTD
 
