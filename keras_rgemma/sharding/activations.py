@@ -108,6 +108,21 @@ if keras.config.backend() == "jax":
         is_gathered = ops.is_tensor(x) and x.ndim == 3 and sequence_axis() != time_axis(x.shape[1])
         return _gathered(x) if is_gathered else x
 
+    def inputs_of_low_rank(x, path):
+        """Lays the inputs of a linear map with LoRA out for the product with its A.
+
+        The gradient of A needs them. Where each device has the tokens of all others for the map,
+        their own are kept for it, and not all.
+
+        Args:
+            x: float [B, T, D], or inputs of another form, which stay.
+            path: str, of the variable A.
+        """
+        is_gathered = ops.is_tensor(x) and x.ndim == 3 and sequence_axis() != time_axis(x.shape[1])
+        layout = keras.distribution.distribution().get_tensor_layout(path) if is_gathered else None
+        is_divided = layout is not None and sequence_axis() in layout.axes
+        return constrain(x, "BTD") if is_gathered and not is_divided else x
+
 else:
 
     def constrain(x, letters, parts=None):
@@ -115,5 +130,9 @@ else:
         return x
 
     def inputs_of_maps(x):
+        """Returns x as it is."""
+        return x
+
+    def inputs_of_low_rank(x, path):
         """Returns x as it is."""
         return x
