@@ -25,7 +25,11 @@ _GROUPS = re.compile(
     r"|mesh\[(?P<mesh>[^\]]*)\](?:, device_ids=\([^{]*\))? \{(?P<axes>[^}]*)\})"
 )
 _AXIS = re.compile(r"'(?P<name>\w+)'(?:=(?P<size>\d+)|:\(\d+\)(?P<part>\d+))?")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) \(.*-> (?P<result>.*) \{$")
+# A TPU sums and divides an array in one such computation, which has an all-reduce and a slice.
+_REDUCE_SCATTER = "all-reduce-scatter"
+# One operation that a TPU runs beside others has a part in the computation of each of them.
+_PART = re.compile(r"channel_id=(?P<channel>\d+),.*chain_id=")
 _OP_NAME = re.compile(r'op_name="(?P<name>[^"]*)"')
 
 
@@ -88,22 +92,25 @@ def collectives(text):
     collectives(compiled.as_text())  # []
     ```
     """
-    found, computation = [], ""
+    found, computation, channels = [], "", set()
     for line in text.splitlines():
         if begins := _COMPUTATION.match(line.strip()):
-            computation = begins["name"]
+            computation, computed = begins["name"], begins["result"]
         if not (instruction := _INSTRUCTION.search(line)):
             continue
-        arrays = [
-            Array(x["dtype"], tuple(int(n) for n in x["shape"].split(",") if n))
-            for x in _ARRAY.finditer(instruction["result"])
-        ]
-        if instruction["start"] and instruction["kind"] != "all-reduce":
+        if part := _PART.search(line):
+            if part["channel"] in channels:
+                continue
+            channels.add(part["channel"])
+        kind, arrays = instruction["kind"], _arrays(instruction["result"])
+        if kind == "all-reduce" and computation.startswith(_REDUCE_SCATTER):
+            kind, arrays = "reduce-scatter", _arrays(computed)
+        if instruction["start"] and kind != "all-reduce":
             arrays = _results_of_start(arrays)
         name = _OP_NAME.search(line)
         found.append(
             Collective(
-                instruction["kind"],
+                kind,
                 tuple(arrays),
                 _group_size(line),
                 computation,
@@ -111,6 +118,13 @@ def collectives(text):
             )
         )
     return found
+
+
+def _arrays(result):
+    return [
+        Array(x["dtype"], tuple(int(n) for n in x["shape"].split(",") if n))
+        for x in _ARRAY.finditer(result)
+    ]
 
 
 def _results_of_start(arrays):

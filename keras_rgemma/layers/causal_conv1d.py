@@ -10,6 +10,7 @@ from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.ops.places import places_of
 from keras_rgemma.ops.time_range import time_range
 from keras_rgemma.ops.tokens_at import tokens_at
+from keras_rgemma.sharding.over_time import over_time
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -67,19 +68,29 @@ def causal_conv1d(x, places, state=None, return_state=False, *, kernel, bias):
     reach = kernel_RL.shape[0] - 1
     if state is not None and x.shape[1] == 1:
         return _next_token(x, kernel_RL, bias_L, places, state, return_state)
-    length = ops.shape(x)[1]
-    if state is None:
-        padded_BTL = ops.pad(x, ((0, 0), (reach, 0), (0, 0)))
-    else:
-        padded_BTL = ops.concatenate([ops.cast(state, x.dtype), x], axis=1)
+    y_BTL = over_time(_convolution, x, places.positions, state, kernel_RL, bias_L)
+    if not return_state:
+        return y_BTL
+    return y_BTL, _final_state(x, state, places, reach)
+
+
+def _convolution(x, positions, state, kernel_RL, bias_L):
+    """Convolves tokens with the inputs before them: `state`, or zeros for None."""
+    reach, length = kernel_RL.shape[0] - 1, ops.shape(x)[1]
+    padded_BTL = _after_state(x, state, reach)
     y_BTL = bias_L + x * kernel_RL[reach]
     for shift in range(1, reach + 1):
         shifted_BTL = time_range(padded_BTL, reach - shift, length)
-        same_document_BT1 = ops.cast(places.positions >= shift, x.dtype)[:, :, None]
+        same_document_BT1 = ops.cast(positions >= shift, x.dtype)[:, :, None]
         y_BTL = y_BTL + shifted_BTL * same_document_BT1 * kernel_RL[reach - shift]
-    if not return_state:
-        return y_BTL
-    return y_BTL, _final_state(padded_BTL, places, reach)
+    return y_BTL
+
+
+def _after_state(x, state, reach):
+    """Joins the inputs before a row and the row."""
+    if state is None:
+        return ops.pad(x, ((0, 0), (reach, 0), (0, 0)))
+    return ops.concatenate([ops.cast(state, x.dtype), x], axis=1)
 
 
 def _next_token(x_B1L, kernel_RL, bias_L, places, state, return_state):
@@ -94,13 +105,13 @@ def _next_token(x_B1L, kernel_RL, bias_L, places, state, return_state):
     return y_B1L, state_BRL
 
 
-def _final_state(padded_BTL, places, reach):
+def _final_state(x, state, places, reach):
     """Returns the last `reach` inputs of each row's last document, zeros before the document."""
     last_B, length_B = places.last, places.length
     back_R = ops.arange(reach, dtype="int32")
     # Index last + 1 + i of the padded row is `reach - 1 - i` tokens before the last one.
     index_BR = last_B[:, None] + 1 + back_R
-    recent_BRL = tokens_at(padded_BTL, index_BR)
+    recent_BRL = tokens_at(_after_state(x, state, reach), index_BR)
     known_BR = length_B[:, None] >= reach - back_R
     # A row without a token keeps its state, to which the indices then point.
     known_BR = ops.logical_or(known_BR, last_B[:, None] < 0)

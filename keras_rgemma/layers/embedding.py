@@ -15,7 +15,7 @@ from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.rounded import MODES, Rounded, after
 from keras_rgemma.ops.matmul import matmul
 from keras_rgemma.ops.soft_cap import soft_cap
-from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.sharding.activations import constrain, inputs_of_maps
 from keras_rgemma.sharding.entries import layout_in_force
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
@@ -89,6 +89,7 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
     def _call(self, inputs, reverse):
         if not reverse:
             return super().call(inputs)
+        inputs = inputs_of_maps(inputs)
         if self.tie_weights and self.reverse_dtype is None:
             kernel = ops.convert_to_tensor(self.embeddings)
             logits = matmul(inputs, kernel, transpose_kernel=True)
@@ -107,6 +108,7 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
     def quantized_call(self, inputs, reverse=False, **kwargs):
         with after(inputs):
             if reverse:
+                inputs = inputs_of_maps(inputs)
                 without = with_attributes(self, logit_soft_cap=None).in_step()
                 return self._bounded(without._quantized_call(inputs, True, **kwargs))
             return self.in_step()._quantized_call(inputs, reverse, **kwargs)

@@ -9,7 +9,7 @@ from keras_rgemma.layers.activation import gated
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.linear import linear
 from keras_rgemma.layers.recomputed import RecomputedInShape
-from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.sharding.activations import constrain, inputs_of_maps
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -77,5 +77,6 @@ def gated_mlp(x, ffw_gate, ffw_up, ffw_down, multiply):
 
     `multiply` is a function of the gate and of what it is multiplied by.
     """
+    x = inputs_of_maps(x)
     gate_BTM, up_BTM = (constrain(linear_map(x), "BTM") for linear_map in (ffw_gate, ffw_up))
     return constrain(ffw_down(multiply(gate_BTM, up_BTM)), "BTD")

@@ -11,7 +11,7 @@ from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.ops.places import places_of
 from keras_rgemma.ops.rope import apply_rotation
 from keras_rgemma.ops.window_attention import updated_ring, window_attention
-from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.sharding.activations import constrain, inputs_of_maps
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -158,6 +158,7 @@ def local_attention(
         rope: pair of `max_wavelength` and `rotated_size`.
     """
     places = places_of(places, rope)
+    x = inputs_of_maps(x)
     # A mesh that does not divide the heads gets the queries of all of them on each device, once
     # they are computed: of two layouts one after the other the first is that of the product, which
     # the compiler would otherwise compute from the whole matrix.

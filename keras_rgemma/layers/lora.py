@@ -22,6 +22,7 @@ from keras_rgemma.layers.int8 import int8_product
 from keras_rgemma.layers.recomputed import Recomputed
 from keras_rgemma.layers.rounded import FACTORS, MODES, Rounded, after
 from keras_rgemma.layers.turned import turned_array
+from keras_rgemma.sharding.activations import inputs_of_low_rank
 
 _ALPHA = "lora_alpha"
 # Modes of quantization that look at the inputs of a layer.
@@ -118,6 +119,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         # In a model of half precision A and B are float32, and Keras casts no variable.
         a = ops.cast(self.lora_kernel_a, self.compute_dtype)
         b = ops.cast(self.lora_scale * self.lora_kernel_b, self.compute_dtype)
+        inputs = inputs_of_low_rank(inputs, f"{self.path}/lora_kernel_a")
         return ops.matmul(self._product(inputs, a), b)
 
     def linear_map_parts(self):

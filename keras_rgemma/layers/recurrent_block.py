@@ -11,7 +11,7 @@ from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.linear import linear
 from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.layers.rg_lru import RGLRU
-from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.sharding.activations import constrain, inputs_of_maps
 from keras_rgemma.state.records import RecurrentState
 
 
@@ -115,6 +115,7 @@ def recurrent_block(
     `multiply` is a function of the gate and of what it is multiplied by.
     """
     conv_state, recurrence = (None, None) if state is None else (state.conv, state.recurrence)
+    x = inputs_of_maps(x)
     y_BTL = constrain(linear_y(x), "BTL")
     z_BTL = constrain(linear_x(x), "BTL")
     z_BTL = conv_1d(z_BTL, places, state=conv_state, return_state=return_state)

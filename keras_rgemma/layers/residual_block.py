@@ -14,6 +14,7 @@ from keras_rgemma.layers.recurrent_block import RecurrentBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
 from keras_rgemma.ops.places import places_of
 from keras_rgemma.shapes import check_same_rows
+from keras_rgemma.sharding.activations import constrain
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -29,8 +30,8 @@ class ResidualBlock(keras.layers.Layer):
         mlp: dict, the arguments of `GatedMLP`.
         layer_norm_epsilon: float.
         dropout: float, the dropout rate of the outputs of both sublayers in training.
-        gradient_checkpointing: bool, whether the backward pass recomputes the activations inside of
-            both sublayers.
+        gradient_checkpointing: bool, whether the backward pass recomputes all activations of the
+            block; with dropout, those inside of each sublayer.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -102,13 +103,15 @@ class ResidualBlock(keras.layers.Layer):
         places = places_of(places)
         state = self._in_own_dtypes(state)
         check_same_rows(tuple(x.shape[:2]), tuple(places.positions.shape))
+        # Dropout is not recomputed, so that its seed moves on once.
+        whole, parts = (unchanged, recompute) if self.dropout else (recompute, unchanged)
         block = self.bound(
             unchanged,
-            # Dropout is not recomputed, so that its seed moves on once.
             drop=lambda x: self.residual_dropout(x, training=training),
-            recompute=recompute,
+            recompute=parts,
         )
-        return block(ops.cast(x, self.compute_dtype), places, state, return_state)
+        x = ops.cast(x, self.compute_dtype)
+        return with_recomputation(whole, block, x, places, state, return_state)
 
     def _in_own_dtypes(self, state):
         """Returns a state in the dtypes of this layer's; a wrapper around it may have cast it."""
@@ -162,6 +165,25 @@ def _remat(function):
     return keras.remat(keep_choices(function))
 
 
+def with_recomputation(recompute, function, x, places, state, return_state):
+    """Calls a function of these arguments after the first, which may recompute its activations.
+
+    Args:
+        recompute: function that makes a function recompute its activations, or `unchanged`.
+        function: function of x, places, state and `return_state`.
+        x, places, state, return_state: as of `ResidualBlock`.
+    """
+
+    # A new function in each call: JAX keeps the trace of a function that it knows, with the weights
+    # of that time. TensorFlow would lose the gradients of a state that is no argument.
+    def run(x_BTD, *flat_state):
+        before = keras.tree.pack_sequence_as(state, flat_state) if flat_state else state
+        return function(x_BTD, places, state=before, return_state=return_state)
+
+    is_argument = recompute is not unchanged and state is not None
+    return recompute(run)(x, *(keras.tree.flatten(state) if is_argument else ()))
+
+
 def residual_block(
     x,
     places,
@@ -185,21 +207,17 @@ def residual_block(
         recompute: function that makes a function recompute its activations, as `keras.remat`.
     """
 
-    # New functions in each call: JAX keeps the trace of a function that it knows, with the weights
-    # of that time. TensorFlow would lose the gradients of a state that is no argument.
-    def temporal(x_BTD, *flat_state):
-        before = keras.tree.pack_sequence_as(state, flat_state) if flat_state else state
-        normed_BTD = temporal_pre_norm(x_BTD)
-        return temporal_block(normed_BTD, places, state=before, return_state=return_state)
+    def temporal(x_BTD, *args, **kwargs):
+        return temporal_block(temporal_pre_norm(x_BTD), *args, **kwargs)
 
     def channel(x_BTD):
         return mlp_block(channel_pre_norm(x_BTD))
 
-    is_recomputed = recompute is not unchanged and state is not None
-    temporal_BTD = recompute(temporal)(x, *(keras.tree.flatten(state) if is_recomputed else ()))
+    x = constrain(x, "BTD")
+    temporal_BTD = with_recomputation(recompute, temporal, x, places, state, return_state)
     if return_state:
         temporal_BTD, state = temporal_BTD
-    residual_BTD = x + drop(temporal_BTD)
+    residual_BTD = constrain(x + drop(temporal_BTD), "BTD")
     out_BTD = residual_BTD + drop(recompute(channel)(residual_BTD))
     return (out_BTD, state) if return_state else out_BTD
 

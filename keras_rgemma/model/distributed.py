@@ -23,6 +23,7 @@ class Distributed:
         data_parallel_dim_name="batch",
         *,
         fully_sharded=False,
+        sequence_parallel_dim_name=None,
     ):
         """Makes the `keras.distribution.LayoutMap` of this architecture, in any size, on JAX.
 
@@ -40,6 +41,13 @@ class Distributed:
             fully_sharded: bool, whether weights are divided along the data axis, too. Each device
                 then holds less of them, and a step gathers each weight along that axis when it
                 needs the weight.
+            sequence_parallel_dim_name: str, the axis along which the tokens of a row are divided,
+                for rows that are too long for one device; None: each device has whole rows. On an
+                axis of its own every layer computes a part of each row, and has a copy of all
+                weights that are not divided along the model axis (`fully_sharded` then divides
+                them along this axis, not along the data axis). The model axis may be named, too:
+                then what lies between the blocks is divided over time, and what is inside of them
+                over channels as before.
 
         Returns:
             `keras.distribution.LayoutMap`.
@@ -65,6 +73,7 @@ class Distributed:
             model_parallel_dim_name,
             data_parallel_dim_name,
             fully_sharded,
+            sequence_parallel_dim_name,
         )
 
     def remember_distribution(self):

@@ -195,14 +195,10 @@ class Scoring:
         """Computes losses and hits of targets without all of the logits at a time."""
         hidden = self._hidden(token_ids, padding_mask, *args)
         head = self.backbone.token_embedding
-        flat = ops.reshape(hidden, (-1, hidden.shape[-1]))
-        labels = ops.reshape(target_ids, (-1,))
         if head.quantization_mode:  # its logits are no product with `embeddings`
-            scores = self._quantized_scores(flat, labels)
-        else:
-            table = ops.cast(head.table(), hidden.dtype)
-            scores = cross_entropy(flat, table, labels, head.logit_soft_cap)
-        return tuple(ops.reshape(x, ops.shape(token_ids)) for x in scores)
+            return self._quantized_scores(hidden, target_ids)
+        table = ops.cast(head.table(), hidden.dtype)
+        return cross_entropy(hidden, table, target_ids, head.logit_soft_cap)
 
     def _quantized_scores(self, hidden, labels):
         # Keras converts labels, too, to the loss' dtype: floatx may have no number for a token id.
@@ -216,7 +212,7 @@ class Scoring:
             return loss(labels, logits), ops.cast(hits, "float32")
 
         chunks = in_chunks(hidden, labels, self.backbone.vocabulary_size)
-        return [of_tokens(x, ops.shape(labels)[0]) for x in ops.map(scores, chunks)]
+        return [of_tokens(x, ops.shape(labels)) for x in ops.map(scores, chunks)]
 
 
 def _numpy(x):

@@ -27,6 +27,7 @@ from keras_rgemma.model import distributed, examples, processes
 from keras_rgemma.model.distributed import in_distribution
 from keras_rgemma.model.losses import SEES_LOGITS, TokenAccuracy, TokenCrossEntropy, sees_logits
 from keras_rgemma.ops.cross_entropy import cross_entropy
+from keras_rgemma.sharding.checks import check_length
 from keras_rgemma.sharding.host import reads, writes
 from keras_rgemma.text.sources import is_prepared
 
@@ -192,14 +193,13 @@ class Training(RecoverableSteps):
         # Not its `reverse` call, which rounds the hidden states, too, where the head is rounded:
         # no gradient comes through that.
         losses, hits = cross_entropy(
-            ops.reshape(hidden, (-1, hidden.shape[-1])),
+            hidden,
             ops.cast(head.table(), hidden.dtype),
-            ops.reshape(labels, (-1,)),
+            labels,
             head.logit_soft_cap,
             needs_embedding_gradient=bool(head.trainable_variables) and not head.quantization_mode,
         )
-        shape = ops.shape(hidden)[:2]
-        return {"losses": ops.reshape(losses, shape), "hits": ops.reshape(hits, shape)}
+        return {"losses": losses, "hits": hits}
 
     def hidden_states(self, inputs, training):
         """Computes the final hidden states [B, T, D] of a step."""
@@ -235,7 +235,10 @@ class Training(RecoverableSteps):
         """Adds the labels of a step to its inputs: the model then returns losses and hits."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         is_chunked = self._is_chunked and not sees_logits(self)
-        if is_chunked and isinstance(x, dict) and len(getattr(y, "shape", ())) == 2:
+        are_rows = len(getattr(y, "shape", ())) == 2
+        if are_rows:
+            check_length(y.shape[1])
+        if is_chunked and isinstance(x, dict) and are_rows:
             x = {**x, _LABELS: y}
         return x, y, sample_weight
 

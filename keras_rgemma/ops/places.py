@@ -7,6 +7,7 @@ from keras import ops
 from keras_rgemma.ops.bounds import at_least
 from keras_rgemma.ops.documents import last_token
 from keras_rgemma.ops.rope import rotation as rotation_of
+from keras_rgemma.sharding.activations import constrain
 
 
 class Places(NamedTuple):
@@ -44,6 +45,7 @@ def places_of(positions, rope=None):
         places = Places(*positions)  # a saved model returns a plain tuple
     else:
         last, length = last_token(positions)
+        positions = constrain(positions, "BT")
         places = Places(positions, positions >= 0, positions == 0, last, length)
     if rope is None or places.rotation:
         return places

@@ -3,20 +3,26 @@
 import keras
 from keras import ops
 
-from keras_rgemma.sharding.entries import axis_size, layout_in_force
+from keras_rgemma.sharding.entries import axis_size, layout_in_force, sequence_axis, time_axis
 
 # The arrays of a step, named by their letters (`shapes.py`; here G: key/value heads, Q: the
-# features of all query heads, R: taps of the convolution). A letter of `MODEL` is divided along the
-# model axis of the mesh, B along its data axis, and every other one is whole on each device.
+# features of all query heads, R: taps of the convolution, P: parts of time, each of another device,
+# and I: the width D of what enters a linear map). A letter of `MODEL` is divided along the model
+# axis of the mesh, B along its data axis, and T and P along its sequence axis if it has one. Where
+# that is the model axis, T of the `RESIDUAL` stream alone is divided. Every other letter is whole
+# on each device.
 ACTIVATIONS = (
     "B",
     "BD",
     "BL",
+    "BPC",
+    "BPCD",
     "BRL",
     "BT",
     "BTD",
     "BTGK",
     "BTHK",
+    "BTI",
     "BTL",
     "BTM",
     "BTQ",
@@ -26,6 +32,7 @@ ACTIVATIONS = (
     "HBTK",
 )
 MODEL = ("H", "L", "M", "Q", "V")
+RESIDUAL = "BTD"
 
 
 def layout_of(letters, shape):
@@ -87,8 +94,45 @@ if keras.config.backend() == "jax":
         layout = layout_of(letters, shape)
         return x if layout is None else keras.distribution.distribute_tensor(x, layout)
 
+    @ops.custom_gradient
+    def _gathered(x):
+        # The gradient is summed over devices and divided at once, not summed on each of them.
+        return constrain(x, "BTI"), lambda gradient: constrain(gradient, "BTD")
+
+    def inputs_of_maps(x):
+        """Lays [B, T, D] out for linear maps whose weights devices share.
+
+        Where the residual stream is divided over time along the model axis, each device gets the
+        tokens of all others, once for all maps.
+        """
+        is_gathered = ops.is_tensor(x) and x.ndim == 3 and sequence_axis() != time_axis(x.shape[1])
+        return _gathered(x) if is_gathered else x
+
+    def inputs_of_low_rank(x, path):
+        """Lays the inputs of a linear map with LoRA out for the product with its A.
+
+        The gradient of A needs them. Where each device has the tokens of all others for the map,
+        their own are kept for it, and not all.
+
+        Args:
+            x: float [B, T, D], or inputs of another form, which stay.
+            path: str, of the variable A.
+        """
+        is_gathered = ops.is_tensor(x) and x.ndim == 3 and sequence_axis() != time_axis(x.shape[1])
+        layout = keras.distribution.distribution().get_tensor_layout(path) if is_gathered else None
+        is_divided = layout is not None and sequence_axis() in layout.axes
+        return constrain(x, "BTD") if is_gathered and not is_divided else x
+
 else:
 
     def constrain(x, letters, parts=None):
         """Returns x as it is: `keras.distribution` is JAX's."""
+        return x
+
+    def inputs_of_maps(x):
+        """Returns x as it is."""
+        return x
+
+    def inputs_of_low_rank(x, path):
+        """Returns x as it is."""
         return x

@@ -4,10 +4,10 @@ import math
 
 import keras
 
-from keras_rgemma.sharding.entries import GATES, axis_size, layout_in_force
+from keras_rgemma.sharding.entries import GATES, axis_size, layout_in_force, sequence_axis
 
 
-def check_mesh(device_mesh, model_axis, data_axis):
+def check_mesh(device_mesh, model_axis, data_axis, sequence_axis=None):
     """Checks the arguments of `RGemmaBackbone.get_layout_map`.
 
     Raises:
@@ -23,8 +23,9 @@ def check_mesh(device_mesh, model_axis, data_axis):
     for argument, axis in (
         ("model_parallel_dim_name", model_axis),
         ("data_parallel_dim_name", data_axis),
+        ("sequence_parallel_dim_name", sequence_axis),
     ):
-        if axis not in names:
+        if axis not in names and (argument, axis) != ("sequence_parallel_dim_name", None):
             raise ValueError(
                 f"The mesh has the axes {names}, of {tuple(device_mesh.shape)} devices. Received: "
                 f"`{argument}={axis!r}`. Name one of its axes, or give the mesh an axis of that "
@@ -34,6 +35,12 @@ def check_mesh(device_mesh, model_axis, data_axis):
         raise ValueError(
             f"Weights and rows need an axis each. Received: {model_axis!r} for both. Make a mesh "
             "of two axes; an axis may have one device."
+        )
+    if sequence_axis == data_axis:
+        raise ValueError(
+            f"Rows and their tokens need an axis each. Received: {sequence_axis!r} for both. Make "
+            "a mesh with an axis for tokens, such as keras.distribution.DeviceMesh((1, 1, 8), "
+            "('batch', 'model', 'sequence')), or name the model axis."
         )
     try:
         device_mesh.backend_mesh  # noqa: B018 (looks the devices up)
@@ -69,11 +76,11 @@ def check_sizes(config):
         "num_query_heads * head_dim": config.num_query_heads * config.key_size,
     }
     _check_axis(over_model, layout.axes[2])
-    data_axis = layout_in_force(GATES).axes[1]
-    if data_axis is not None:
+    weights_axis = layout_in_force(GATES).axes[1]
+    if weights_axis is not None:
         block = config.recurrence_width // config.num_query_heads
         over_data = {"hidden_dim": config.hidden_dim, "lru_dim / num_query_heads": block}
-        _check_axis({**over_data, **over_model}, data_axis)
+        _check_axis({**over_data, **over_model}, weights_axis)
 
 
 def _check_axis(sizes, axis):
@@ -87,6 +94,27 @@ def _check_axis(sizes, axis):
                 f"`{name}`, {size}. Make a mesh whose axis {axis!r} has one of {fitting} devices: "
                 "they divide all that lies along it."
             )
+
+
+def check_length(length):
+    """Checks that a mesh which divides rows over time divides the tokens of a training step.
+
+    Args:
+        length: int, T; any other value is not checked.
+
+    Raises:
+        ValueError: the sequence axis does not divide `length`.
+    """
+    axis = sequence_axis()
+    if axis is None or not isinstance(length, int) or length % axis_size(axis) == 0:
+        return
+    count = axis_size(axis)
+    raise ValueError(
+        f"The axis {axis!r} of the mesh has {count} devices, which do not divide rows of {length} "
+        f"tokens among them. Make the length of rows a multiple of {count}, such as "
+        f"`sequence_length={-(-length // count) * count}` of the preprocessor (pads fill a row), "
+        f"or a mesh with fewer devices along {axis!r}."
+    )
 
 
 def check_shape(path, shape, layout):

@@ -39,6 +39,48 @@ def row_shards(count):
     return devices if isinstance(count, int) and count % devices == 0 else 1
 
 
+def sequence_axis():
+    """Returns the axis of the mesh in force along which the residual stream is divided over time.
+
+    Returns:
+        str; None without `sequence_parallel_dim_name` in `RGemmaBackbone.get_layout_map`.
+    """
+    layout = layout_in_force("BTD")
+    return None if layout is None else layout.axes[1]
+
+
+def time_axis(length):
+    """Returns the axis of the mesh in force along which all arrays of a step are divided over time.
+
+    Args:
+        length: int, T.
+
+    Returns:
+        str; None where each device has all tokens of its rows, which is also so for a `length` that
+        the axis does not divide.
+    """
+    layout = layout_in_force("BTL")
+    axis = None if layout is None else layout.axes[1]
+    is_divided = axis is not None and isinstance(length, int) and length % axis_size(axis) == 0
+    return axis if is_divided and axis_size(axis) > 1 else None
+
+
+def time_shards(length):
+    """Returns into how many parts `length` tokens of a row are divided among devices, int."""
+    axis = time_axis(length)
+    return 1 if axis is None else axis_size(axis)
+
+
+def token_shards(count):
+    """Returns into how many parts tokens of all rows are divided among devices, int.
+
+    Args:
+        count: int, tokens; if rows and time do not divide them, rows alone may.
+    """
+    rows = row_shards(count)
+    return rows * time_shards(count // rows)
+
+
 def axis_size(axis):
     """Returns the number of devices along an axis of the mesh in force, int."""
     mesh = keras.distribution.distribution().device_mesh

@@ -16,23 +16,28 @@ def check_weight(path, shape):
 
 
 def is_fully_sharded():
-    """Returns whether the layout map in force divides weights along the data axis, too."""
+    """Returns whether the layout map in force divides weights along two axes."""
+    return _weights_axis() is not None
+
+
+def _weights_axis():
+    """Returns the axis beside the model axis along which weights are divided, a str or None."""
     layout = layout_in_force(GATES)
-    return layout is not None and layout.axes[1] is not None
+    return None if layout is None else layout.axes[1]
 
 
 def in_step(variable):
-    """Returns the value of a fully sharded weight as a step needs it: whole along the data axis.
+    """Returns the value of a fully sharded weight as a step needs it: whole along the other axis.
 
     Each device gathers its part of the model axis, just before a product, and again in a pass that
     recomputes the product.
     """
     distribution = keras.distribution.distribution()
-    layout, data_axis = distribution.get_variable_layout(variable), distribution.batch_dim_name
+    layout, weights_axis = distribution.get_variable_layout(variable), _weights_axis()
     value = ops.convert_to_tensor(variable)
-    if data_axis not in layout.axes:
+    if weights_axis not in layout.axes:
         return value
-    axes = [None if axis == data_axis else axis for axis in layout.axes]
+    axes = [None if axis == weights_axis else axis for axis in layout.axes]
     whole = keras.distribution.TensorLayout(axes, distribution.device_mesh)
     return keras.distribution.distribute_tensor(value, whole)
 
@@ -70,8 +75,8 @@ def place_scale(variable, kernel_path):
     layout = None if distribution is None else distribution.get_tensor_layout(kernel_path)
     if layout is None:
         return
-    data_axis = distribution.batch_dim_name
-    inputs_axis, outputs_axis = (None if axis == data_axis else axis for axis in layout.axes)
+    weights_axis = _weights_axis() or distribution.batch_dim_name
+    inputs_axis, outputs_axis = (None if axis == weights_axis else axis for axis in layout.axes)
     axes = [outputs_axis]
     if len(variable.shape) == 2:
         axes = [inputs_axis, outputs_axis]

@@ -47,6 +47,30 @@ def test_every_form_of_an_instruction_is_read_once():
     assert found[0].op_name == "jit(f)/while/dot_general"
 
 
+ON_TPU = """
+%all-reduce-scatter.1 (input.1: bf16[16,8]) -> bf16[2,8] {
+  %all-reduce.1 = bf16[16,8]{0,1:T(8,128)(2,1)} all-reduce(%input.1), channel_id=9, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %dynamic-slice.1 = bf16[2,8]{0,1} dynamic-slice(%all-reduce.1, %i, %zero), dynamic_slice_sizes={2,8}
+}
+
+%fused.1 (x: bf16[4,8]) -> (bf16[4,8], bf16[32,8]) {
+  %all-gather.1 = bf16[32,8]{1,0} all-gather(%x), channel_id=38, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, frontend_attributes={chain_id="1"}
+}
+
+%async_collective_fusion.1 (x: bf16[4,8]) -> (bf16[4,8], bf16[32,8]) {
+  %all-gather.2 = bf16[32,8]{1,0} all-gather(%x), channel_id=38, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, frontend_attributes={chain_id="1"}
+}
+"""  # noqa: E501
+
+
+@backend_independent
+def test_parts_of_one_operation_on_a_tpu_count_once():
+    assert [(x.kind, x.arrays, x.devices) for x in collectives(ON_TPU)] == [
+        ("reduce-scatter", (Array("bf16", (2, 8)),), 8),
+        ("all-gather", (Array("bf16", (32, 8)),), 8),
+    ]
+
+
 @backend_independent
 def test_a_table_joins_what_is_equal():
     lines = table([*collectives(TEXT), *collectives(TEXT)[:1]]).splitlines()

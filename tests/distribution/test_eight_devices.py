@@ -2,16 +2,12 @@
 
 import functools
 import inspect
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import eight_devices
 import keras
 import keras_hub
 import pytest
+from processes import results_of
 
 import keras_rgemma
 from keras_rgemma.checkpoints.names import weights
@@ -20,29 +16,12 @@ from keras_rgemma.config import RGemmaConfig
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "jax", reason="keras.distribution is for JAX"
 )
-TESTS = pathlib.Path(__file__).parent.parent
 OVER_MODEL, OVER_DATA = {"V", "L", "M", "HK"}, {"D", "I"}
 
 
 def results(scenario):
+    """What `eight_devices.py` returns."""
     return results_of(eight_devices.__file__, scenario)
-
-
-@functools.cache
-def results_of(script, scenario):
-    """What a scenario of a script returns, from a process that has eight devices."""
-    done = subprocess.run(
-        [sys.executable, script, scenario],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent))),
-            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def trained(is_wanted=lambda sizes, mesh, fully_sharded, mode: True):

@@ -3,7 +3,7 @@
 import files_of_shards
 import keras
 import pytest
-from test_eight_devices import results_of
+from processes import results_of
 
 pytestmark = [
     pytest.mark.skipif(keras.config.backend() != "jax", reason="keras.distribution is for JAX"),

@@ -1,10 +1,12 @@
 """Computes the cross-entropy of a language model's head without all of its logits at a time."""
 
+import math
+
 from keras import ops
 
 from keras_rgemma.backend import resolve
-from keras_rgemma.sharding.activations import constrain
-from keras_rgemma.sharding.entries import row_shards
+from keras_rgemma.sharding.activations import constrain, inputs_of_maps
+from keras_rgemma.sharding.entries import row_shards, time_shards
 
 CHUNK_LOGITS = 2**26  # in memory at a time: 256 MiB in float32
 
@@ -27,9 +29,9 @@ def cross_entropy(
     itself, which has the dtype of its inputs on TensorFlow and PyTorch, is computed in float32.
 
     Args:
-        hidden: float [N, D], final hidden states.
+        hidden: float [N, D] or [B, T, D], final hidden states.
         embeddings: float [V, D], E, in the dtype of `hidden`.
-        labels: int [N].
+        labels: int [N] or [B, T].
         soft_cap: float, or None for logits as they are.
         needs_embedding_gradient: bool, whether a gradient with respect to `embeddings` is needed;
             False saves the time and memory of that gradient.
@@ -38,8 +40,8 @@ def cross_entropy(
             of this backend's implementations ("chunked" on each).
 
     Returns:
-        A pair of float32 arrays [N]: the losses, and the hits, 1 where the label has the largest
-        logit. Hits have no gradient.
+        A pair of float32 arrays [N] or [B, T]: the losses, and the hits, 1 where the label has the
+        largest logit. Hits have no gradient.
 
     Raises:
         ValueError: the backend, or the implementation on this backend, does not exist.
@@ -51,58 +53,76 @@ def cross_entropy(
     """
     function = resolve("cross_entropy", implementation)
     hidden, embeddings = (ops.convert_to_tensor(x) for x in (hidden, embeddings))
-    count = ops.shape(hidden)[0]
+    hidden = inputs_of_maps(hidden)
+    shape = ops.shape(hidden)[:-1]
     hidden, labels = in_chunks(hidden, labels, embeddings.shape[0], chunk_size)
     losses, hits = function(hidden, embeddings, labels, soft_cap, needs_embedding_gradient)
-    return tuple(of_tokens(x, count) for x in (losses, hits))
+    return tuple(of_tokens(x, shape) for x in (losses, hits))
 
 
 def in_chunks(hidden, labels, vocabulary_size, chunk_size=None):
     """Cuts tokens into chunks of one size, with pads of zeros behind the last.
 
-    Where devices share the rows of a batch, each chunk has as many tokens of each of them, so that
-    all compute at a time and no token moves.
+    Where devices share the rows of a batch, or the tokens of a row, each chunk has as many tokens
+    of each of them, so that all compute at a time and no token moves.
 
     Args:
-        hidden: float [N, D].
-        labels: int [N].
+        hidden: float [N, D] or [B, T, D].
+        labels: int [N] or [B, T].
         vocabulary_size: int, V.
         chunk_size: int, the most tokens of a chunk; None for as many as have 2^26 logits.
 
     Returns:
         A pair of float [chunks, C, D] and int32 [chunks, C].
     """
-    count, width = ops.shape(hidden)
-    shards = row_shards(count)
+    *shape, width = ops.shape(hidden)
+    rows, parts = _shards(shape)
+    shards = rows * parts
     if chunk_size is None:
         chunk_size = max(1, CHUNK_LOGITS // vocabulary_size)
-    count //= shards
+    count = math.prod(shape) // shards
     chunks = -(-count // max(1, chunk_size // shards))
     size = -(-count // chunks)  # all of one size, nearly without pads
     pads = chunks * size - count
 
-    def cut(x_N, *shape):
-        x_SN = constrain(ops.reshape(x_N, (shards, count, *shape)), "BTD"[: 2 + len(shape)])
-        x_SN = ops.concatenate([x_SN, ops.zeros((shards, pads, *shape), x_SN.dtype)], axis=1)
+    def cut(x, *width):
         if shards == 1:  # nothing to swap, where TensorFlow would warn of integers
-            return ops.reshape(x_SN, (chunks, size, *shape))
-        x_SNC = ops.reshape(x_SN, (shards, chunks, size, *shape))
-        return ops.reshape(ops.swapaxes(x_SNC, 0, 1), (chunks, shards * size, *shape))
+            x_N = ops.reshape(x, (count, *width))
+            x_N = ops.concatenate([x_N, ops.zeros((pads, *width), x.dtype)], axis=0)
+            return ops.reshape(x_N, (chunks, size, *width))
+        if parts > 1:  # the tokens of a device stand together
+            x = ops.reshape(x, (rows, shape[0] // rows, parts, shape[1] // parts, *width))
+            x = ops.swapaxes(x, 1, 2)
+        x_BPN = constrain(ops.reshape(x, (rows, parts, count, *width)), "BPCD"[: 3 + len(width)])
+        x_BPN = ops.pad(x_BPN, [(0, 0), (0, 0), (0, pads), *[(0, 0)] * len(width)])
+        x_BPNC = ops.reshape(x_BPN, (rows, parts, chunks, size, *width))
+        return ops.reshape(ops.moveaxis(x_BPNC, 2, 0), (chunks, shards * size, *width))
 
     return cut(hidden, width), cut(ops.cast(labels, "int32"))
 
 
-def of_tokens(x, count):
-    """Undoes `in_chunks`: numbers of tokens [chunks, C] in the order of the tokens, [N].
+def of_tokens(x, shape):
+    """Undoes `in_chunks`: numbers of tokens [chunks, C] in the order of the tokens.
 
     Args:
         x: array [chunks, C].
-        count: int, N.
+        shape: tuple of ints, (N,) or (B, T).
     """
-    shards = row_shards(count)
-    if shards == 1:
-        return ops.reshape(x, (-1,))[:count]
-    chunks, size = x.shape
-    x_SNC = ops.swapaxes(ops.reshape(x, (chunks, shards, size // shards)), 0, 1)
-    x_SN = constrain(ops.reshape(x_SNC, (shards, -1))[:, : count // shards], "BT")
-    return ops.reshape(x_SN, (-1,))
+    rows, parts = _shards(shape)
+    count = math.prod(shape)
+    if rows * parts == 1:
+        return ops.reshape(ops.reshape(x, (-1,))[:count], shape)
+    count //= rows * parts
+    x_BPNC = ops.moveaxis(ops.reshape(x, (x.shape[0], rows, parts, -1)), 0, 2)
+    x_BPN = constrain(ops.reshape(x_BPNC, (rows, parts, -1))[:, :, :count], "BPC")
+    if parts > 1:
+        x = ops.reshape(x_BPN, (rows, parts, shape[0] // rows, shape[1] // parts))
+        return constrain(ops.reshape(ops.swapaxes(x, 1, 2), shape), "BT")
+    return ops.reshape(x_BPN, shape)
+
+
+def _shards(shape):
+    """Returns into how many parts devices divide the rows of a batch, and each row: two ints."""
+    if len(shape) == 2 and time_shards(shape[1]) > 1:
+        return row_shards(shape[0]), time_shards(shape[1])
+    return row_shards(math.prod(shape)), 1

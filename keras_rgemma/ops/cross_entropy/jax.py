@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from keras_rgemma.sharding.entries import row_shards
+from keras_rgemma.sharding.entries import token_shards
 
 
 def default_implementation():
@@ -51,7 +51,7 @@ def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, needs_embedding_gra
 def _backward(soft_cap, needs_embedding_gradient, residuals, gradients):
     hidden_NCD, embeddings_VD, labels_NC, log_sum_NC, last_logits_CV = residuals
     # Devices that share the tokens sum their parts of the gradient once, and not in each chunk.
-    shards = row_shards(labels_NC.shape[1])
+    shards = token_shards(labels_NC.shape[1])
 
     def chunk(total_SVD, inputs, logits_CV):
         hidden_CD, labels_C, log_sum_C, gradient_C = inputs

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from keras_rgemma.ops.linear_recurrence.jax.over_time import recurrence_over_time
+from keras_rgemma.sharding.jax.time_division import time_division
+
 
 def _run_loop(x, a, initial_state, reverse):
     """Runs the recurrence step by step.
@@ -69,9 +72,17 @@ _recurrence.defvjp(_forward, _backward)
 
 def loop(x, a, initial_state):
     """Computes `linear_recurrence` step by step."""
-    return _recurrence(_run_loop, x.astype("float32"), a.astype("float32"), initial_state)
+    return _in_parts(_run_loop, x.astype("float32"), a.astype("float32"), initial_state)
 
 
 def associative(x, a, initial_state):
     """Computes `linear_recurrence` in parallel."""
-    return _recurrence(_run_associative, x.astype("float32"), a.astype("float32"), initial_state)
+    return _in_parts(_run_associative, x.astype("float32"), a.astype("float32"), initial_state)
+
+
+def _in_parts(run, x, a, initial_state):
+    """Computes the recurrence by a function `run`, on each device its part of time."""
+    division = time_division("BTL", x.shape)
+    if division is None:
+        return _recurrence(run, x, a, initial_state)
+    return recurrence_over_time(_recurrence, _backward, run, division, x, a, initial_state)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from keras_rgemma.ops.window_attention.blocks import attend
+from keras_rgemma.ops.window_attention import blocks
+from keras_rgemma.ops.window_attention.jax.over_time import in_parts
 
 
 def default_implementation():
@@ -34,4 +35,4 @@ def _splash(*args):
     return importlib.import_module("keras_rgemma.ops.window_attention.jax.splash").attend(*args)
 
 
-IMPLEMENTATIONS = {"blocks": attend, "splash": _splash}
+IMPLEMENTATIONS = {"blocks": in_parts(blocks.attend), "splash": in_parts(_splash)}

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from keras_rgemma.ops.jax import only_on
 from keras_rgemma.ops.linear_recurrence.jax.loops import associative
+from keras_rgemma.ops.linear_recurrence.jax.over_time import recurrence_over_time
 from keras_rgemma.ops.linear_recurrence.jax.pallas import gpu, tpu
 from keras_rgemma.ops.linear_recurrence.jax.pallas.devices import mesh_in_force, on_shards
+from keras_rgemma.sharding.jax.time_division import time_division
 
 
 class Options(NamedTuple):
@@ -27,8 +29,9 @@ def linear_recurrence(x, a, initial_state, interpret=False):
     """Computes `linear_recurrence` on TPUs; reads x and a as they are, bfloat16 or float32.
 
     With a `keras.distribution` each device runs the kernels on its rows of B, and channels of L,
-    without communication. Arrays that are sharded by other means need a `jax.shard_map` around the
-    call, as JAX says. Compiled for TPUs; never run on one.
+    without communication; where it divides T, too, as `over_time` says. Arrays that are sharded by
+    other means need a `jax.shard_map` around the call, as JAX says. Compiled for TPUs; never run on
+    one.
 
     Args:
         x, a: float [B, T, L].
@@ -51,7 +54,11 @@ def _on_kernels(kernels, x, a, initial_state, interpret):
         return associative(x, a, initial_state)
     x, a = (v if v.dtype == jnp.bfloat16 else v.astype("float32") for v in (x, a))
     options = Options(kernels, interpret, x.dtype.name, *mesh_in_force())
-    return _recurrence(options, x, a, initial_state)
+    division = time_division("BTL", x.shape)
+    if division is None:
+        return _recurrence(options, x, a, initial_state)
+    options = options._replace(mesh=None)  # of one device: the division is made around them
+    return recurrence_over_time(_recurrence, _backward, options, division, x, a, initial_state)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
