@@ -31,15 +31,28 @@ layout["mlp_block/ffw_.*/kernel"] = (None, "model")
 keras.distribution.set_distribution(
     keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
 )
-distributed, distribute = [], distribution_lib.distribute_tensor
+distributed, parts = [], []
+distribute, from_callback = distribution_lib.distribute_tensor, jax.make_array_from_callback
 
 def watch(tensor, layout):
-    distributed.append(type(tensor))
+    distributed.append(tensor.shape)
     return distribute(tensor, layout)
 
-distribution_lib.distribute_tensor = watch
+def watch_parts(shape, sharding, part):
+    def watched(index):
+        value = part(index)
+        parts[-1].append(value.shape)
+        return value
+
+    parts.append([])
+    return from_callback(shape, sharding, watched)
+
+distribution_lib.distribute_tensor, jax.make_array_from_callback = watch, watch_parts
 lm = RGemmaCausalLM.from_preset(sys.argv[1])
-assert distributed.count(np.ndarray) == len(lm.backbone.weights), distributed
+weights = lm.backbone.weights
+assert len(parts) == len(weights), parts  # none was whole on a device before
+assert not {tuple(weight.shape) for weight in weights} & set(distributed), distributed
+assert parts.count([(200, 16)] * 2) == 1, parts
 for one, other in zip(lm.weights, plain.weights, strict=True):
     np.testing.assert_array_equal(np.asarray(one.value), np.asarray(other.value))
 shards = lm.backbone.token_embedding.embeddings.value.addressable_shards
