@@ -581,3 +581,16 @@ def test_attributes_without_documentation_are_there():
     assert isinstance(lm.preprocessor.packer, keras_hub.layers.StartEndPacker)
     assert keras.callbacks.CallbackList([], model=lm).callbacks is not None
     assert isinstance(scaled.inner_optimizer, keras.optimizers.SGD)
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="meshes of JAX")
+def test_a_mesh_has_the_devices_that_it_is_given():
+    import jax
+
+    from keras_rgemma.keras_internals.jax import mesh_of
+
+    given = jax.sharding.Mesh(np.reshape(jax.devices()[:1], (1, 1)), ("batch", "model"))
+    mesh = mesh_of(given)
+    assert mesh.shape == (1, 1) and mesh.axis_names == ("batch", "model")
+    layout = keras.distribution.TensorLayout((None, "model"), mesh)
+    assert layout.backend_layout.mesh is given
