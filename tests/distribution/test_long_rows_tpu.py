@@ -1,38 +1,25 @@
 """A training step on a row that eight TPU chips share, as the TPU's own compiler makes it."""
 
-import importlib.util
 import json
 import math
-import os
 import pathlib
-import subprocess
-import sys
 
-import keras
 import pytest
+from compilers import run
+
+from backend_independent import backend_independent
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TOKENS, WIDTH, WINDOW, HEAD = 16_384, 128, 2048, 16
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        keras.config.backend() != "jax" or importlib.util.find_spec("libtpu") is None,
-        reason="needs JAX, and the compiler in libtpu",
-    ),
-]
 
-
+@pytest.mark.slow
+@backend_independent
 def test_a_step_with_lora_sends_states_and_windows_and_no_part_of_a_row():
     sizes = {"num_layers": 2, "block_types": ["recurrent", "attention"], "hidden_dim": WIDTH}
     sizes |= {"intermediate_dim": 3 * WIDTH, "lru_dim": WIDTH}
-    command = [sys.executable, ROOT / "benchmarks/tpu_mesh.py", "--sequence", "sequence"]
-    done = subprocess.run(
-        [*command, "--tokens", str(TOKENS), "--sizes", json.dumps(sizes)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        capture_output=True,
-        text=True,
-    )
+    settings = ["--sequence", "sequence", "--tokens", TOKENS, "--sizes", json.dumps(sizes)]
+    done = run(ROOT / "benchmarks/tpu_mesh.py", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)["moved"]
     assert any(kind == "collective-permute" for kind, _ in found)
