@@ -174,6 +174,7 @@ def fitted(lm):
 
 def training():
     """Differences from one device after some steps."""
+    keras.utils.set_random_seed(0)
     distribute()
     values = [np.asarray(weight.value) for weight in made().weights]
     ones, results = {}, []

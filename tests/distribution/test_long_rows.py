@@ -29,7 +29,7 @@ def test_training_equals_that_of_one_device():
     assert len(results("training")) == len(long_rows.TRAINED)
     for result in results("training"):
         assert result["losses"] < 1e-5 and result["weights"] < 1e-5, result["case"]
-        assert result["changes"] > 1e-4, result["case"]
+        assert result["weights"] < result["changes"] / 100, result["case"]  # all have moved
 
 
 def test_a_long_row_equals_that_of_one_device_in_an_eighth_of_its_memory():
