@@ -1,6 +1,6 @@
 """Run EleutherAI's evaluation harness on a model.
 
-    keras-rgemma lm-eval --tasks piqa,arc_easy --model_args pretrained=recurrentgemma_2b_en
+    keras-rgemma lm-eval --tasks piqa,arc_easy --model_args pretrained=rgemma_2b_en
     keras-rgemma lm-eval --tasks gsm8k --num_fewshot 8 --model_args pretrained=my_preset
     keras-rgemma lm-eval --model_args pretrained=gemma_2b_en,library=keras-hub --tasks piqa
 
