@@ -39,7 +39,25 @@ def in_step(variable):
         return value
     axes = [None if axis == weights_axis else axis for axis in layout.axes]
     whole = keras.distribution.TensorLayout(axes, distribution.device_mesh)
-    return keras.distribution.distribute_tensor(value, whole)
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return keras.distribution.distribute_tensor(value, whole)
+    return _gathered(value, layout, whole)
+
+
+def _gathered(value, divided, whole):
+    """Gathers a weight; its gradient is summed over devices and divided at once.
+
+    JAX alone would give the gradient the layout of the gathered weight, whole on each device.
+    """
+
+    @ops.custom_gradient
+    def gather(x):
+        def gradient(upstream):
+            return keras.distribution.distribute_tensor(upstream, divided)
+
+        return keras.distribution.distribute_tensor(x, whole), gradient
+
+    return gather(value)
 
 
 def place_gate(variable, num_blocks):
