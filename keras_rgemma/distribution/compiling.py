@@ -13,6 +13,7 @@ import time
 
 from keras_rgemma.distribution.devices import ENVIRONMENT, device_named
 from keras_rgemma.files import new_file, read_json
+from keras_rgemma.interrupts import held_interrupts
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 _WORKER = "keras_rgemma.distribution.worker"
@@ -91,16 +92,17 @@ def _run(job, tick):
     env = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
     env.pop("XLA_FLAGS", None)  # for devices that are here; another compiler may refuse them
     env.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", _WORKER],
-        env=env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    sent = json.dumps(job)
+    process, sent = None, json.dumps(job)
     try:
+        with held_interrupts():  # Ctrl-C in here would leave a process that nobody ends
+            process = subprocess.Popen(
+                [sys.executable, "-m", _WORKER],
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         while True:
             try:
                 output, errors = process.communicate(sent, timeout=1)
@@ -109,8 +111,9 @@ def _run(job, tick):
                 sent = None
                 tick()
     except BaseException:  # Ctrl-C, too
-        process.kill()
-        process.wait()
+        if process is not None:
+            process.kill()
+            process.wait()
         raise
     if process.returncode:
         ended = f"ended with {process.returncode}"

@@ -240,6 +240,7 @@ def test_the_command_compiles_in_a_process_of_its_own(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("default_handler")  # which the process inherits as the default
 def test_ctrl_c_ends_the_process_that_compiles(tmp_path):
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "KERAS_BACKEND": "torch"}
     env["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), libtpu_folder()])
