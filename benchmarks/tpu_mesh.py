@@ -11,30 +11,26 @@ the bytes a chip and of what the chips send in a step. `--write NAME` adds it to
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
 import time
-from unittest import mock
 
 import tpu  # isort: skip, it sets what JAX reads when it is imported
 
-import jax
-import keras
-import numpy as np
-from jax.experimental import topologies
 from reports import command
 
-import keras_rgemma
-from keras_rgemma.checkpoints.loading import build_uninitialized
-from keras_rgemma.distribution import programs
+from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.distribution import abstract, programs, topologies
 from keras_rgemma.distribution.collectives import collectives, table
-from keras_rgemma.keras_internals.variables import set_layout
+from keras_rgemma.distribution.compiled import compile_measured
+from keras_rgemma.finetuning import AdamW
 
 HERE = pathlib.Path(__file__).resolve().parent
 PRESETS = HERE.parent / "presets"
-AXES = ("batch", "model", "sequence")
-TOPOLOGIES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 256: "16x16"}
+AXES = (*abstract.AXES, "sequence")
+COSTS = ("compile_s", "argument_bytes", "temporary_bytes", "code_bytes")
 SMALL = {
     "vocabulary_size": 1024,
     "num_layers": 3,
@@ -45,58 +41,35 @@ SMALL = {
 }
 
 
-def distribution_over(chip, shape, sequence, fully_sharded):
-    """Makes a distribution over a mesh of chips that are not there."""
-    count = math.prod(shape)
-    options = {"chips_per_host_bounds": [1, 1, 1]} if count == 1 else {}
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{chip}:{TOPOLOGIES[count]}", **options
-    )
-    names = [f"tpu:{i}" for i in range(count)]
-    mesh = keras.distribution.DeviceMesh(shape, AXES, names)
-    chips = np.array(topology.devices).reshape(shape)
-    mesh._backend_mesh = jax.sharding.Mesh(chips, AXES)  # Keras would look for them here
-    layouts = keras_rgemma.RGemmaBackbone.get_layout_map(
-        mesh, fully_sharded=fully_sharded, sequence_parallel_dim_name=sequence
-    )
-    return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
-
-
-def build(preset, full, distribution, sizes):
-    """Makes a compiled model in bfloat16 whose variables have no values."""
-    config = SMALL
-    if preset != "small":
-        config = json.loads((PRESETS / preset / "config.json").read_text())["config"]
-    config = config | {"dtype": "bfloat16", "gradient_checkpointing": True} | sizes
-
-    def make():
-        backbone = keras_rgemma.RGemmaBackbone.from_config(config)
-        if not full:
-            backbone.enable_lora(8)
-        return backbone
-
-    with distribution.scope():
-        backbone = build_uninitialized(make)
-        for variable in backbone.variables:
-            set_layout(variable, distribution.get_variable_layout(variable))
-    # Outside, the counters of the optimizer get their values here, and not on a chip.
-    lm = keras_rgemma.RGemmaCausalLM(backbone, preprocessor=None)
-    lm.compile(keras_rgemma.finetuning.AdamW(1e-4), weighted_metrics=None)
-    build_uninitialized(lambda: lm.optimizer.build(lm.trainable_variables))
-    return lm
+def config_of(preset):
+    """Reads the fields of `RGemmaConfig` of a preset, a dict."""
+    if preset == "small":
+        return SMALL
+    found = json.loads((PRESETS / preset / "config.json").read_text())["config"]
+    names = {field.name for field in dataclasses.fields(RGemmaConfig)}
+    return {name: value for name, value in found.items() if name in names}
 
 
 def measure(args):
     """Compiles a step; returns a dict of what is known about it and the text of the program."""
-    shape = tuple(args.mesh)
-    distribution = distribution_over(args.chip, shape, args.sequence, args.fully_sharded)
+    device = f"{args.chip}-{math.prod(args.mesh)}"
+    options = {"fully_sharded": args.fully_sharded, "sequence_parallel_dim_name": args.sequence}
     start = time.perf_counter()
-    lm = build(args.preset, args.full, distribution, args.sizes)
-    with mock.patch("jax.default_backend", lambda: "tpu"), distribution.scope():  # as on a TPU
-        lowered = programs.lower_train_step(lm, args.rows, args.tokens)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    text, memory = compiled.as_text(), compiled.memory_analysis()
+    with topologies.operations_for(device):
+        lm = abstract.abstract_model(
+            config_of(args.preset),
+            "bfloat16",
+            abstract.distribution_over(topologies.chips_of(device), args.mesh, AXES, **options),
+            rank=None if args.full else 8,
+            optimizer=AdamW(1e-4),
+            gradient_checkpointing=True,
+            **args.sizes,
+        )
+        made = time.perf_counter() - start
+        compiled, costs = compile_measured(
+            lambda: programs.lower_train_step(lm, args.rows, args.tokens)
+        )
+    text = compiled.as_text()
     moved = collectives(text)
     return {
         "preset": args.preset,
@@ -108,11 +81,8 @@ def measure(args):
         "fully_sharded": args.fully_sharded,
         "rows": args.rows,
         "tokens": args.tokens,
-        "trace_s": traced - start,
-        "compile_s": time.perf_counter() - traced,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "code_bytes": memory.generated_code_size_in_bytes,
+        "trace_s": made + costs["trace_s"],
+        **{name: costs[name] for name in COSTS},
         "sent": table(moved).splitlines(),
         "moved": sorted({(x.kind, y.shape) for x in moved for y in x.arrays}),
         "command": command(),

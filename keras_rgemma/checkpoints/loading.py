@@ -104,22 +104,34 @@ def check(tensors, source):
     Raises:
         ValueError: tensors are missing, unknown or of another shape; the message names them.
     """
-    missing = sorted(set(tensors) - set(source.shapes))
-    unknown = sorted(set(source.shapes) - set(tensors) - set(source.copies))
     shapes = {name: shape for name, (shape, _) in tensors.items()}
     shapes |= {copy: shapes[name] for copy, name in source.copies.items()}
-    wrong = [
-        f"{name} {source.shapes[name]} (expected {shape})"
-        for name, shape in shapes.items()
-        if name in source.shapes and source.shapes[name] != shape
-    ]
-    kinds = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
-    faults = [f"{kind}: {_list(entries)}" for kind, entries in kinds if entries]
-    if faults:
+    if faults := differences(shapes, source.shapes, optional=source.copies):
         raise ValueError(
-            f"The weights do not fit the config. Tensors {'; '.join(faults)}. Check that config "
+            f"The weights do not fit the config. Tensors {faults}. Check that config "
             "and weights belong together and that every file is complete."
         )
+
+
+def differences(expected, found, optional=()):
+    """Names the arrays that are missing, unknown or of another shape.
+
+    Args:
+        expected, found: dicts of names to shapes.
+        optional: container of names that may be missing.
+
+    Returns:
+        str, empty if there are none.
+    """
+    missing = sorted(set(expected) - set(found) - set(optional))
+    unknown = sorted(set(found) - set(expected))
+    wrong = [
+        f"{name} {found[name]} (expected {shape})"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    kinds = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
+    return "; ".join(f"{kind}: {_list(entries)}" for kind, entries in kinds if entries)
 
 
 def _list(entries):

@@ -11,10 +11,10 @@ import re
 import keras
 
 from keras_rgemma.backend import backend_module
+from keras_rgemma.checkpoints.loading import differences
 
 _WEIGHTS = ("trainable_variables", "non_trainable_variables")
 _OPTIMIZER = "optimizer_variables"
-_LISTED = 4  # names in one error
 
 
 def is_checkpoint(path):
@@ -105,27 +105,15 @@ def _pairs(names, variables, shapes, kind):
     Raises:
         ValueError: some have no partner.
     """
-    missing = sorted(set(variables) - set(names.values()))
-    unknown = sorted(set(names.values()) - set(variables))
-    other = [
-        f"{name} {shapes[key]} (expected {tuple(variables[name].shape)})"
-        for key, name in names.items()
-        if name in variables and shapes[key] != tuple(variables[name].shape)
-    ]
-    found = (("missing", missing), ("unknown", unknown), ("of another shape", other))
-    faults = [f"{fault}: {_list(entries)}" for fault, entries in found if entries]
-    if faults:
+    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+    found = {name: shapes[key] for key, name in names.items()}
+    if faults := differences(expected, found):
         raise ValueError(
-            f"The checkpoint does not fit the {kind} of this model: {'; '.join(faults)}. Make the "
+            f"The checkpoint does not fit the {kind} of this model: {faults}. Make the "
             "model as it was when it was saved (sizes, `enable_lora`, `quantize`), and compile it "
             "with an optimizer of the same class and arguments."
         )
     return {key: variables[name] for key, name in names.items()}
-
-
-def _list(entries):
-    more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
-    return ", ".join(entries[:_LISTED]) + more
 
 
 def _unnumbered(path):

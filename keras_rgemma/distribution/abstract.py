@@ -18,19 +18,20 @@ from keras_rgemma.model.causal_lm import RGemmaCausalLM
 AXES = ("batch", "model")
 
 
-def distribution_over(chips, shape, fully_sharded=False):
+def distribution_over(chips, shape, axes=AXES, **options):
     """Makes the distribution of a model over chips.
 
     Args:
         chips: list of `jax.Device`, in the order of the mesh.
-        shape: pair of ints, devices along the axes "batch" and "model".
-        fully_sharded: bool, see `RGemmaBackbone.get_layout_map`.
+        shape: tuple of ints, devices along the axes.
+        axes: tuple of str, "batch" and "model" among them.
+        **options: of `RGemmaBackbone.get_layout_map`.
 
     Returns:
         `keras.distribution.ModelParallel`.
     """
-    mesh = mesh_of(jax.sharding.Mesh(np.reshape(chips, shape), AXES))
-    layouts = RGemmaBackbone.get_layout_map(mesh, fully_sharded=fully_sharded)
+    mesh = mesh_of(jax.sharding.Mesh(np.reshape(chips, shape), axes))
+    layouts = RGemmaBackbone.get_layout_map(mesh, **options)
     return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name=AXES[0])
 
 

@@ -74,6 +74,11 @@ class Collective(NamedTuple):
         """Returns the bytes of the results on one device, int."""
         return sum(array.nbytes for array in self.arrays)
 
+    @property
+    def shapes(self):
+        """Returns the dtypes and shapes of the results, a str."""
+        return ", ".join(f"{array.dtype}{list(array.shape)}" for array in self.arrays)
+
 
 def collectives(text):
     """Lists the collective operations of a compiled program in their order.
@@ -146,6 +151,23 @@ def _group_size(line):
     return len(groups["first"].split(",")) if groups["first"] else None
 
 
+def counted(operations):
+    """Joins equal collective operations.
+
+    Args:
+        operations: list of `Collective`.
+
+    Returns:
+        dict of `Collective`, without the place in the program, to how many there are; in the order
+        of the first ones.
+    """
+    counts = {}
+    for operation in operations:
+        key = operation._replace(computation="", op_name="")
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
 def table(operations):
     """Writes collective operations as lines, equal ones joined with their count.
 
@@ -155,13 +177,7 @@ def table(operations):
     Returns:
         str, a line for each kind and shape with its bytes.
     """
-    counts = {}
-    for operation in operations:
-        key = operation.kind, operation.arrays, operation.devices
-        counts[key] = counts.get(key, 0) + 1
-    lines = []
-    for (kind, arrays, devices), count in sorted(counts.items(), key=lambda x: str(x[0])):
-        shapes = ", ".join(f"{a.dtype}{list(a.shape)}" for a in arrays)
-        nbytes = sum(array.nbytes for array in arrays)
-        lines.append(f"{count} x {kind} of {shapes} among {devices}: {count * nbytes:,} bytes")
-    return "\n".join(lines)
+    return "\n".join(
+        f"{count} x {x.kind} of {x.shapes} among {x.devices}: {count * x.nbytes:,} bytes"
+        for x, count in sorted(counted(operations).items(), key=lambda pair: str(pair[0][:3]))
+    )

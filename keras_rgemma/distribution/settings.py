@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from keras_rgemma.choices import DTYPES, PLAN_DTYPES, PLAN_OPTIMIZERS, PLAN_TASKS
+from keras_rgemma.config import check_count
 from keras_rgemma.distribution.devices import device_named
 
 ROUNDED = (None, "int8", "int4")
@@ -80,7 +81,7 @@ def read_settings(
     """
     chips = device_named(device)
     _check_choice("task", task, PLAN_TASKS)
-    length, batch = _check_count("length", length), _check_count("batch", batch)
+    length, batch = check_count("length", length), check_count("batch", batch)
     _check_choice("dtype", dtype, (None, *PLAN_DTYPES))
     _check_choice("quantize", quantize, ROUNDED)
     _check_choice("optimizer", optimizer, (None, *PLAN_OPTIMIZERS))
@@ -98,7 +99,7 @@ def read_settings(
                 f"`{name}` has no meaning for task={task!r}. Received: {value!r}. Leave it out."
             )
     if has_lora:
-        rank = _check_count("rank", 8 if rank is None else rank)
+        rank = check_count("rank", 8 if rank is None else rank)
     dtype = dtype or chips.dtype
     if dtype == "bfloat16" and chips.dtype == "float16":
         raise ValueError(
@@ -131,12 +132,6 @@ def _check_choice(name, value, choices):
     if value not in choices:
         choices = [choice for choice in choices if choice is not None]
         raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}.")
-
-
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {value!r}.")
-    return value
 
 
 def _mesh(config, device, batch, weights, trains):

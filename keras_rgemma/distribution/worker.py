@@ -12,7 +12,7 @@ import keras
 
 from keras_rgemma.distribution import programs
 from keras_rgemma.distribution.abstract import abstract_model, distribution_over
-from keras_rgemma.distribution.collectives import collectives
+from keras_rgemma.distribution.collectives import collectives, counted
 from keras_rgemma.distribution.compiled import bytes_a_device, compile_measured, needed_bytes
 from keras_rgemma.distribution.devices import device_named
 from keras_rgemma.distribution.topologies import chips_of, operations_for, sharding_of
@@ -54,8 +54,8 @@ def run(job):
 def _model(job, is_one):
     distribution = None
     if not is_one:
-        chips = chips_of(job["device"])
-        distribution = distribution_over(chips, tuple(job["mesh"]), job["fully_sharded"])
+        chips, mesh = chips_of(job["device"]), tuple(job["mesh"])
+        distribution = distribution_over(chips, mesh, fully_sharded=job["fully_sharded"])
     optimizer = job["optimizer"]
     if optimizer:
         optimizer = AdamW() if optimizer == "adamw" else keras.optimizers.get(optimizer)
@@ -91,13 +91,16 @@ def _sizes(lm, rows):
 
 def _joined(text):
     """Lists equal collectives once, with their count."""
-    counts = {}
-    for x in collectives(text):
-        shapes = ", ".join(f"{a.dtype}{list(a.shape)}" for a in x.arrays)
-        key = x.kind, shapes, x.devices, x.nbytes
-        counts[key] = counts.get(key, 0) + 1
-    names = ("kind", "arrays", "devices", "nbytes")
-    found = [{**dict(zip(names, key, strict=True)), "count": n} for key, n in counts.items()]
+    found = [
+        {
+            "kind": x.kind,
+            "arrays": x.shapes,
+            "devices": x.devices,
+            "nbytes": x.nbytes,
+            "count": count,
+        }
+        for x, count in counted(collectives(text)).items()
+    ]
     return sorted(found, key=lambda x: -x["count"] * x["nbytes"])
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_rgemma.evaluation.prefixes import shared_beginnings
+from keras_rgemma.generation.prompts import pad_right
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _READ = {*_LIMITS, "until", "do_sample", "temperature", "top_k", "top_p"}
@@ -112,8 +113,5 @@ def before(text, until):
 
 def padded(rows):
     """Pads rows of token ids on the right: a dict of int32 arrays [B, T]."""
-    lengths = np.array([len(row) for row in rows])
-    mask = np.arange(max(1, lengths.max())) < lengths[:, None]
-    ids = np.zeros(mask.shape, "int32")
-    ids[mask] = [token for row in rows for token in row]
-    return {"token_ids": ids, "padding_mask": mask.astype("int32")}
+    token_ids, mask = pad_right(rows, max(1, *map(len, rows)))
+    return {"token_ids": token_ids, "padding_mask": mask}

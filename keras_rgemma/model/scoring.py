@@ -124,11 +124,8 @@ class Scoring:
         self.sync_weights()
         if not rows or not all(map(len, rows)):
             raise ValueError(f"Each row needs a token. Received: {rows!r}.")
-        ids, mask = pad_right([np.asarray(row) for row in rows], max(map(len, rows)))
-        ids, consumed = check_token_ids(ids, self.backbone.vocabulary_size), ()
-        if state is not None:
-            consumed = consumed_by(self, state)
-            ids, mask = prepend_carried_column(state, ids, mask)
+        ids, mask, consumed = self._columns(rows, state)
+        ids = check_token_ids(ids, self.backbone.vocabulary_size)
         scores = self._score(
             ids, mask, np.roll(ids, -1, axis=1), consumed, None, self._token_scores
         )
@@ -140,18 +137,24 @@ class Scoring:
 
     def _score_texts(self, texts, scoring_mode, state, layer_intercept_fn):
         """Computes logits of texts, or the loss of each token from those before it."""
-        rows, state = input_rows(self, texts, state)
-        ids, mask = pad_right(rows, max(map(len, rows)))
-        consumed = ()
-        if state is not None:
-            consumed = consumed_by(self, state)
-            ids, mask = prepend_carried_column(state, ids, mask)
+        ids, mask, consumed = self._columns(*input_rows(self, texts, state))
         if scoring_mode == "logits":
             return self._score(ids, mask, None, consumed, layer_intercept_fn)
         targets = np.roll(ids, -1, axis=1)
         losses = self._score(ids, mask, targets, consumed, layer_intercept_fn)
         has_next = np.pad(mask[:, 1:], [(0, 0), (0, 1)]) > 0
         return ops.where(has_next, losses, ops.zeros_like(losses))
+
+    def _columns(self, rows, state):
+        """Pads rows of tokens, behind the token that a state carries if there is one.
+
+        Returns:
+            Token ids and mask, [B, T] or with a state [B, T + 1], and the `ModelState` or ().
+        """
+        ids, mask = pad_right(rows, max(map(len, rows)))
+        if state is None:
+            return ids, mask, ()
+        return *prepend_carried_column(state, ids, mask), consumed_by(self, state)
 
     def _score(self, ids, mask, targets, consumed, layer_intercept_fn, function=None):
         """Computes logits [B, T, V], or losses [B, T] if there are targets.

@@ -74,6 +74,27 @@ def _is_divided(size, axis):
     )  # not None or a symbol of an export
 
 
+def gathered(x, layout, of_gradient):
+    """Lays an array out for a product, and its gradient as the array was.
+
+    The gradient is then summed over devices and divided at once. JAX alone would give it the
+    layout of the gathered array, whole on each device.
+
+    Args:
+        x: array.
+        layout, of_gradient: `keras.distribution.TensorLayout`.
+    """
+
+    @ops.custom_gradient
+    def gather(x):
+        def gradient(upstream):
+            return keras.distribution.distribute_tensor(upstream, of_gradient)
+
+        return keras.distribution.distribute_tensor(x, layout), gradient
+
+    return gather(x)
+
+
 if keras.config.backend() == "jax":
 
     def constrain(x, letters, parts=None):
@@ -94,11 +115,6 @@ if keras.config.backend() == "jax":
         layout = layout_of(letters, shape)
         return x if layout is None else keras.distribution.distribute_tensor(x, layout)
 
-    @ops.custom_gradient
-    def _gathered(x):
-        # The gradient is summed over devices and divided at once, not summed on each of them.
-        return constrain(x, "BTI"), lambda gradient: constrain(gradient, "BTD")
-
     def inputs_of_maps(x):
         """Lays [B, T, D] out for linear maps whose weights devices share.
 
@@ -106,7 +122,9 @@ if keras.config.backend() == "jax":
         tokens of all others, once for all maps.
         """
         is_gathered = ops.is_tensor(x) and x.ndim == 3 and sequence_axis() != time_axis(x.shape[1])
-        return _gathered(x) if is_gathered else x
+        if not is_gathered:
+            return x
+        return gathered(x, *(layout_of(letters, tuple(x.shape)) for letters in ("BTI", "BTD")))
 
     def inputs_of_low_rank(x, path):
         """Lays the inputs of a linear map with LoRA out for the product with its A.

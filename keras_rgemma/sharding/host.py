@@ -82,6 +82,11 @@ else:
         return contextlib.nullcontext(path)
 
 
+def _variables_of(model):
+    """Lists the variables of a model and of its optimizer, if it has one."""
+    return [*model.variables, *getattr(getattr(model, "optimizer", None), "variables", ())]
+
+
 def writes(method):
     """Decorates a method of a model that writes a file or folder, its first argument.
 
@@ -93,8 +98,7 @@ def writes(method):
     @functools.wraps(method)
     def write(self, *args, **kwargs):
         path, *args = args if args else (kwargs.pop(name),)
-        variables = [*self.variables, *getattr(getattr(self, "optimizer", None), "variables", ())]
-        with writing(variables), destination(path) as own:
+        with writing(_variables_of(self)), destination(path) as own:
             return method(self, own, *args, **kwargs)
 
     return write
@@ -105,8 +109,7 @@ def reads(method):
 
     @functools.wraps(method)
     def read(self, *args, **kwargs):
-        variables = [*self.variables, *getattr(getattr(self, "optimizer", None), "variables", ())]
-        with reading(variables):
+        with reading(_variables_of(self)):
             return method(self, *args, **kwargs)
 
     return read

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_rgemma.keras_internals.variables import set_layout
+from keras_rgemma.sharding.activations import gathered
 from keras_rgemma.sharding.checks import check_shape
 from keras_rgemma.sharding.entries import GATES, axis_size, layout_in_force
 
@@ -41,23 +42,7 @@ def in_step(variable):
     whole = keras.distribution.TensorLayout(axes, distribution.device_mesh)
     if not keras.backend.is_float_dtype(variable.dtype):
         return keras.distribution.distribute_tensor(value, whole)
-    return _gathered(value, layout, whole)
-
-
-def _gathered(value, divided, whole):
-    """Gathers a weight; its gradient is summed over devices and divided at once.
-
-    JAX alone would give the gradient the layout of the gathered weight, whole on each device.
-    """
-
-    @ops.custom_gradient
-    def gather(x):
-        def gradient(upstream):
-            return keras.distribution.distribute_tensor(upstream, divided)
-
-        return keras.distribution.distribute_tensor(x, whole), gradient
-
-    return gather(value)
+    return gathered(value, whole, layout)
 
 
 def place_gate(variable, num_blocks):

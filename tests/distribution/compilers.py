@@ -15,6 +15,8 @@ import tempfile
 
 import pytest
 
+from keras_rgemma.distribution.compiling import cache_folder
+
 TESTS = pathlib.Path(__file__).parent.parent
 
 
@@ -25,8 +27,7 @@ def libtpu_folder():
         return str(pathlib.Path(found.origin).parent.parent)
     asked = [x for x in importlib.metadata.requires("jax") if x.startswith("libtpu")]
     requirement = asked[0].partition(";")[0].strip()
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    folder = home / "keras_rgemma" / "tests" / requirement.replace("*", "x")
+    folder = cache_folder().parent / "tests" / requirement.replace("*", "x")
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = tempfile.mkdtemp(dir=folder.parent)

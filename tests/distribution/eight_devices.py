@@ -52,12 +52,13 @@ LISTED += [((8, 1), "full"), ((4, 2), "lora")]
 GENERATED = [((2, 4), "full"), ((2, 4), "qlora"), ((1, 8), "full")]
 
 
-def distribute(shape=None, fully_sharded=False):
+def distribute(shape=None, fully_sharded=False, axes=("batch", "model"), **options):
     """Sets a distribution over a mesh of eight devices, or none."""
     distribution = None
     if shape is not None:
-        mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"))
-        layouts = keras_rgemma.RGemmaBackbone.get_layout_map(mesh, fully_sharded=fully_sharded)
+        mesh = keras.distribution.DeviceMesh(shape, axes)
+        options["fully_sharded"] = fully_sharded
+        layouts = keras_rgemma.RGemmaBackbone.get_layout_map(mesh, **options)
         distribution = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
     keras.distribution.set_distribution(distribution)
 
@@ -69,8 +70,13 @@ def made(sizes, values, mode="full", preprocessor=None):
         weight.assign(value)
     if mode == "qlora":
         lm.quantize("int8")
-    if mode != "full":
-        lm.backbone.enable_lora(RANK)
+    return ready(lm, None if mode == "full" else RANK)
+
+
+def ready(lm, rank=None):
+    """Compiles a model for training, with random values of LoRA if it has a rank; returns it."""
+    if rank:
+        lm.backbone.enable_lora(rank)
         random = np.random.RandomState(5)
         for weight in lm.trainable_weights:
             weight.assign(random.normal(0, 0.1, weight.shape))

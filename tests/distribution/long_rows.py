@@ -7,11 +7,12 @@ import functools
 import json
 import sys
 
+import eight_devices
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
-from eight_devices import raised
+from eight_devices import raised, ready
 
 import keras_rgemma
 import tiny
@@ -28,14 +29,8 @@ AXES = ("batch", "model", "sequence")
 
 def distribute(shape=None, sequence="sequence", **options):
     """Sets a distribution over a mesh of `AXES`, or none."""
-    distribution = None
-    if shape is not None:
-        mesh = keras.distribution.DeviceMesh(shape, AXES)
-        layouts = keras_rgemma.RGemmaBackbone.get_layout_map(
-            mesh, sequence_parallel_dim_name=sequence, **options
-        )
-        distribution = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
-    keras.distribution.set_distribution(distribution)
+    options |= {"axes": AXES, "sequence_parallel_dim_name": sequence}
+    eight_devices.distribute(shape, **options)
 
 
 def difference(ones, others):
@@ -145,13 +140,7 @@ def made(values=None, is_lora=False):
     else:
         for weight, value in zip(lm.weights, values, strict=True):
             weight.assign(value)
-    if is_lora:
-        lm.backbone.enable_lora(4)
-        random = np.random.RandomState(5)
-        for weight in lm.trainable_weights:
-            weight.assign(random.normal(0, 0.1, weight.shape))
-    lm.compile(keras.optimizers.SGD(0.1, momentum=0.9), weighted_metrics=None)
-    return lm
+    return ready(lm, 4 if is_lora else None)
 
 
 def fitted(lm):
