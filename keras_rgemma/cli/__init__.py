@@ -10,7 +10,7 @@ import sys
 
 from keras_rgemma import __version__
 
-COMMANDS = ("generate", "chat", "convert", "presets", "bench", "plan", "lm-eval")
+COMMANDS = ("generate", "chat", "convert", "presets", "bench", "plan", "evaluate", "lm-eval")
 
 
 def main(arguments=None):

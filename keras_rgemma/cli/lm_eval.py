@@ -10,7 +10,9 @@ pretrained, dtype, revision, quantize, library, shares_prefixes and max_gen_toks
 `keras_rgemma.evaluation.harness.HarnessModel`. `keras-rgemma lm-eval run --help` lists the others.
 """
 
+import importlib
 import sys
+import types
 
 from keras_rgemma.startup import without_startup_lines
 
@@ -29,24 +31,27 @@ def run(args):
     if args.arguments in ([], ["-h"], ["--help"]):
         args.print_help()
         return
+    command, harness = import_with_harness("lm_eval.__main__", "keras_rgemma.evaluation.harness")
+    harness.register()
+    before = sys.argv
+    sys.argv = ["keras-rgemma lm-eval", *_with_model(args.arguments, harness.NAME)]
+    try:
+        command.cli_evaluate()
+    finally:
+        sys.argv = before
+
+
+def import_with_harness(*names: str) -> list[types.ModuleType]:
+    """Imports modules that need the harness; says how to install it where it is missing."""
     try:
         with without_startup_lines():
-            import lm_eval.__main__ as command
-
-            from keras_rgemma.evaluation.harness import NAME, register
+            return list(map(importlib.import_module, names))
     except ImportError as error:
         if (error.name or "").split(".")[0] != "lm_eval":
             raise
         raise ImportError(
             'The evaluation harness is not installed. Run `pip install "keras-rgemma[eval]"`.'
         ) from error
-    register()
-    before = sys.argv
-    sys.argv = ["keras-rgemma lm-eval", *_with_model(args.arguments, NAME)]
-    try:
-        command.cli_evaluate()
-    finally:
-        sys.argv = before
 
 
 def _with_model(arguments, name):

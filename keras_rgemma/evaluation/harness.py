@@ -8,7 +8,9 @@ import tqdm.auto
 from lm_eval.api.model import LM
 from lm_eval.api.registry import model_registry, register_model
 
+from keras_rgemma.checkpoints.chat_template import TEMPLATE
 from keras_rgemma.config import check_count
+from keras_rgemma.evaluation.conversations import write_turns
 from keras_rgemma.evaluation.generations import answers, read_options
 from keras_rgemma.evaluation.hub_model import HubModel
 from keras_rgemma.evaluation.likelihoods import Likelihoods
@@ -35,6 +37,7 @@ class HarnessModel(LM):
             KerasHub's Gemma.
         shares_prefixes: bool, whether shared beginnings are read once.
         max_gen_toks: int, new tokens of an answer where the task names no number.
+        progress: bool, whether bars are shown.
         device, max_batch_size: the harness passes these; Keras chooses the device.
 
     Raises:
@@ -57,6 +60,7 @@ class HarnessModel(LM):
         library=NAME,
         shares_prefixes=True,
         max_gen_toks=256,
+        progress=True,
         device=None,
         max_batch_size=None,
     ):
@@ -76,11 +80,38 @@ class HarnessModel(LM):
         self.shares_prefixes = shares_prefixes and self.has_state
         self._sampler = None
         self.max_gen_toks = max_gen_toks
+        self.progress = progress
         self.pretrained = pretrained if isinstance(pretrained, str) else type(lm).__name__
 
     @property
     def tokenizer_name(self):
         return self.pretrained.replace("/", "__")
+
+    def chat_template(self, chat_template=False):
+        """Returns the Jinja template of the format of conversations, for the harness' records."""
+        if isinstance(chat_template, str):
+            raise ValueError(
+                "The model has one chat template. Pass `apply_chat_template` without a name. "
+                f"Received: {chat_template!r}."
+            )
+        return TEMPLATE if chat_template else None
+
+    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+        """Writes messages in the format of conversations, as `RGemmaCausalLM.chat` does.
+
+        Args:
+            chat_history: list of dicts of `role` and `content`: a system message, which may come
+                first, and user and assistant in turn.
+            add_generation_prompt: bool, whether the model's turn begins; otherwise the last
+                message is left open for the model to go on with.
+
+        Returns:
+            str, without the start token.
+
+        Raises:
+            ValueError: the vocabulary has no turns, or messages are malformed.
+        """
+        return write_turns(self.tokenizer, chat_history, add_generation_prompt)
 
     def loglikelihood(self, requests, disable_tqdm=False):
         """Computes the log-probability of a continuation of each context.
@@ -104,9 +135,7 @@ class HarnessModel(LM):
 
     def _likelihoods(self, name, requests, pairs, answer_of, disable_tqdm):
         """Computes likelihoods of token ids; the harness' cache gets each when it is known."""
-        with tqdm.auto.tqdm(
-            total=len(requests), desc="Scoring", unit=" requests", disable=disable_tqdm
-        ) as bar:
+        with self._bar("Scoring", requests, disable_tqdm) as bar:
 
             def done(index, result):
                 self.cache_hook.add_partial(name, requests[index].args, answer_of(result))
@@ -114,6 +143,11 @@ class HarnessModel(LM):
 
             results = Likelihoods(self.lm, pairs, self.batch_size, done).run(self.shares_prefixes)
         return list(map(answer_of, results))
+
+    def _bar(self, name, requests, is_quiet):
+        """Opens a bar of progress over requests."""
+        is_quiet = is_quiet or not self.progress
+        return tqdm.auto.tqdm(total=len(requests), desc=name, unit=" requests", disable=is_quiet)
 
     def _encode_pair(self, context, continuation):
         """Returns the token ids of a context, with the start token, and of its continuation.
@@ -136,9 +170,7 @@ class HarnessModel(LM):
         groups = collections.defaultdict(list)
         for index, request in enumerate(requests):
             groups[read_options(request.args[1], self.max_gen_toks)].append(index)
-        with tqdm.auto.tqdm(
-            total=len(requests), desc="Answering", unit=" requests", disable=disable_tqdm
-        ) as bar:
+        with self._bar("Answering", requests, disable_tqdm) as bar:
             for options, indices in groups.items():
                 contexts = [requests[index].args[0] for index in indices]
                 for place, text in self._answers(contexts, options):

@@ -1,10 +1,10 @@
 """The harness' own client asks this package's model: its numbers are those computed by hand."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
+import jinja2
 import keras
 import numpy as np
 import pytest
@@ -16,17 +16,8 @@ lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from harness_tasks import PROMPTS, QUESTIONS, TEXTS, write_tasks  # noqa: E402
 from keras_rgemma.evaluation.harness import HarnessModel  # noqa: E402
-
-TASKS = pathlib.Path(__file__).parent / "tasks"
-QUESTIONS = [
-    ("What is a lighthouse?", ["a house", "a light at sea", "a fish"], 1),
-    ("Who was king of Judah?", ["Saul", "Jehoiakim"], 1),
-    ("What is a river?", ["water", "the sun and the moon", "a stone", "bread"], 0),
-    ("Where is the sea?", ["In the west", "On a hill"], 0),
-]
-TEXTS = ["In the beginning God created the heaven and the earth.\n" * 3, "And he said.", "Ä ß\t€"]
-PROMPTS = ["In the beginning", "And God said unto", "What is a lighthouse?"]
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +27,7 @@ def lm():
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """A folder of tasks of each kind, with their data."""
-    folder = tmp_path_factory.mktemp("tasks")
-    data = {
-        "choice": [dict(zip(("question", "choices", "answer"), x, strict=True)) for x in QUESTIONS],
-        "rolling": [{"text": text} for text in TEXTS],
-        "generation": [{"prompt": prompt, "answer": "light"} for prompt in PROMPTS],
-    }
-    for name, documents in data.items():
-        lines = "".join(json.dumps(document) + "\n" for document in documents)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        text = (TASKS / f"{name}.yaml").read_text(encoding="utf-8")
-        (folder / f"{name}.yaml").write_text(text.replace("DATA", str(folder)), encoding="utf-8")
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 def evaluate(model, tasks, name, **options):
@@ -160,6 +139,48 @@ def test_the_command(tasks, tmp_path):
     assert "rgemma_choice" in done.stdout and "keras-rgemma" in done.stdout
     (written,) = (tmp_path / "out").rglob("results_*.json")
     assert "acc,none" in json.loads(written.read_text(encoding="utf-8"))["results"]["rgemma_choice"]
+
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": " What is a fox? "},
+    {"role": "assistant", "content": "An animal."},
+    {"role": "user", "content": "And a river?"},
+]
+
+
+def test_a_chat_template_gives_the_tokens_of_a_chat(lm):
+    model = HarnessModel(lm)
+    text = model.apply_chat_template(MESSAGES)
+    chat = lm.chat(history=MESSAGES[:3], max_new_tokens=4)
+    answer = chat.send(MESSAGES[3]["content"])
+    assert lm.generate(text, max_new_tokens=4, strip_prompt=True).strip() == answer.strip()
+    turns = jinja2.Environment().from_string(model.chat_template(True))
+    written = turns.render(messages=MESSAGES, bos_token="", add_generation_prompt=True)
+    assert text == written
+    opened = model.apply_chat_template(MESSAGES[:3], add_generation_prompt=False)
+    assert opened.endswith("<start_of_turn>model\nAn animal.")
+    with pytest.raises(ValueError, match="Received: 'default'"):
+        model.chat_template("default")
+
+
+def test_few_shots_are_turns_of_a_conversation(lm, tasks):
+    options = {"num_fewshot": 2, "apply_chat_template": True, "system_instruction": "Be brief."}
+    result = evaluate(HarnessModel(lm, batch_size=3), tasks, "rgemma_choice", **options)
+    for sample in result["samples"]["rgemma_choice"]:
+        for pair, ((total, _),) in zip(sample["arguments"], sample["resps"], strict=True):
+            context = pair[0]
+            assert context.startswith("<start_of_turn>user\nBe brief.\n\nQuestion:")
+            assert context.count("<start_of_turn>model\n") == 3
+            expected, _ = log_probability(lm, *pair)
+            np.testing.assert_allclose(float(total), expected, 1e-4, 1e-4)
+
+
+def test_a_vocabulary_without_turns_takes_no_chat_template(lm, monkeypatch):
+    tokenizer = lm.preprocessor.tokenizer
+    monkeypatch.setattr(type(tokenizer), "token_to_id", lambda self, token: 3)
+    with pytest.raises(ValueError, match="vocabulary has no <start_of_turn> and <end_of_turn>"):
+        HarnessModel(lm).apply_chat_template(MESSAGES)
 
 
 def test_another_model_of_keras_hub(tasks):
