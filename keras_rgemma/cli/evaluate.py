@@ -52,13 +52,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column", metavar="NAME", help='published results to compare: "RecurrentGemma 2B"'
     )
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="print the results of another evaluation beside these, in one table; any number",
+    )
     parser.add_argument("--include-path", metavar="FOLDER", help="with tasks of your own")
     parser.add_argument("--json", action="store_true", help="print all that is known as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measures, and prints the table."""
-    (module,) = import_with_harness("keras_rgemma.evaluation.evaluate")
+    module, reports = import_with_harness(
+        "keras_rgemma.evaluation.evaluate", "keras_rgemma.evaluation.report"
+    )
+    others = list(map(reports.read_report, args.beside))
     try:
         report = module.evaluate(
             args.preset,
@@ -81,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
         print("The same command goes on from here.", file=sys.stderr)
         raise
     print(json.dumps(report.to_dict()) if args.json else report)
+    if others and not args.json:
+        print(reports.side_by_side([report, *others]))
     if report.failures:
         names = ", ".join(line.name for line in report.failures)
         raise RuntimeError(f"Not measured: {names}. The reasons are in the table.")

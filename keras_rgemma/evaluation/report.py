@@ -2,7 +2,12 @@
 
 import dataclasses
 import math
+import os
+import pathlib
+from collections.abc import Sequence
 from typing import Any
+
+from keras_rgemma.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +78,55 @@ class Report:
             "results": lines,
         }
 
+    @classmethod
+    def from_dict(cls, contents: dict[str, Any]) -> "Report":
+        """Returns the report that `to_dict` described."""
+        names = {field.name for field in dataclasses.fields(Line)}
+        lines = [
+            Line(**{name: x for name, x in line.items() if name in names})
+            for line in contents["results"]
+        ]
+        return cls(contents["preset"], contents["suite"], contents["settings"], tuple(lines))
+
     def __str__(self) -> str:
         """Writes a table in Markdown, its columns aligned, with the settings below it."""
         head = ["", "measured", "±", "published", "difference", "questions", "how it was asked"]
-        rows = [head, *map(_cells, self.lines)]
-        widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-        rules = ["-" * widths[0], *("-" * (n - 1) + ":" for n in widths[1:-1]), "-" * widths[-1]]
-        rows.insert(1, rules)
-        text = "\n".join(f"| {' | '.join(_aligned(row, widths))} |" for row in rows)
         settings = ", ".join(f"{x}: {y}" for x, y in self.settings.items() if y is not None)
-        return f"# {self.preset}, {self.suite}\n\n{text}\n\n{settings}\n"
+        table = _table([head, *map(_cells, self.lines)], has_text=True)
+        return f"# {self.preset}, {self.suite}\n\n{table}\n\n{settings}\n"
+
+
+def read_report(folder: str | os.PathLike[str]) -> Report:
+    """Reads the report in the folder of an evaluation.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = pathlib.Path(folder) / "report.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{str(folder)!r} holds no report.json. Name the folder of an evaluation that has ended."
+        )
+    return Report.from_dict(read_json(path))
+
+
+def side_by_side(reports: Sequence[Report]) -> str:
+    """Writes the measured results of several models into one table in Markdown.
+
+    A row has the models that were asked alike: the same task, examples and metric.
+
+    Args:
+        reports: sequence of `Report`; the rows are those of the first.
+
+    Returns:
+        str.
+    """
+    found = [{_key(line): line for line in report.lines} for report in reports]
+    rows = [["", *(report.preset for report in reports)]]
+    for line in reports[0].lines:
+        same = [lines.get(_key(line)) for lines in found]
+        rows.append([_name_in_table(line), *(_measured(x) if x else "" for x in same)])
+    return _table(rows)
 
 
 def average(name: str, lines: list[Line], published: float | None) -> Line:
@@ -110,6 +154,21 @@ def average(name: str, lines: list[Line], published: float | None) -> Line:
     )
 
 
+def _key(line: Line) -> tuple[Any, ...]:
+    """Identifies what was asked, and how."""
+    return line.name, line.task, line.num_fewshot, line.metric
+
+
+def _name_in_table(line: Line) -> str:
+    metric = "" if line.task else line.metric.removesuffix(",none").replace(",", " ")
+    return f"{line.name} {metric}".strip()
+
+
+def _measured(line: Line) -> str:
+    error = "" if line.stderr is None else f" ± {_number(line.stderr, _form(line))}"
+    return f"{_number(line.measured, _form(line))}{error}" if line.measured is not None else ""
+
+
 def _cells(line: Line) -> list[str]:
     """Returns the texts of a line's columns."""
     how = [line.task] if line.task else []
@@ -121,8 +180,8 @@ def _cells(line: Line) -> list[str]:
     text = f"{text} ({remark})" if text and remark else text or remark
     return [
         line.name,
-        _number(line.measured),
-        _number(line.stderr),
+        _number(line.measured, _form(line)),
+        _number(line.stderr, _form(line)),
         _number(line.published, "g"),
         _number(line.difference, "+.1f"),
         "" if line.num_samples is None else str(line.num_samples),
@@ -130,14 +189,28 @@ def _cells(line: Line) -> list[str]:
     ]
 
 
-def _number(value: float | None, form: str | None = None) -> str:
-    if value is None:
-        return ""
-    return format(value, form or (".1f" if abs(value) >= 10 else ".2f" if value >= 1 else ".3g"))
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
-def _aligned(cells: list[str], widths: list[int]) -> list[str]:
-    """Pads cells: the first and the last on the right, numbers on the left."""
-    first, last = cells[0].ljust(widths[0]), cells[-1].ljust(widths[-1])
-    between = zip(cells[1:-1], widths[1:-1], strict=True)
-    return [first, *(text.rjust(width) for text, width in between), last]
+def _form(line: Line) -> str:
+    """Returns the format of a line's numbers: percentages have one decimal."""
+    return ".1f" if line.task or not line.metric else ".4g"
+
+
+def _table(rows: list[list[str]], has_text: bool = False) -> str:
+    """Aligns rows of cells as a table of Markdown: the first column on the left, numbers right.
+
+    Args:
+        rows: list of lists of str; the first has the names of columns.
+        has_text: bool, whether the last column is text.
+    """
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    is_text = [i == 0 or (has_text and i == len(widths) - 1) for i in range(len(widths))]
+    rules = [
+        "-" * n if left else "-" * (n - 1) + ":" for n, left in zip(widths, is_text, strict=True)
+    ]
+    return "\n".join(
+        f"| {' | '.join(str.ljust(x, n) if left else str.rjust(x, n) for x, n, left in cells)} |"
+        for cells in (zip(row, widths, is_text, strict=True) for row in [rows[0], rules, *rows[1:]])
+    )

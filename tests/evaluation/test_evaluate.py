@@ -187,6 +187,26 @@ def test_the_command(suite, tasks, tmp_path, capsys):
     assert "limit: None, now 1" in capsys.readouterr().err
 
 
+def test_models_stand_beside_each_other(tasks, tmp_path, capsys):
+    evaluate(PRESET, NAMES[:1], tmp_path / "first", include_path=tasks, num_fewshot=1, limit=2)
+    other = evaluate(PRESET, NAMES[:1], tmp_path / "other", include_path=tasks, limit=2)
+    command = ["evaluate", PRESET, "--suite", NAMES[0], "--limit", "2", "--include-path", tasks]
+    command += ["--output", tmp_path / "again"]
+    capsys.readouterr()
+    for folder in ("first", "other"):
+        command += ["--beside", tmp_path / folder]
+    assert main(list(map(str, command))) == 0
+    table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    head, _, *rows = [[x.strip() for x in line.strip("|").split("|")] for line in table if line]
+    assert head == ["", PRESET, PRESET, PRESET]
+    assert [x for x, *_ in rows] == [f"{NAMES[0]} acc", f"{NAMES[0]} acc_norm"]
+    for (_, again, first, same), line in zip(rows, other.lines, strict=True):
+        assert first == ""  # it was asked with examples
+        assert again == same == f"{line.measured:.4g} ± {line.stderr:.4g}"
+    assert main([*map(str, command), "--beside", str(tasks)]) == 1
+    assert "holds no report.json" in capsys.readouterr().err
+
+
 def test_a_missing_harness_is_named(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "keras_rgemma.evaluation.evaluate")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
