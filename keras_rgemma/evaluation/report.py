@@ -105,7 +105,8 @@ def read_report(folder: str | os.PathLike[str]) -> Report:
     path = pathlib.Path(folder) / "report.json"
     if not path.is_file():
         raise ValueError(
-            f"{str(folder)!r} holds no report.json. Name the folder of an evaluation that has ended."
+            f"{str(folder)!r} holds no report.json. Name the folder of an evaluation that has "
+            "ended."
         )
     return Report.from_dict(read_json(path))
 
