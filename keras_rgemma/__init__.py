@@ -3,6 +3,7 @@
 import importlib
 import pathlib
 import sys
+from typing import Any
 
 from keras_rgemma.startup import without_startup_lines
 
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 
-def _is_command():
+def _is_command() -> bool:
     """Returns whether this process is `keras-rgemma` or `python -m keras_rgemma.cli`."""
     program = (getattr(sys, "argv", None) or [""])[0]
     if program == "-m":  # Python is still looking for the module that it runs
@@ -34,7 +35,7 @@ if _is_command():
     # this one. It answers `--help` and typing errors at once: KerasHub, with TensorFlow behind it,
     # takes seconds. An entry module beside the package would need a folder of its own in wheels
     # and, for `pip install -e`, on the path; this works wherever the package does.
-    def __getattr__(name):
+    def __getattr__(name: str) -> Any:
         if name in __all__:
             with without_startup_lines():
                 return getattr(importlib.import_module("keras_rgemma.api"), name)

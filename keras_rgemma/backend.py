@@ -5,14 +5,24 @@ An operation is a folder of `keras_rgemma/ops/` with one module a backend. Each 
 name of the best one for the device.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import functools
 import importlib
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
 
 import keras
+import numpy as np
 
 from keras_rgemma.choices import BACKENDS
+from keras_rgemma.types import Implementation, Tensor
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 OPERATIONS = (
     "cross_entropy",
@@ -30,7 +40,7 @@ _keys = {}
 _modules = {}
 
 
-def check_backend():
+def check_backend() -> str:
     """Returns the name of Keras' backend.
 
     Raises:
@@ -45,13 +55,13 @@ def check_backend():
     return backend
 
 
-def start_backend():
+def start_backend() -> None:
     """Checks the backend as `check_backend` does, and starts it without a word about it."""
     if check_backend() == "tensorflow":
         backend_module("keras_rgemma.keras_internals").start()
 
 
-def backend_module(package):
+def backend_module(package: str) -> ModuleType:
     """Imports the module of a package that is named after the backend.
 
     Args:
@@ -64,7 +74,7 @@ def backend_module(package):
     return _modules[name]
 
 
-def tensor_of(array):
+def tensor_of(array: np.ndarray) -> Tensor:
     """Converts a NumPy array to a tensor of the same dtype.
 
     Without a dtype Keras converts to float32 on JAX, integers too, if floatx is bfloat16.
@@ -76,7 +86,7 @@ def tensor_of(array):
 _imported = functools.cache(importlib.import_module)
 
 
-def resolve(operation, implementation="auto"):
+def resolve(operation: str, implementation: Implementation = "auto") -> Callable[..., Any]:
     """Returns the function that implements an operation on the backend.
 
     Args:
@@ -99,7 +109,7 @@ def resolve(operation, implementation="auto"):
     return module.IMPLEMENTATIONS[implementation]
 
 
-def set_implementation(**implementations):
+def set_implementation(**implementations: str) -> None:
     """Chooses the implementations of operations for the whole process, until the next choice.
 
     Args:
@@ -121,7 +131,7 @@ def set_implementation(**implementations):
 
 
 @contextlib.contextmanager
-def implementation(**implementations):
+def implementation(**implementations: str) -> Iterator[None]:
     """Chooses the implementations of operations inside of a `with` block, in its thread alone.
 
     Blocks may be nested: an inner one changes the operations that it names. Programs that were
@@ -150,7 +160,7 @@ def implementation(**implementations):
         _of_context.reset(token)
 
 
-def implementation_key():
+def implementation_key() -> tuple[tuple[str, str], ...]:
     """Describes the choices in force: a tuple, one object for the same choices.
 
     A program that was traced under one key must not run under another. Keys may be compared by
@@ -160,7 +170,7 @@ def implementation_key():
     return _keys.setdefault(key, key)
 
 
-def keep_choices(function):
+def keep_choices(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Returns a function that runs under the choices in force now, whatever they are later.
 
     PyTorch computes activations again in a thread of its own, which knows no `with` block.
@@ -168,7 +178,7 @@ def keep_choices(function):
     choices = tuple(sorted(_choices().items()))
 
     @functools.wraps(function)
-    def run(*args, **kwargs):
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         token = _of_context.set(choices)
         try:
             return function(*args, **kwargs)
@@ -178,11 +188,11 @@ def keep_choices(function):
     return run
 
 
-def _choices():
+def _choices() -> dict[str, str]:
     return {**_of_process, **dict(_of_context.get())}
 
 
-def _check(operation, implementation):
+def _check(operation: str, implementation: str) -> ModuleType:
     """Returns the module of an operation on this backend, if it has an implementation."""
     if operation not in OPERATIONS:
         raise ValueError(f"The operations are {OPERATIONS}. Received: {operation!r}.")

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import operator
 import struct
+from typing import Any
 
 RECURRENT = "recurrent"
 ATTENTION = "attention"
@@ -75,7 +76,7 @@ class RGemmaConfig:
     dropout: float = 0.0
     gradient_checkpointing: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.block_types, (list, tuple)):
             raise ValueError(
                 "`block_types` must be a list or tuple of block types. "
@@ -88,7 +89,7 @@ class RGemmaConfig:
         self._check_divisions()
         self._check_size()
 
-    def _check_counts(self):
+    def _check_counts(self) -> None:
         required = (
             "vocabulary_size",
             "num_layers",
@@ -103,7 +104,7 @@ class RGemmaConfig:
         for name in required + optional:
             object.__setattr__(self, name, check_count(name, getattr(self, name)))
 
-    def _check_ranges(self):
+    def _check_ranges(self) -> None:
         rules = {
             "final_logit_soft_cap": (lambda x: x > 0, "positive, or None for no cap"),
             "rope_max_wavelength": (lambda x: x > 1, "greater than 1"),
@@ -127,7 +128,7 @@ class RGemmaConfig:
                 f"`activation` must be one of {ACTIVATIONS}. Received: {self.activation!r}."
             )
 
-    def _check_block_types(self):
+    def _check_block_types(self) -> None:
         if not self.block_types:
             raise ValueError("`block_types` must name at least one block type. Received: ().")
         for block_type in self.block_types:
@@ -137,7 +138,7 @@ class RGemmaConfig:
                     f"{self.block_types}."
                 )
 
-    def _check_divisions(self):
+    def _check_divisions(self) -> None:
         heads = self.num_query_heads
         if self.head_dim is None and self.hidden_dim % heads:
             raise ValueError(
@@ -164,7 +165,7 @@ class RGemmaConfig:
                 f"even whole number. Received: {rotated}."
             )
 
-    def _check_size(self):
+    def _check_size(self) -> None:
         if self.sliding_window_size > LARGEST_WINDOW:
             raise ValueError(
                 f"`sliding_window_size` must be at most {LARGEST_WINDOW:,}. Received: "
@@ -176,32 +177,32 @@ class RGemmaConfig:
             )
 
     @property
-    def key_size(self):
+    def key_size(self) -> int:
         """Returns K, the width of one attention head."""
         return self.hidden_dim // self.num_query_heads if self.head_dim is None else self.head_dim
 
     @property
-    def recurrence_width(self):
+    def recurrence_width(self) -> int:
         """Returns L, the width of the RG-LRU."""
         return self.hidden_dim if self.lru_dim is None else self.lru_dim
 
     @property
-    def rotated_size(self):
+    def rotated_size(self) -> int:
         """Returns the number of a head's first features that RoPE rotates, of all K."""
         return round(self.key_size * self.rope_fraction)
 
     @property
-    def layer_types(self):
+    def layer_types(self) -> tuple[str, ...]:
         """Returns the block type of each layer: `block_types`, cycled."""
         return tuple(self.block_types[i % len(self.block_types)] for i in range(self.num_layers))
 
     @property
-    def embedding_scale(self):
+    def embedding_scale(self) -> float:
         """Returns the factor of looked-up embeddings: sqrt(D) in bfloat16, as in training."""
         return round_to_bfloat16(math.sqrt(self.hidden_dim)) if self.scale_embeddings else 1.0
 
     @property
-    def parameter_count(self):
+    def parameter_count(self) -> int:
         """Computes the number of weights from the sizes alone."""
         d, m, l = self.hidden_dim, self.intermediate_dim, self.recurrence_width
         queries = self.num_query_heads * self.key_size
@@ -217,19 +218,19 @@ class RGemmaConfig:
         layers = cycles * sum(sizes) + sum(sizes[:rest])
         return self.vocabulary_size * d + layers + d
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a plain dict of JSON types."""
         return {**dataclasses.asdict(self), "block_types": list(self.block_types)}
 
 
-def _is_finite_number(value):
+def _is_finite_number(value: Any) -> bool:
     try:
         return not isinstance(value, bool) and math.isfinite(value)
     except (TypeError, OverflowError):
         return False
 
 
-def check_count(name, value):
+def check_count(name: str, value: Any) -> int:
     """Returns a positive whole number as an int.
 
     Raises:
@@ -244,7 +245,7 @@ def check_count(name, value):
     return count
 
 
-def round_to_bfloat16(value):
+def round_to_bfloat16(value: float) -> float:
     """Rounds a float to the nearest bfloat16 number (ties to even), as a float."""
     (bits,) = struct.unpack("<I", struct.pack("<f", value))
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000

@@ -6,6 +6,10 @@ import pathlib
 import shutil
 import time
 import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from keras_rgemma.types import StrPath
 
 _PARTIAL = ".partial"  # the ending of a folder's name until the folder is complete
 _DELETIONS = 100  # attempts on a folder that is still written to, a twentieth of a second apart
@@ -22,12 +26,12 @@ _REPLACEABLE_FILES = (
 _REPLACEABLE_FOLDERS = ("assets", "params")
 
 
-def write_json(path, contents):
+def write_json(path: pathlib.Path, contents: Mapping[str, Any]) -> None:
     """Writes a dict as a JSON file."""
     path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path):
+def read_json(path: StrPath) -> dict[str, Any]:
     """Reads the dict in a JSON file.
 
     Raises:
@@ -43,7 +47,7 @@ def read_json(path):
 
 
 @contextlib.contextmanager
-def new_folder(destination, overwrite=False):
+def new_folder(destination: StrPath, overwrite: bool = False) -> Iterator[pathlib.Path]:
     """Opens a folder to write into that takes its name only when it is complete.
 
     A process that is killed halfway leaves a hidden `.NAME.*.partial` folder beside the destination
@@ -74,7 +78,7 @@ def new_folder(destination, overwrite=False):
 
 
 @contextlib.contextmanager
-def new_file(path):
+def new_file(path: StrPath) -> Iterator[pathlib.Path]:
     """Opens a file to write that takes its name only when it is complete.
 
     An older file of that name stays until then.
@@ -95,19 +99,19 @@ def new_file(path):
         raise
 
 
-def unlink_partial(path):
+def unlink_partial(path: StrPath) -> None:
     """Deletes the partial files that a killed `new_file` left. Nobody else may be writing there."""
     path = pathlib.Path(path)
     for partial in path.parent.glob(_partial_file(path, "?" * 8).name):
         partial.unlink(missing_ok=True)
 
 
-def _partial_file(path, key):
+def _partial_file(path: pathlib.Path, key: str) -> pathlib.Path:
     return path.with_name(f".{key}{_PARTIAL}.{path.name}")
 
 
 @contextlib.contextmanager
-def preset_folder(destination):
+def preset_folder(destination: StrPath) -> Iterator[pathlib.Path]:
     """Opens a folder to write a Keras preset into, whose files then go to the destination.
 
     A new folder gets its name when it is complete. In a folder that holds something, files are
@@ -139,7 +143,7 @@ def preset_folder(destination):
 
 
 @contextlib.contextmanager
-def _partial_folder(destination):
+def _partial_folder(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     """Makes a hidden folder beside another, and deletes it after an error."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
@@ -151,7 +155,7 @@ def _partial_folder(destination):
         raise
 
 
-def _delete(folder):
+def _delete(folder: pathlib.Path) -> None:
     """Deletes a folder, even while threads of a writer that failed still write into it."""
     times_gone = 0
     for _ in range(_DELETIONS):
@@ -162,7 +166,7 @@ def _delete(folder):
         time.sleep(0.05)
 
 
-def check_free(destination, overwrite):
+def check_free(destination: StrPath, overwrite: bool) -> None:
     """Raises FileExistsError if a destination may not be written to, ValueError if it is empty."""
     if not str(destination).strip():
         raise ValueError("The destination is empty. Name a folder to write to.")
@@ -185,7 +189,7 @@ def check_free(destination, overwrite):
         )
 
 
-def _is_checkpoint(folder):
+def _is_checkpoint(folder: pathlib.Path) -> bool:
     """Checks whether a folder holds only files that `export` or `save_to_preset` writes."""
     return all(
         path.name in _REPLACEABLE_FOLDERS
@@ -195,7 +199,7 @@ def _is_checkpoint(folder):
     )
 
 
-def _exchange(partial, destination):
+def _exchange(partial: pathlib.Path, destination: pathlib.Path) -> None:
     """Puts a complete folder in the place of another, and deletes that one."""
     old = partial.with_suffix(".old")
     destination.rename(old)

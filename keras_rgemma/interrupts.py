@@ -1,15 +1,20 @@
 """Holds Ctrl-C back where an exception would lose data."""
 
+from __future__ import annotations
+
 import contextlib
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
 
 _late = []  # a function for each interrupt that `no_lost_interrupts` has kept
 
 
 @contextlib.contextmanager
-def held_interrupts():
+def held_interrupts() -> Iterator[None]:
     """Holds SIGINT inside a `with` block; its handler, such as Python's own, runs at the end.
 
     Signals reach the main thread alone: in any other thread nothing is held, and no handler is set.
@@ -32,7 +37,9 @@ def held_interrupts():
 
 
 @contextlib.contextmanager
-def no_lost_interrupts(forgets=lambda frame: False):
+def no_lost_interrupts(
+    forgets: Callable[[FrameType], bool] = lambda frame: False,
+) -> Iterator[None]:
     """Keeps Ctrl-C that comes inside a `with` block where it would be forgotten.
 
     Python prints and forgets it in a destructor, such as TensorFlow has, or in a callback of the
@@ -48,14 +55,14 @@ def no_lost_interrupts(forgets=lambda frame: False):
         return
     hook, handler, is_inside = sys.unraisablehook, signal.getsignal(signal.SIGINT), True
 
-    def keep(unraisable):
+    def keep(unraisable: sys.UnraisableHookArgs) -> None:
         # Others may have put their hook on top of this one, and call it after the block, too.
         if is_inside and issubclass(unraisable.exc_type, KeyboardInterrupt):
             _late.append(_interrupt)
         else:
             hook(unraisable)
 
-    def handle(number, frame):
+    def handle(number: int, frame: FrameType | None) -> None:
         if is_inside and any(map(forgets, _frames(frame))):
             _late.append(lambda: handler(number, frame))
         else:
@@ -75,7 +82,7 @@ def no_lost_interrupts(forgets=lambda frame: False):
         raise_lost_interrupt()
 
 
-def raise_lost_interrupt():
+def raise_lost_interrupt() -> None:
     """Raises KeyboardInterrupt if one would have been lost in a block of `no_lost_interrupts`."""
     if _late and _is_main_thread():
         first = _late[0]
@@ -83,15 +90,15 @@ def raise_lost_interrupt():
         first()
 
 
-def _interrupt():
+def _interrupt() -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _frames(frame):
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
-def _is_main_thread():
+def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()

@@ -20,11 +20,15 @@ A local name such as `x_BTD` carries the letters inside `ops` and `layers`.
 """
 
 import difflib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_rgemma.types import Shape
 
 
-def as_array(values, name):
+def as_array(values: ArrayLike, name: str) -> np.ndarray:
     """Converts an argument to a NumPy array of numbers.
 
     Args:
@@ -46,7 +50,7 @@ def as_array(values, name):
     return array
 
 
-def check_text(value, what="A prompt"):
+def check_text(value: str | bytes, what: str = "A prompt") -> str:
     """Converts a str or bytes to a str that a tokenizer can take.
 
     Args:
@@ -75,7 +79,9 @@ def check_text(value, what="A prompt"):
     return str(value)
 
 
-def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
+def check_token_ids(
+    token_ids: ArrayLike, vocabulary_size: int, name: str = "token_ids"
+) -> np.ndarray:
     """Converts token ids to an int32 array [B, T], if all of them are in the vocabulary.
 
     Args:
@@ -108,7 +114,7 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
     return ids.astype("int32")
 
 
-def check_padding_mask(padding_mask, shape):
+def check_padding_mask(padding_mask: ArrayLike | None, shape: Sequence[int]) -> np.ndarray:
     """Converts a padding mask to an int32 array of `shape` (all ones for None).
 
     Args:
@@ -142,7 +148,7 @@ def check_padding_mask(padding_mask, shape):
     return mask
 
 
-def check_same_rows(shape, mask_shape):
+def check_same_rows(shape: Shape, mask_shape: Shape) -> None:
     """Raises a ValueError for rows without tokens, or a mask of another shape than the ids.
 
     Args:
@@ -157,7 +163,7 @@ def check_same_rows(shape, mask_shape):
         )
 
 
-def check_one_document(padding_mask, may_be_empty=False):
+def check_one_document(padding_mask: np.ndarray, may_be_empty: bool = False) -> np.ndarray:
     """Returns the lengths [B] of rows, if each row of an int mask [B, T] is one document.
 
     Args:
@@ -183,7 +189,7 @@ def check_one_document(padding_mask, may_be_empty=False):
     return (padding_mask > 0).sum(axis=1)
 
 
-def check_keywords(kwargs, known, owner):
+def check_keywords(kwargs: Iterable[str], known: Sequence[str], owner: str) -> None:
     """Raises a TypeError for keyword arguments that Keras would silently ignore.
 
     Args:

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 
 _STDERR = 2
 # As `I0000 00:00:1795729365.688691   15554 port.cc:153] text`, or with a date in older versions.
@@ -25,7 +26,7 @@ _DRIVER = "/proc/driver/nvidia"
 
 
 @contextlib.contextmanager
-def without_startup_lines():
+def without_startup_lines() -> Iterator[None]:
     """Drops lines about the start of TensorFlow from standard error inside a `with` block.
 
     What else is written meanwhile, by other threads, too, is written after the block. If the block
@@ -56,7 +57,7 @@ def without_startup_lines():
                 stderr.writelines(kept)
 
 
-def _is_startup_line(line):
+def _is_startup_line(line: bytes) -> bool:
     """Returns whether a line, bytes, says only what each start of TensorFlow says."""
     if line.startswith(_PREAMBLES):
         return True
@@ -68,6 +69,6 @@ def _is_startup_line(line):
     return is_known or b"I" in match.groups()
 
 
-def _flush():
+def _flush() -> None:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         sys.stderr.flush()

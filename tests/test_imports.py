@@ -17,6 +17,7 @@ KERAS_HUB_FILES = ("generation/search.py",)
 
 # What each part may import, itself aside; "" is `keras_rgemma/__init__.py`.
 BASE = {
+    "types",
     "startup",
     "choices",
     "config",
@@ -31,15 +32,16 @@ LAYERS = {*BASE, "state", "ops", "layers"}
 ROOMS = {"lora", "text", "checkpoints", "generation"}
 MODEL = {*LAYERS, *ROOMS, "model"}
 ALLOWED = {
+    "types": set(),
     "choices": set(),
     "startup": set(),
     "config": set(),
-    "shapes": {"config"},
-    "files": set(),
+    "shapes": {"config", "types"},
+    "files": {"types"},
     "interrupts": set(),
-    "backend": {"choices"},
-    "keras_internals": {"startup", "interrupts"},
-    "sharding": {"keras_internals"},
+    "backend": {"choices", "types"},
+    "keras_internals": {"startup", "interrupts", "types"},
+    "sharding": {"config", "keras_internals", "types"},
     "state": BASE,
     "ops": {*BASE, "state"},
     "layers": {*BASE, "state", "ops"},
@@ -94,6 +96,7 @@ LIGHT = {
     "choices.py",
     "interrupts.py",
     "startup.py",
+    "types.py",
     "checkpoints/__init__.py",
     "checkpoints/cache.py",
     "checkpoints/registry.py",

@@ -12,7 +12,9 @@ import sys
 from keras_rgemma.benchmarks.arguments import add_arguments
 from keras_rgemma.benchmarks.suite import run
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Reads the options, measures and prints; ends the process with 1 if a measurement failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -21,3 +23,7 @@ if __name__ == "__main__":
         run(parser.parse_args())
     except ChildProcessError as error:
         sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

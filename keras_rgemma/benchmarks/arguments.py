@@ -1,11 +1,13 @@
 """Defines the options of a run of measurements."""
 
+import argparse
+
 from keras_rgemma.choices import BACKENDS
 
 MEASURES = ("prefill", "decode B1", "decode B8", "stream", "train")
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of a run to a parser."""
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))

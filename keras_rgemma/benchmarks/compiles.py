@@ -5,6 +5,9 @@
 Nothing is compiled on PyTorch, where the number is 0.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -12,7 +15,7 @@ import keras_rgemma
 
 REQUESTS = 200
 LONGEST = 3000  # tokens of a prompt, and of its answer
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocabulary_size": 64,
     "num_layers": 2,
     "block_types": ("recurrent", "attention"),
@@ -25,7 +28,9 @@ SIZES = {
 STOP_SETS = ((0,), (0, 1), (0, 5, 9), (0, 1, 2, 3, 4, 5, 6, 7))
 
 
-def count(requests=REQUESTS, seed=0, stop_sets=STOP_SETS[:1]):
+def count(
+    requests: int = REQUESTS, seed: int = 0, stop_sets: Sequence[tuple[int, ...]] = STOP_SETS[:1]
+) -> int:
     """Counts the programs for random prompts and `max_length`s, one request at a time.
 
     Args:
@@ -49,7 +54,7 @@ def count(requests=REQUESTS, seed=0, stop_sets=STOP_SETS[:1]):
     return lm.make_generate_function().num_compiled
 
 
-def main():
+def main() -> None:
     name = keras.config.backend()
     print(f"{name}: {REQUESTS} requests, {count()} programs with one set of stop ids")
     print(f"{name}: {REQUESTS} requests, {count(stop_sets=STOP_SETS)} programs with four")

@@ -16,6 +16,8 @@ import os
 import pathlib
 import statistics
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -30,6 +32,7 @@ from keras_rgemma.benchmarks.machine import (
 )
 from keras_rgemma.benchmarks.measure import training_batch
 from keras_rgemma.finetuning import AdamW
+from keras_rgemma.types import StrPath
 
 # Whether activations are recomputed, and whether the default loss is used.
 VARIANTS = {
@@ -39,7 +42,7 @@ VARIANTS = {
 }
 
 
-def measure(folder, variant, length, rank, steps):
+def measure(folder: StrPath, variant: str, length: int, rank: int, steps: int) -> dict[str, Any]:
     """Measures the time and memory of steps on one row of `length` tokens, as a dict."""
     __import__(keras.config.backend())
     before = resident_bytes("VmRSS")
@@ -66,7 +69,7 @@ def measure(folder, variant, length, rank, steps):
 COLUMNS = "{:<11}{:<16}{:>7}{:>9}{:>10}{:>9}{:>9}{:>9}"
 
 
-def main():
+def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 256, 512])
     parser.add_argument("--rank", type=int, default=8)
@@ -95,7 +98,7 @@ def main():
     sys.exit(any("error" in result for result in results))
 
 
-def _row(result):
+def _row(result: Mapping[str, Any]) -> str:
     """Writes the line of a result in the table."""
     first = (result["backend"], result["variant"], result["tokens"])
     if "error" in result:

@@ -12,6 +12,8 @@ differs and copying the others once with NumPy, measured in the same process rig
 line is the same as JSON.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
@@ -19,6 +21,8 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import h5py
 import keras
@@ -35,20 +39,21 @@ from keras_rgemma.checkpoints.tensors.arrays import in_rows
 from keras_rgemma.checkpoints.transforms import SAME
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import new_folder, write_json
+from keras_rgemma.types import StrPath
 
 
-def architecture(preset):
+def architecture(preset: str) -> RGemmaConfig:
     """Reads the `RGemmaConfig` of a preset."""
     path = pathlib.Path(presets()[preset]["path"]) / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))["config"]
     return RGemmaConfig(**{name: saved[name] for name in RGemmaConfig.__match_args__})
 
 
-def write_random(folder, config):
+def write_random(folder: StrPath, config: RGemmaConfig) -> None:
     """Writes random weights as Hugging Face publishes them, 9B with its copy of the embedding."""
     noise = np.random.RandomState(0).standard_normal(1 << 22).astype("float32")
 
-    def tensors():
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for name, (shape, _) in names.tensors(config, "huggingface").items():
             value = np.resize(noise, shape) / math.sqrt(shape[-1])
             if name.endswith("recurrent_param"):
@@ -62,7 +67,7 @@ def write_random(folder, config):
         safetensors.write(partial, tensors())
 
 
-def forget(folder):
+def forget(folder: StrPath) -> None:
     """Takes the files of a folder out of the page cache."""
     for path in pathlib.Path(folder).iterdir():
         with path.open("rb") as file:
@@ -70,7 +75,7 @@ def forget(folder):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def floor_seconds(folder):
+def floor_seconds(folder: StrPath) -> float:
     """Measures the seconds to read every tensor and to transpose or copy it once."""
     start = time.perf_counter()
     if not (checkpoint := open_checkpoint(folder)):
@@ -85,7 +90,7 @@ def floor_seconds(folder):
     return time.perf_counter() - start
 
 
-def _read_all(path):
+def _read_all(path: StrPath) -> None:
     """Reads every array of a file of Keras weights."""
     with h5py.File(path) as file:
         arrays = []
@@ -95,7 +100,7 @@ def _read_all(path):
                 _ = item[()]
 
 
-def measure(folder, cold, quantize):
+def measure(folder: StrPath, cold: bool, quantize: str | None) -> dict[str, Any]:
     """Measures the time and memory of loading on this backend, as a dict."""
     __import__(keras.config.backend())
     before = resident_bytes("VmRSS")
@@ -130,7 +135,7 @@ def measure(folder, cold, quantize):
 COLUMNS = "{:<11}{:>8}{:>8}{:>7}{:>10}{:>9}{:>10}{:>9}{:>9}"
 
 
-def row(result):
+def row(result: Mapping[str, Any]) -> str:
     """Writes the line of a result in the table."""
     return COLUMNS.format(
         result["backend"],
@@ -143,7 +148,7 @@ def row(result):
     )
 
 
-def options(description):
+def options(description: str | None) -> argparse.ArgumentParser:
     """Makes a parser with the options of every measurement at full size."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,7 +159,7 @@ def options(description):
     return parser
 
 
-def main():
+def main() -> None:
     parser = options(__doc__)
     parser.add_argument(
         "--cold",

@@ -1,5 +1,7 @@
 """Measures fairly: ceilings of the machine, repeats with a spread, peak memory, own processes."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import importlib.metadata
 import json
@@ -12,15 +14,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_rgemma.backend import BACKENDS
+from keras_rgemma.types import StrPath
 
 _STATUS = pathlib.Path("/proc/self/status")
 
 
-def repeat(function, warmup, repeats):
+def repeat(function: Callable[[], object], warmup: int, repeats: int) -> list[float]:
     """Times each of `repeats` calls in seconds, after `warmup` calls that do not count."""
     for _ in range(warmup):
         function()
@@ -32,7 +37,7 @@ def repeat(function, warmup, repeats):
     return seconds
 
 
-def summary(amount, seconds):
+def summary(amount: float, seconds: Sequence[float]) -> dict[str, float]:
     """Computes the median, lowest and highest rate of `amount` units in each of these seconds."""
     return {
         "median": amount / statistics.median(seconds),
@@ -41,7 +46,7 @@ def summary(amount, seconds):
     }
 
 
-def ceilings():
+def ceilings() -> dict[str, float]:
     """Measures the ceilings of the host now: the rates of float32 products and of reading memory.
 
     Returns:
@@ -57,19 +62,19 @@ def ceilings():
     return {"matmul_gflops": product["high"], "read_gb_per_s": read["high"]}
 
 
-def host():
+def host() -> dict[str, Any]:
     """Returns the processor of this machine and the number of its CPUs."""
     return {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
 
 
-def commit_of(folder):
+def commit_of(folder: StrPath) -> str | None:
     """Returns the short name of the commit that is checked out in a folder, or None."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return done.stdout.strip() or None
 
 
-def versions():
+def versions() -> dict[str, str | None]:
     """Returns the versions of Keras, KerasHub and the backends, and the commit of a checkout."""
     version_of = {}
     for name in ("keras", "keras-hub", *BACKENDS):
@@ -80,7 +85,7 @@ def versions():
     return {**version_of, "commit": commit_of(pathlib.Path(__file__).parent)}
 
 
-def accelerator_peak_bytes(backend):
+def accelerator_peak_bytes(backend: str) -> int:
     """Returns the peak memory of this process on the accelerator of a backend, 0 without one."""
     library = sys.modules[backend]
     if backend == "torch":
@@ -92,18 +97,18 @@ def accelerator_peak_bytes(backend):
     return library.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
-def resident_bytes(field):
+def resident_bytes(field: str) -> int:
     """Returns the memory of this process on Linux: `VmRSS` now, `VmHWM` at its peak."""
     line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) * 1024
 
 
-def reset_peak():
+def reset_peak() -> None:
     """Resets `VmHWM`, the peak, to the memory that this process holds now."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
-def resident_peak_bytes():
+def resident_peak_bytes() -> int:
     """Returns the peak memory of this process on the host."""
     if _STATUS.exists():
         # `ru_maxrss` starts from what the parent process held.
@@ -112,7 +117,7 @@ def resident_peak_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def end_above(limit, report):
+def end_above(limit: int, report: Callable[[], dict[str, Any]]) -> None:
     """Ends this process as soon as it holds more memory than `limit`: a child of `in_child`.
 
     A library that runs out of memory may crash, or make the machine crawl; a process that ends in
@@ -123,7 +128,7 @@ def end_above(limit, report):
         report: function that returns the dict to print as the last line.
     """
 
-    def watch():
+    def watch() -> None:
         while resident_bytes("VmRSS") <= limit:
             time.sleep(0.02)
         print(json.dumps(report()), flush=True)
@@ -132,7 +137,9 @@ def end_above(limit, report):
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_child(backend, module, *arguments, environment=None):
+def in_child(
+    backend: str, module: str, *arguments: object, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Runs a module or a script on a backend, in a process of its own.
 
     Args:

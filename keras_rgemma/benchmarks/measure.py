@@ -1,8 +1,12 @@
 """Runs one measurement in a process of its own, so that its peak memory is its own."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +18,7 @@ from keras_rgemma.benchmarks.machine import (
     resident_peak_bytes,
     summary,
 )
+from keras_rgemma.model.causal_lm import RGemmaCausalLM
 
 SIZES = {
     "110m": {
@@ -37,48 +42,54 @@ SIZES = {
 WORK = {"110m": (2048, 64, 2, 512), "tiny": (64, 16, 2, 32)}
 
 
-def tokens(vocabulary_size, rows, length):
+def tokens(vocabulary_size: int, rows: int, length: int) -> np.ndarray:
     """Makes random token ids [rows, length]."""
     return np.random.RandomState(0).randint(3, vocabulary_size, (rows, length))
 
 
-def training_batch(vocabulary_size, rows, length):
+def training_batch(
+    vocabulary_size: int, rows: int, length: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Makes `(x, y)` of a step on random tokens: a dict of inputs and token ids [rows, length]."""
     ids = tokens(vocabulary_size, rows, length + 1)
     return {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}, ids[:, 1:]
 
 
-def measure_prefill(model, size, warmup, repeats):
+def measure_prefill(
+    model: RGemmaCausalLM, size: str, warmup: int, repeats: int
+) -> dict[str, float]:
     """Measures the tokens a second of reading one prompt into a state, without logits."""
     length = WORK[size][0]
     prompt = list(tokens(model.backbone.vocabulary_size, 1, length))
     programs = model.make_generate_function()
 
-    def run():
+    def run() -> None:
         _, state = programs.prefill(prompt, model.initial_state(1))
         keras.ops.convert_to_numpy(state.num_tokens)
 
     return summary(length, repeat(run, warmup, repeats))
 
 
-def measure_decode(model, size, warmup, repeats, batch_size):
+def measure_decode(
+    model: RGemmaCausalLM, size: str, warmup: int, repeats: int, batch_size: int
+) -> dict[str, float]:
     """Measures the tokens a second of `generate`, all rows together, after prompts of 16 tokens."""
     count = WORK[size][1]
     prompts = {"token_ids": tokens(model.backbone.vocabulary_size, batch_size, 16)}
 
-    def run():
+    def run() -> None:
         model.generate(prompts, max_new_tokens=count, stop_token_ids=None)
 
     return summary(batch_size * count, repeat(run, warmup, repeats))
 
 
-def measure_stream(model, size, warmup, repeats):
+def measure_stream(model: RGemmaCausalLM, size: str, warmup: int, repeats: int) -> dict[str, float]:
     """Measures the tokens a second of `stream` after a prompt, and the waits between tokens."""
     length, count, _, _ = WORK[size]
     prompt = {"token_ids": tokens(model.backbone.vocabulary_size, 1, length)}
     first, between = [], []
 
-    def run():
+    def run() -> None:
         times = [time.perf_counter()]
         for _ in model.stream(prompt, max_new_tokens=count, stop_token_ids=None):
             times.append(time.perf_counter())
@@ -93,7 +104,7 @@ def measure_stream(model, size, warmup, repeats):
     }
 
 
-def measure_train(model, size, warmup, repeats):
+def measure_train(model: RGemmaCausalLM, size: str, warmup: int, repeats: int) -> dict[str, float]:
     """Measures the tokens a second of one step of `fit` with Adam."""
     _, _, rows, length = WORK[size]
     batch = training_batch(model.backbone.vocabulary_size, rows, length)
@@ -101,7 +112,7 @@ def measure_train(model, size, warmup, repeats):
     return summary(rows * length, repeat(lambda: model.train_on_batch(*batch), warmup, repeats))
 
 
-MEASURES = {
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "prefill": measure_prefill,
     "decode B1": lambda *args: measure_decode(*args, batch_size=1),
     "decode B8": lambda *args: measure_decode(*args, batch_size=8),
@@ -110,7 +121,7 @@ MEASURES = {
 }
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=MEASURES)
     parser.add_argument("--size", choices=SIZES, default="110m")

@@ -6,7 +6,11 @@ The background is transparent, and every colour is one that stands out from whit
 """
 
 import pathlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from keras_rgemma.types import StrPath
 
 TEXT = "#727a84"
 COLORS = {"jax": "#2f81f7", "tensorflow": "#d55e00", "torch": "#009e73"}
@@ -46,7 +50,7 @@ class Line(NamedTuple):
 
     package: str
     backend: str
-    points: list
+    points: list[tuple[float, float]]
     is_ours: bool
 
 
@@ -64,11 +68,11 @@ class Panel(NamedTuple):
     title: str
     x_label: str
     y_label: str
-    lines: list
-    notes: dict | None = None
+    lines: list[Line]
+    notes: dict[tuple[float, float], str] | None = None
 
 
-def draw(path, panels):
+def draw(path: StrPath, panels: Sequence[Panel]) -> None:
     """Draws panels beside each other into a file.
 
     Args:
@@ -97,7 +101,7 @@ def draw(path, panels):
         figure.savefig(path, transparent=True, metadata=metadata, dpi=144)
 
 
-def _matplotlib():
+def _matplotlib() -> ModuleType:
     try:
         import matplotlib
         import matplotlib.figure
@@ -111,7 +115,7 @@ def _matplotlib():
     return matplotlib
 
 
-def _style(line):
+def _style(line: Line) -> dict[str, Any]:
     """Returns how a line looks."""
     color = COLORS[line.backend]
     return {
@@ -124,7 +128,7 @@ def _style(line):
     }
 
 
-def _draw_panel(matplotlib, axes, panel):
+def _draw_panel(matplotlib: Any, axes: Any, panel: Panel) -> None:
     for line in panel.lines:
         if line.points:
             axes.plot(*zip(*line.points, strict=True), **_style(line))
@@ -146,7 +150,7 @@ def _draw_panel(matplotlib, axes, panel):
         axes.annotate(text, point, (0, 5), textcoords="offset points", ha="center", fontsize=7)
 
 
-def _draw_legend(matplotlib, figure, panels):
+def _draw_legend(matplotlib: Any, figure: Any, panels: Sequence[Panel]) -> None:
     """Says below the panels which colour is which backend, and which dashes which model."""
     lines = [line for panel in panels for line in panel.lines if line.points]
     used = {line.backend: line for line in lines}

@@ -1,11 +1,14 @@
 """Measures each backend in processes of their own and prints a table: the work of `bench`."""
 
+import argparse
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from keras_rgemma.benchmarks.machine import ceilings, host, in_child, versions
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Measures, prints a line for each measurement and, at the end, the report as JSON.
 
     Args:
@@ -32,7 +35,7 @@ def run(args):
         raise ChildProcessError(f"These measurements failed: {', '.join(failed)}.")
 
 
-def measure(backend, what, args):
+def measure(backend: str, what: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measures one number in a process of its own.
 
     Args:
@@ -47,7 +50,7 @@ def measure(backend, what, args):
     return in_child(backend, "keras_rgemma.benchmarks.measure", what, *options)
 
 
-def line(result, limits, dtype):
+def line(result: Mapping[str, Any], limits: Mapping[str, float], dtype: str) -> str:
     """Writes the line of a result in the table."""
     first = f"{result['backend']:<11}{result['what']:<10}"
     if "error" in result:
@@ -64,7 +67,7 @@ def line(result, limits, dtype):
     return text
 
 
-def bound(result, limits, dtype):
+def bound(result: Mapping[str, Any], limits: Mapping[str, float], dtype: str) -> float | None:
     """Computes the highest rate that the ceilings of the host allow.
 
     Args:

@@ -6,17 +6,18 @@ import numpy as np
 import safetensors
 
 from keras_rgemma.checkpoints.torch_tensors import TorchTensors
+from keras_rgemma.types import StrPath
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"  # of older versions, or with `safe_serialization=False`
 
 
-def is_adapter(folder):
+def is_adapter(folder: StrPath) -> bool:
     """Checks whether a local folder holds an adapter."""
     return (pathlib.Path(folder) / CONFIG).is_file()
 
 
-def check_is_adapter(path, handle=None):
+def check_is_adapter(path: StrPath, handle: str | None = None) -> None:
     """Raises an error if a path is no folder of an adapter; the message names adapters inside.
 
     PEFT writes an adapter that is not called "default" into a folder of its name.
@@ -43,7 +44,7 @@ def check_is_adapter(path, handle=None):
     raise ValueError(f"{(handle or str(path))!r} holds no {CONFIG}, so it is no adapter. {way_out}")
 
 
-def read_tensors(folder):
+def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads the tensors of an adapter, and checks that they are finite.
 
     Args:
@@ -67,7 +68,7 @@ def read_tensors(folder):
     return tensors
 
 
-def _read_safetensors(folder):
+def _read_safetensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(folder / WEIGHTS, "np") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

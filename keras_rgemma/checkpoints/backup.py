@@ -7,17 +7,21 @@ begins anew.
 """
 
 import json
+from collections.abc import Iterable
 
 import h5py
 import keras
 
 from keras_rgemma.files import unlink_partial
 from keras_rgemma.keras_internals.training import backup_files, backup_progress
+from keras_rgemma.types import StrPath
 
 _PROGRESS = "training_metadata"
 
 
-def backups(callbacks):
+def backups(
+    callbacks: Iterable[keras.callbacks.Callback],
+) -> tuple[keras.callbacks.BackupAndRestore, ...]:
     """Returns the `BackupAndRestore`s of local folders among callbacks, a tuple."""
     return tuple(
         callback
@@ -27,7 +31,7 @@ def backups(callbacks):
     )
 
 
-def mend(backup):
+def mend(backup: keras.callbacks.BackupAndRestore) -> None:
     """Rewrites the progress file of a backup from its weights, after a kill between the two."""
     weights, progress = backup_files(backup)
     unlink_partial(weights)
@@ -43,7 +47,7 @@ def mend(backup):
         progress.write_text(text)
 
 
-def sign(file, backup):
+def sign(file: StrPath, backup: keras.callbacks.BackupAndRestore) -> None:
     """Writes the progress of training into a file of weights."""
     with h5py.File(file, "r+") as weights:
         weights.attrs[_PROGRESS] = json.dumps(backup_progress(backup))

@@ -7,16 +7,21 @@ one piece lie side by side there: as in all lists that transformers makes from a
 model. One exception is known: Gemma's runs of a character (see `_eager_runs`).
 """
 
+from __future__ import annotations
+
 import itertools
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 class Inexpressible(ValueError):
     """Reports a setting of a tokenizer that a SentencePiece model cannot have."""
 
 
-def order_of(merges, pieces, recognised):
+def order_of(
+    merges: Sequence[tuple[str, str]], pieces: set[str], recognised: set[str]
+) -> tuple[dict[str, int], set[str]]:
     """Finds the order in which SentencePiece must prefer pieces.
 
     Args:
@@ -51,7 +56,7 @@ def order_of(merges, pieces, recognised):
     return _ordered(merges_to), runs
 
 
-def _joins(piece, pieces):
+def _joins(piece: str, pieces: set[str]) -> set[int]:
     """Returns the places at which a piece is cut into two that SentencePiece would join."""
     return {
         cut
@@ -60,7 +65,7 @@ def _joins(piece, pieces):
     }
 
 
-def _ordered(merges_to):
+def _ordered(merges_to: Mapping[str, Mapping[int, int]]) -> dict[str, int]:
     """Orders pieces by the ranks of their merges, which must not lie between those of another."""
     ordered = sorted(merges_to, key=lambda piece: min(merges_to[piece].values()))
     for first, second in itertools.pairwise(ordered):
@@ -73,7 +78,7 @@ def _ordered(merges_to):
     return {piece: place for place, piece in enumerate(ordered)}
 
 
-def _eager_runs(ranks, pieces):
+def _eager_runs(ranks: Mapping[tuple[str, str], int], pieces: set[str]) -> set[str]:
     """Finds runs of one character that are always joined first, and from the left.
 
     In Gemma's own tokenizer.json the merges that make 2 to K spaces are sorted by the length of the
@@ -103,7 +108,9 @@ def _eager_runs(ranks, pieces):
     return runs
 
 
-def _come_first(character, longest, first, ranks):
+def _come_first(
+    character: str, longest: int, first: int, ranks: Mapping[tuple[str, str], int]
+) -> bool:
     """Checks that no other merge has a run in it, and none of its character comes earlier."""
     family = {character * n for n in range(1, longest + 1)}
     return all(
@@ -114,7 +121,7 @@ def _come_first(character, longest, first, ranks):
     )
 
 
-def _finder(texts):
+def _finder(texts: Iterable[str]) -> Callable[[str], bool]:
     """Returns a function that checks whether a str holds one of some texts.
 
     One pattern of all of them would take minutes: there are thousands, and the strs are a million.
@@ -126,7 +133,7 @@ def _finder(texts):
     heads = "|".join(map(re.escape, sorted(by_head, key=len))) or r"(?!)"
     pattern = re.compile(f"(?=({heads}))")
 
-    def holds(text):
+    def holds(text: str) -> bool:
         return any(
             text.startswith(by_head[head[1]], head.start()) for head in pattern.finditer(text)
         )

@@ -1,14 +1,20 @@
 """Reads the architecture of DeepMind's checkpoints from the shapes of their weights."""
 
+from __future__ import annotations
+
 import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from keras_rgemma.config import ATTENTION, RECURRENT, RGemmaConfig
+from keras_rgemma.types import StrPath
 
 # The config that this package writes beside weights, for the settings that shapes do not tell.
 CONFIG = "keras_rgemma.json"
 
 
-def only(folder, paths):
+def only(folder: StrPath, paths: Iterable[pathlib.Path]) -> pathlib.Path | None:
     """Returns the one checkpoint of a folder, or None if there is none.
 
     Args:
@@ -27,7 +33,9 @@ def only(folder, paths):
     return paths[0] if paths else None
 
 
-def check_sizes(path, source, most, counts=lambda name: True):
+def check_sizes(
+    path: StrPath, source: Any, most: int, counts: Callable[[str], bool] = lambda name: True
+) -> None:
     """Raises ValueError if the tensors of a source take more bytes than its files can hold.
 
     Args:
@@ -49,7 +57,7 @@ def check_sizes(path, source, most, counts=lambda name: True):
         )
 
 
-def config_from(shapes):
+def config_from(shapes: Mapping[str, tuple[int, ...]]) -> RGemmaConfig:
     """Reads an architecture from the shapes of weights.
 
     Shapes do not tell the window, the cap of the logits and whether embeddings are scaled: these
@@ -71,7 +79,7 @@ def config_from(shapes):
         for name, shape in shapes.items()
     }
 
-    def shape_of(name, rank):
+    def shape_of(name: str, rank: int) -> tuple[int, ...]:
         shape = shapes.get(name, ())
         if len(shape) != rank or 0 in shape:
             raise ValueError(
@@ -112,7 +120,7 @@ def config_from(shapes):
     )
 
 
-def _pattern(layer_types):
+def _pattern(layer_types: list[str]) -> list[str]:
     """Returns the shortest sequence that gives these types when it is cycled."""
     for size in range(1, len(layer_types)):
         if all(x == layer_types[i % size] for i, x in enumerate(layer_types)):

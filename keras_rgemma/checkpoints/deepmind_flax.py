@@ -4,11 +4,14 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_rgemma.checkpoints.deepmind import check_sizes, only
+from keras_rgemma.types import StrPath, Tree
 
 FOLDER = "params"  # the name that this package gives it; Kaggle names the folder after the variant
 # One of these lies in every Orbax folder, whether it uses OCDBT or a folder for each tensor.
@@ -17,7 +20,7 @@ MARKS = ("_METADATA", "manifest.ocdbt")
 _COMPRESSION = 64
 
 
-def find(path):
+def find(path: StrPath) -> pathlib.Path | None:
     """Finds the Orbax folder at a path or in the folder at a path; returns None if none.
 
     Raises:
@@ -31,11 +34,11 @@ def find(path):
     return only(path, (child for child in path.iterdir() if child.is_dir() and _is_orbax(child)))
 
 
-def _is_orbax(folder):
+def _is_orbax(folder: pathlib.Path) -> bool:
     return any((folder / mark).is_file() for mark in MARKS)
 
 
-def write(folder, tensors):
+def write(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes tensors as DeepMind's `save_parameters` does: a tree below `params`, with Orbax.
 
     Args:
@@ -67,8 +70,12 @@ class OrbaxFolder:
     """
 
     format = "flax"
+    folder: pathlib.Path
+    copies: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
 
-    def __init__(self, folder):
+    def __init__(self, folder: StrPath) -> None:
         self.folder = pathlib.Path(folder).absolute()
         self.copies = {}
         self._checkpointer = _checkpointer()
@@ -89,7 +96,7 @@ class OrbaxFolder:
         files = (file for file in self.folder.rglob("*") if file.is_file())
         check_sizes(self.folder, self, _COMPRESSION * sum(file.stat().st_size for file in files))
 
-    def read(self, name):
+    def read(self, name: str) -> np.ndarray:
         """Reads a tensor: see `TensorSource.read`."""
         import orbax.checkpoint
 
@@ -110,12 +117,12 @@ class OrbaxFolder:
             raise self._broken("It is zero throughout, as where files are missing.", name)
         return array
 
-    def _broken(self, error, name=None):
+    def _broken(self, error: object, name: str | None = None) -> ValueError:
         place = f"the tensor {name!r} in {str(self.folder)!r}" if name else f"{str(self.folder)!r}"
         return ValueError(f"Orbax cannot read {place}: {error} Fetch the folder again.")
 
 
-def _reports_missing_data(folder):
+def _reports_missing_data(folder: pathlib.Path) -> bool:
     """Checks whether Orbax wrote every array whole; in older folders it reads gaps as zeros."""
     try:
         metadata = json.loads((folder / MARKS[0]).read_text(encoding="utf-8"))
@@ -124,7 +131,7 @@ def _reports_missing_data(folder):
         return False
 
 
-def _checkpointer():
+def _checkpointer() -> Any:
     if keras.config.backend() != "jax" and "jax" not in sys.modules:
         # Orbax starts JAX, which would take most of an accelerator's memory from the backend.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -138,7 +145,7 @@ def _checkpointer():
     return orbax.checkpoint.Checkpointer(orbax.checkpoint.PyTreeCheckpointHandler())
 
 
-def _leaves(tree, path=()):
+def _leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yields a pair of a path, tuple of keys, and a leaf for each leaf of nested dicts."""
     if not isinstance(tree, dict):
         yield path, tree
@@ -147,7 +154,7 @@ def _leaves(tree, path=()):
         yield from _leaves(branch, (*path, key))
 
 
-def _nested(path, value):
+def _nested(path: Sequence[str], value: Any) -> Any:
     """Wraps a value in nested dicts, one a key of the path."""
     for key in reversed(path):
         value = {key: value}

@@ -1,8 +1,14 @@
 """Writes a model in the formats of Hugging Face and DeepMind."""
 
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
 import ml_dtypes
 import numpy as np
 from keras import ops
+from numpy.typing import DTypeLike
 
 from keras_rgemma.checkpoints import (
     deepmind,
@@ -14,17 +20,22 @@ from keras_rgemma.checkpoints import (
 )
 from keras_rgemma.files import new_folder, write_json
 from keras_rgemma.keras_internals.layers import layers_of
+from keras_rgemma.types import StrPath
 
 # The formats that can be written, each with its column in the table of names.
 TARGETS = {"transformers": "huggingface", "flax": "flax", "torch": "torch"}
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+DTYPES: dict[str, DTypeLike] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
 
 
 class _TooLarge(ValueError):
     """Reports a weight that a dtype cannot hold."""
 
 
-def tensors(backbone, format, dtype):
+def tensors(backbone: Any, format: str, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     """Makes the tensors of a backbone for a format, one at a time.
 
     LoRA that is enabled is merged into the tensors; the model keeps its LoRA.
@@ -52,7 +63,9 @@ def tensors(backbone, format, dtype):
     return _tensors(backbone, layers, format, DTYPES[dtype])
 
 
-def _tensors(backbone, layers, format, dtype):
+def _tensors(
+    backbone: Any, layers: Mapping[str, Any], format: str, dtype: DTypeLike
+) -> Iterator[tuple[str, np.ndarray]]:
     variables = {variable.path: variable for variable in backbone.variables}
     for name, (_, weights) in names.tensors(backbone.config, format).items():
         parts = [
@@ -65,7 +78,7 @@ def _tensors(backbone, layers, format, dtype):
         yield name, np.stack(parts) if is_stacked else np.ascontiguousarray(parts[0])
 
 
-def _cast(value, dtype, path):
+def _cast(value: np.ndarray, dtype: DTypeLike, path: str) -> np.ndarray:
     """Converts the value of a weight to a dtype that can hold all numbers of the value."""
     with np.errstate(over="ignore"):
         cast = value.astype(dtype)
@@ -77,7 +90,9 @@ def _cast(value, dtype, path):
     return cast
 
 
-def _value(path, variables, layers):
+def _value(
+    path: str, variables: Mapping[str, keras.Variable], layers: Mapping[str, Any]
+) -> np.ndarray:
     """Returns the value of a variable, with LoRA merged into it in float32."""
     value = ops.convert_to_numpy(variables[path].value)
     owner, _, kind = path.rpartition("/")
@@ -92,7 +107,14 @@ def _value(path, variables, layers):
     return value.astype("float32") + scale * (a @ b)
 
 
-def export(backbone, tokenizer, path, to, dtype=None, overwrite=False):
+def export(
+    backbone: Any,
+    tokenizer: Any,
+    path: StrPath,
+    to: str,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Writes a model in a format of Hugging Face or DeepMind.
 
     Args:
@@ -124,7 +146,9 @@ def export(backbone, tokenizer, path, to, dtype=None, overwrite=False):
             huggingface.write_tokenizer_config(folder, tokenizer)
 
 
-def _write_weights(folder, weights, to):
+def _write_weights(
+    folder: pathlib.Path, weights: Iterable[tuple[str, np.ndarray]], to: str
+) -> None:
     writer = {"transformers": safetensors, "flax": deepmind_flax, "torch": deepmind_torch}[to]
     try:
         writer.write(folder, weights)

@@ -1,10 +1,13 @@
 """Opens a checkpoint at a local path: finds its format, architecture and tokenizer."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import pathlib
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -21,10 +24,12 @@ from keras_rgemma.checkpoints import (
 from keras_rgemma.checkpoints.adapter import is_adapter
 from keras_rgemma.checkpoints.loading import load
 from keras_rgemma.checkpoints.rounding import Rounding
+from keras_rgemma.checkpoints.source import TensorSource
 from keras_rgemma.checkpoints.unwrapped import Unwrapped
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.layers import small_collections
+from keras_rgemma.types import StrPath
 
 # Files of weights in a folder with a config.
 _WEIGHTS = ("*.safetensors", "*.weights.h5", "*.bin")
@@ -43,14 +48,20 @@ class Checkpoint:
 
     path: str
     config: RGemmaConfig
-    open_weights: Callable
+    open_weights: Callable[[], TensorSource]
 
     @property
-    def dtype(self):
+    def dtype(self) -> str:
         """Returns the name of the dtype that holds all weights."""
         return np.result_type(*self.open_weights().dtypes.values()).name
 
-    def backbone(self, cls, load_weights=True, quantize=None, **kwargs):
+    def backbone(
+        self,
+        cls: Callable[..., Any],
+        load_weights: bool = True,
+        quantize: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Makes the backbone of this checkpoint, with its weights.
 
         Args:
@@ -66,7 +77,7 @@ class Checkpoint:
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
         config = RGemmaConfig(**{**fields, **changes})
 
-        def make(**others):
+        def make(**others: Any) -> Any:
             return cls(**config.to_dict(), **{**kwargs, **others})
 
         if not load_weights:
@@ -81,7 +92,7 @@ class Checkpoint:
             return load(config, self.open_weights(), lambda: rounding.make(config, make), rounding)
 
 
-def open_checkpoint(path):
+def open_checkpoint(path: str) -> Checkpoint | None:
     """Opens the `Checkpoint` at a path; returns None for a Keras preset and for no local path.
 
     Args:
@@ -110,7 +121,7 @@ def open_checkpoint(path):
     return Checkpoint(path, config, lambda: source)
 
 
-def _open_huggingface(path):
+def _open_huggingface(path: str) -> Unwrapped:
     """Opens the weights in a folder of Hugging Face, a `TensorSource`."""
     formats = (
         (safetensors.SafetensorsFolder, safetensors.WEIGHTS, safetensors.INDEX),
@@ -126,7 +137,7 @@ def _open_huggingface(path):
     )
 
 
-def hint_of_loadable_inside(path, are_weights_here=True):
+def hint_of_loadable_inside(path: StrPath, are_weights_here: bool = True) -> str:
     """Names the folders inside of a folder that would load, a sentence; empty if there are none.
 
     Such as `checkpoint-500`, which the Trainer of transformers writes.
@@ -148,7 +159,7 @@ def hint_of_loadable_inside(path, are_weights_here=True):
     )
 
 
-def _would_load(folder, are_weights_here):
+def _would_load(folder: pathlib.Path, are_weights_here: bool) -> bool:
     """Checks whether a folder has the config of a model or of an adapter, and weights."""
     if are_weights_here and not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         return False
@@ -162,7 +173,7 @@ def _would_load(folder, are_weights_here):
     return huggingface.is_recurrent_gemma(contents) or "class_name" in contents
 
 
-def _config_in(file):
+def _config_in(file: pathlib.Path) -> RGemmaConfig:
     """Reads the `RGemmaConfig` that this package wrote beside weights."""
     try:
         return RGemmaConfig(**read_json(file))
@@ -170,7 +181,7 @@ def _config_in(file):
         raise ValueError(f"{str(file)!r} is no architecture of this package: {error}.") from error
 
 
-def tokenizer_file(path):
+def tokenizer_file(path: StrPath) -> str | None:
     """Finds the tokenizer of a checkpoint; returns the path of its file, str, or None without one.
 
     The file is tokenizer.model, or Hugging Face's tokenizer.json where that is alone. It lies in
@@ -186,7 +197,7 @@ def tokenizer_file(path):
     return None if found is None else str(found)
 
 
-def read_tokenizer(path):
+def read_tokenizer(path: str) -> dict[str, Any] | None:
     """Reads the tokenizer of a checkpoint, and returns arguments of `RGemmaTokenizer`.
 
     Where tokenizer.model and tokenizer.json differ in their tokens, tokenizer.json counts:
@@ -208,7 +219,7 @@ def read_tokenizer(path):
     return tokenizer_json.read(file, _vocabulary_size(path))._asdict()
 
 
-def _tokenizer_json(folder):
+def _tokenizer_json(folder: pathlib.Path) -> pathlib.Path | None:
     """Returns the path of Hugging Face's tokenizer.json in a folder, or None without one."""
     file = folder / tokenizer_json.FILE
     if not file.is_file():
@@ -218,7 +229,7 @@ def _tokenizer_json(folder):
     return file if is_large or tokenizer_json.is_hugging_face(read_json(file)) else None
 
 
-def _holds_tokens_of(model, file, path):
+def _holds_tokens_of(model: str | None, file: pathlib.Path, path: StrPath) -> bool:
     """Checks whether the tokens of a tokenizer.json are those of a tokenizer.model."""
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=model)
@@ -228,7 +239,7 @@ def _holds_tokens_of(model, file, path):
     return pieces == tokenizer_json.tokens(read_json(file), _vocabulary_size(path))
 
 
-def _vocabulary_size(path):
+def _vocabulary_size(path: StrPath) -> int | None:
     """Returns the number of embeddings that the config beside a tokenizer names, or None."""
     config = pathlib.Path(path) / huggingface.CONFIG
     size = read_json(config).get("vocab_size") if config.is_file() else None

@@ -2,16 +2,16 @@
 
 import functools
 import glob
-import hashlib
-import os
 import pathlib
+from collections.abc import Callable, Sequence
 
 from keras_rgemma.checkpoints import adapter, deepmind_flax, huggingface
-from keras_rgemma.checkpoints.cache import names_in
+from keras_rgemma.checkpoints.cache import check_new_files
 from keras_rgemma.checkpoints.folder import hint_of_loadable_inside
 from keras_rgemma.config import check_count
 from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.hubs import hugging_face_blobs, parse_kaggle_handle
+from keras_rgemma.types import StrPath
 
 # The parts of a repository that can be asked for.
 TOKENIZER, CONFIG, WEIGHTS = "tokenizer", "config", "weights"
@@ -23,11 +23,11 @@ _WEIGHT_FILES = (
     ("pytorch_model*.bin",),
 )
 _ADAPTER_FILES = ((adapter.WEIGHTS,), (adapter.PICKLED,))
-_CHECKED = ".keras_rgemma_checked"
-_BLOCK = 1 << 24  # bytes hashed in one go
 
 
-def fetch(handle, revision=None, part=WEIGHTS, subfolder=None):
+def fetch(
+    handle: str, revision: str | None = None, part: str = WEIGHTS, subfolder: str | None = None
+) -> str:
     """Fetches a repository into the cache of its hub, if it is not there, and returns its folder.
 
     Args:
@@ -88,7 +88,7 @@ def fetch(handle, revision=None, part=WEIGHTS, subfolder=None):
     return _with_weights(snapshot, handle, folder, root, _WEIGHT_FILES)
 
 
-def inside(root, subfolder):
+def inside(root: StrPath, subfolder: str | None) -> pathlib.Path:
     """Returns the path of a subfolder, or of the folder itself for None.
 
     Args:
@@ -116,7 +116,13 @@ def inside(root, subfolder):
     return root / relative
 
 
-def _with_weights(snapshot, handle, folder, root, alternatives):
+def _with_weights(
+    snapshot: Callable[[Sequence[str]], str],
+    handle: str,
+    folder: pathlib.Path,
+    root: str,
+    alternatives: Sequence[Sequence[str]],
+) -> str:
     """Fetches the weights of a folder in the first format that is there; returns the folder, str.
 
     Args:
@@ -140,7 +146,7 @@ def _with_weights(snapshot, handle, folder, root, alternatives):
     )
 
 
-def _check_parts(handle, folder):
+def _check_parts(handle: str, folder: StrPath) -> None:
     """Raises ConnectionError if a part of the weights is missing that their index names.
 
     Without a connection huggingface_hub takes the files in its cache for all, before version 1.20.
@@ -153,7 +159,9 @@ def _check_parts(handle, folder):
             raise _lost(handle, FileNotFoundError(f"{sorted(missing)} are missing."))
 
 
-def _from_hugging_face(handle, name, revision, patterns):
+def _from_hugging_face(
+    handle: str, name: str, revision: str | None, patterns: Sequence[str] | None
+) -> str:
     try:
         from huggingface_hub import constants, errors, snapshot_download
     except ImportError as error:
@@ -177,7 +185,7 @@ def _from_hugging_face(handle, name, revision, patterns):
     except errors.RevisionNotFoundError as error:
         raise _no_revision(handle, revision, f"{at}/tree/main") from error
     except Exception as error:  # of the HTTP library, another one in each major version
-        _check_new_files(handle, blobs)
+        check_new_files(handle, blobs)
         if _is_local(error):
             raise
         if _status(error) in (401, 403):
@@ -187,11 +195,11 @@ def _from_hugging_face(handle, name, revision, patterns):
                 f"{error}"
             ) from error
         raise _lost(handle, error) from error
-    _check_new_files(handle, blobs)
+    check_new_files(handle, blobs)
     return folder
 
 
-def _check_is_deepminds(handle, name, revision):
+def _check_is_deepminds(handle: str, name: str, revision: str | None) -> None:
     """Raises ValueError for another repository, before gigabytes of it are fetched."""
     from huggingface_hub import HfApi
 
@@ -208,44 +216,9 @@ def _check_is_deepminds(handle, name, revision):
         )
 
 
-def _check_new_files(handle, blobs):
-    """Compares each file that has come with the hash that it is named after, once.
-
-    The client compares sizes alone, and files of Xet storage have come whole in size and other in
-    content, too (huggingface_hub#3643). Files that were compared are listed beside them: later
-    loads read nothing again, and a call that was stopped in between leaves nothing unchecked.
-    Where there are no symbolic links the cache has no such files.
-    """
-    listed = blobs.parent / _CHECKED
-    checked = set(listed.read_text().split()) if listed.is_file() else set()
-    new = names_in(blobs) - checked
-    if not new or not os.access(blobs, os.W_OK):
-        return
-    damaged = [name for name in new if _hash_like(blobs / name) != name]
-    links = [link for link in blobs.parent.rglob("snapshots/**/*") if link.is_symlink()]
-    links = [link for link in links if link.resolve().name in damaged]
-    for path in (*links, *(blobs / name for name in damaged)):
-        path.unlink()
-    listed.write_text("\n".join(sorted(names_in(blobs))))
-    if damaged:
-        raise ValueError(
-            f"{sorted({link.name for link in links})} of {handle!r} came damaged: the hash is not "
-            "the one that the hub names. It was deleted. Run this again to fetch it anew."
-        )
-
-
-def _hash_like(blob):
-    """Computes the hash of a file in the kind of its name: SHA-256, or Git's hash of a blob."""
-    digest = hashlib.sha256()
-    if len(blob.name) == 40:
-        digest = hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
-    with blob.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _from_model_scope(handle, name, revision, patterns):
+def _from_model_scope(
+    handle: str, name: str, revision: str | None, patterns: Sequence[str] | None
+) -> str:
     try:
         from modelscope import snapshot_download
     except ImportError as error:
@@ -268,7 +241,7 @@ def _from_model_scope(handle, name, revision, patterns):
 _SNAPSHOTS = {"hf": _from_hugging_face, "modelscope": _from_model_scope}
 
 
-def _from_kaggle(handle, name, revision, part):
+def _from_kaggle(handle: str, name: str, revision: str | None, part: str) -> str:
     import kagglehub
     from kagglehub import exceptions
 
@@ -307,7 +280,7 @@ def _from_kaggle(handle, name, revision, part):
         raise _lost(handle, error) from error
 
 
-def _status(error):
+def _status(error: BaseException | None) -> int | None:
     """Returns the HTTP status of an error or of its cause, or None."""
     while error is not None:
         response = getattr(error, "response", None)
@@ -317,23 +290,23 @@ def _status(error):
         error = error.__cause__
 
 
-def _client_missing(handle, package):
+def _client_missing(handle: str, package: str) -> ImportError:
     return ImportError(
         f"{handle!r} is fetched with {package}. Install it with `pip install {package}`."
     )
 
 
-def _no_revision(handle, revision, at):
+def _no_revision(handle: str, revision: str | None, at: str) -> FileNotFoundError:
     what = f"revision '{revision}' of {handle!r}" if revision else f"{handle!r}"
     return FileNotFoundError(f"There is no {what}. See what there is at {at}.")
 
 
-def _is_local(error):
+def _is_local(error: BaseException) -> bool:
     """Checks whether an error comes from this machine, such as a full disk."""
     return isinstance(error, OSError) and error.errno is not None
 
 
-def _lost(handle, error):
+def _lost(handle: str, error: BaseException) -> ConnectionError:
     return ConnectionError(
         f"{handle!r} could not be fetched: {type(error).__name__}: {error} Check the connection "
         "and run this again; what has come whole is kept."

@@ -1,5 +1,9 @@
 """Reads and writes the JSON files of a Hugging Face folder: `config.json` and the tokenizer's."""
 
+import pathlib
+from collections.abc import Container, Mapping
+from typing import Any
+
 from keras_rgemma.checkpoints import sentencepiece_model as spm
 from keras_rgemma.checkpoints.chat_template import TEMPLATE
 from keras_rgemma.config import RGemmaConfig, check_count
@@ -39,17 +43,17 @@ FIELDS = {
 }
 
 
-def is_config(config):
+def is_config(config: Container[str]) -> bool:
     """Checks whether the contents of a `config.json` are those of a Hugging Face folder."""
     return "model_type" in config
 
 
-def is_recurrent_gemma(contents):
+def is_recurrent_gemma(contents: Mapping[str, Any]) -> bool:
     """Checks whether the contents of a `config.json` are those of this architecture."""
     return contents.get("model_type") == "recurrent_gemma"
 
 
-def config_from(contents):
+def config_from(contents: Mapping[str, Any]) -> RGemmaConfig:
     """Reads the architecture from a Hugging Face config.
 
     Args:
@@ -100,7 +104,7 @@ def config_from(contents):
     )
 
 
-def _rope_from(contents):
+def _rope_from(contents: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the settings of RoPE, which newer versions of transformers keep in a nested dict."""
     nested = contents.get("rope_parameters") or {}
     if not isinstance(nested, dict):
@@ -118,7 +122,7 @@ def _rope_from(contents):
     }
 
 
-def config_of(config, dtype):
+def config_of(config: RGemmaConfig, dtype: str) -> dict[str, Any]:
     """Makes the contents of `config.json` for an architecture.
 
     Args:
@@ -173,7 +177,7 @@ def config_of(config, dtype):
     }
 
 
-def write_tokenizer_config(folder, tokenizer):
+def write_tokenizer_config(folder: pathlib.Path, tokenizer: Any) -> None:
     """Writes the settings of a tokenizer that transformers needs beside its SentencePiece model.
 
     transformers reads the chat template here, in every version. From version 5 on it writes its own
@@ -209,7 +213,7 @@ def write_tokenizer_config(folder, tokenizer):
     )
 
 
-def _added_tokens(tokenizer):
+def _added_tokens(tokenizer: Any) -> dict[str, dict[str, Any]]:
     """Describes the tokens that are recognised in text, a dict of an id to the settings of one.
 
     Without it transformers shows `<end_of_turn>` in the texts that it makes, and no pieces with a

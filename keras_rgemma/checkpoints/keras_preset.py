@@ -5,7 +5,8 @@ import contextvars
 import math
 import pathlib
 import reprlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import h5py
 import keras
@@ -20,6 +21,7 @@ from keras_rgemma.keras_internals.layers import small_collections
 from keras_rgemma.keras_internals.presets import preset_config
 from keras_rgemma.keras_internals.saving import saved_layers
 from keras_rgemma.keras_internals.variables import initialize
+from keras_rgemma.types import StrPath
 
 _TASK = "task.json"
 _JSON = ("config.json", _TASK, "preprocessor.json", "tokenizer.json")
@@ -43,7 +45,13 @@ class _Weights(NamedTuple):
 _FOLLOWING = contextvars.ContextVar("following", default=None)  # `_Weights` or None
 
 
-def load(from_preset, folder, load_weights, quantize=None, **kwargs):
+def load(
+    from_preset: Callable[..., Any],
+    folder: str,
+    load_weights: bool,
+    quantize: str | None = None,
+    **kwargs: Any,
+) -> Any:
     """Loads a preset with KerasHub's `from_preset`, without random numbers, and checks it.
 
     Args:
@@ -85,7 +93,7 @@ def load(from_preset, folder, load_weights, quantize=None, **kwargs):
     return model
 
 
-def _check_files(folder):
+def _check_files(folder: StrPath) -> None:
     """Raises ValueError if a local path is no folder of a preset, or a config in it is broken."""
     folder = pathlib.Path(folder)
     if not (folder / _JSON[0]).is_file():
@@ -107,7 +115,7 @@ def _check_files(folder):
     _check_agreement(folder)
 
 
-def _check_agreement(folder):
+def _check_agreement(folder: pathlib.Path) -> None:
     """Raises ValueError if the two descriptions of the backbone in a preset differ.
 
     KerasHub makes a task from the one in task.json, and a backbone from config.json.
@@ -131,13 +139,13 @@ def _check_agreement(folder):
             )
 
 
-def _saved_policy(folder):
+def _saved_policy(folder: str) -> keras.DTypePolicy | None:
     """Returns the dtype policy in a preset, or None."""
     saved = preset_config(folder)["config"].get("dtype")
     return None if saved is None else keras.dtype_policies.get(saved)
 
 
-def _check_not_rounded(saved, mode):
+def _check_not_rounded(saved: keras.DTypePolicy, mode: str) -> None:
     """Raises ValueError if the dtype policy of a preset is that of a quantized model."""
     if modes := quantized_modes(saved):
         raise ValueError(
@@ -146,7 +154,9 @@ def _check_not_rounded(saved, mode):
         )
 
 
-def _policy(saved, requested):
+def _policy(
+    saved: keras.DTypePolicy | None, requested: str | keras.DTypePolicy | None
+) -> keras.DTypePolicy | None:
     """Returns the dtype policy for KerasHub that gives each layer its saved or requested policy.
 
     Without it KerasHub fails on a model with other dtypes of weights and computation, and drops the
@@ -171,7 +181,7 @@ def _policy(saved, requested):
     return maps(requested, policies)
 
 
-def _weights_in(folder):
+def _weights_in(folder: StrPath) -> _Weights:
     """Counts the bytes and the layers of the weights in a folder."""
     files = list(pathlib.Path(folder).glob("model*.weights.h5"))
     if not files:
@@ -189,11 +199,13 @@ def _weights_in(folder):
     return _Weights(sum(file.stat().st_size for file in files), len(blocks))
 
 
-def _broken(path, error):
+def _broken(path: StrPath, error: BaseException) -> ValueError:
     return ValueError(f"The weights in {str(path)!r} cannot be read: {error}. Fetch them again.")
 
 
-def build_with_zeros(config, make):
+def build_with_zeros(
+    config: dict[str, Any], make: Callable[[dict[str, Any]], keras.Model]
+) -> keras.Model:
     """Makes a backbone with zeros instead of random numbers if weights follow.
 
     Args:
@@ -234,12 +246,12 @@ def build_with_zeros(config, make):
     return model
 
 
-def weights_follow():
+def weights_follow() -> bool:
     """Returns whether KerasHub loads weights into the next backbone."""
     return _FOLLOWING.get() is not None
 
 
-def check_lora_size(count):
+def check_lora_size(count: int) -> None:
     """Raises ValueError if A and B have more elements than fit into the weights that follow."""
     size = _FOLLOWING.get().size
     if 4 * count > size:
@@ -249,7 +261,7 @@ def check_lora_size(count):
         )
 
 
-def _check_finite(model):
+def _check_finite(model: keras.Model) -> None:
     """Raises ValueError if a weight holds NaN or infinity."""
     for weight in model.weights:
         if not (keras.backend.is_float_dtype(weight.dtype) and weight.shape):

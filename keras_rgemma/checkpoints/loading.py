@@ -1,13 +1,22 @@
 """Loads the weights of a checkpoint into a model that was created without values."""
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
+import keras
 import numpy as np
 import tqdm.auto
 
 from keras_rgemma.checkpoints import names
+from keras_rgemma.checkpoints.names import Weight
+from keras_rgemma.checkpoints.rounding import Rounding
+from keras_rgemma.checkpoints.source import TensorSource
 from keras_rgemma.checkpoints.tensors import give
+from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.keras_internals import variables as internals
+
+_Model = TypeVar("_Model")
 
 _CACHED = 1 << 18  # elements that stay in a processor's cache
 CHUNK = 1 << 24  # elements compared in one go, so that temporaries stay small
@@ -15,7 +24,12 @@ _LISTED = 8  # names in one error
 _WORTH_A_BAR = 1 << 27  # bytes
 
 
-def load(config, source, make, rounding=None):
+def load(
+    config: RGemmaConfig,
+    source: TensorSource,
+    make: Callable[[], keras.Model],
+    rounding: Rounding | None = None,
+) -> keras.Model:
     """Makes a model and gives each variable its value from a checkpoint, one tensor at a time.
 
     The variables have no values before: neither random numbers nor zeros are made, and the memory
@@ -68,7 +82,9 @@ def load(config, source, make, rounding=None):
     return model
 
 
-def _with_progress(tensors, source):
+def _with_progress(
+    tensors: Mapping[str, tuple[tuple[int, ...], list[Weight]]], source: TensorSource
+) -> Iterator[str]:
     """Yields the names of tensors, and shows a progress bar for large checkpoints."""
     sizes = {
         name: math.prod(shape) * source.dtypes[name].itemsize
@@ -88,13 +104,15 @@ def _with_progress(tensors, source):
             bar.update(size)
 
 
-def build_uninitialized(make):
+def build_uninitialized(make: Callable[[], _Model]) -> _Model:
     """Calls `make` and returns its model with variables that wait for their first values."""
     with internals.uninitialized_variables():
         return make()
 
 
-def check(tensors, source):
+def check(
+    tensors: Mapping[str, tuple[tuple[int, ...], list[Weight]]], source: TensorSource
+) -> None:
     """Compares the tensors of a checkpoint with those of the architecture, before one is read.
 
     Args:
@@ -113,7 +131,11 @@ def check(tensors, source):
         )
 
 
-def differences(expected, found, optional=()):
+def differences(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    optional: Iterable[str] = (),
+) -> str:
     """Names the arrays that are missing, unknown or of another shape.
 
     Args:
@@ -134,12 +156,12 @@ def differences(expected, found, optional=()):
     return "; ".join(f"{kind}: {_list(entries)}" for kind, entries in kinds if entries)
 
 
-def _list(entries):
+def _list(entries: Sequence[str]) -> str:
     more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
     return ", ".join(entries[:_LISTED]) + more
 
 
-def check_finite(name, array):
+def check_finite(name: str, array: np.ndarray) -> None:
     """Raises ValueError if an array of floating-point numbers holds NaN or infinity."""
     # Read as whole numbers, infinity and NaN are the largest: of the positive ones among signed
     # integers, of the negative ones among unsigned. So no temporary array is made.
@@ -153,7 +175,7 @@ def check_finite(name, array):
             raise not_finite(name, array.dtype.name)
 
 
-def not_finite(name, dtype):
+def not_finite(name: str, dtype: str) -> ValueError:
     """Makes the error for a tensor that holds NaN or infinity."""
     hint = "Or it is too large for float16: use bfloat16." if dtype == "float16" else ""
     return ValueError(
@@ -162,13 +184,13 @@ def not_finite(name, dtype):
     )
 
 
-def in_half_precision(array):
+def in_half_precision(array: np.ndarray) -> np.ndarray:
     """Converts an array to float16, with infinity for numbers that are too large."""
     with np.errstate(over="ignore"):
         return array.astype("float16")
 
 
-def _check_copy(source, copy, name, array):
+def _check_copy(source: TensorSource, copy: str, name: str, array: np.ndarray) -> None:
     """Compares a copy with the tensor that it must repeat, some rows at a time."""
     rows = max(1, CHUNK // max(1, array[0].size))
     for start in range(0, len(array), rows):

@@ -9,6 +9,7 @@
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 from keras_rgemma.checkpoints.transforms import (
     BRANCH_BIAS,
@@ -18,7 +19,7 @@ from keras_rgemma.checkpoints.transforms import (
     TRANSPOSED,
     Transform,
 )
-from keras_rgemma.config import BLOCK_TYPES, RECURRENT
+from keras_rgemma.config import BLOCK_TYPES, RECURRENT, RGemmaConfig
 
 FORMATS = ("flax", "torch", "huggingface")
 EMBEDDING = "model.embed_tokens.weight"
@@ -61,12 +62,12 @@ class Weight:
     huggingface: TensorLocation
     shape: tuple[int, ...] = ()
 
-    def place(self, format):
+    def place(self, format: str) -> TensorLocation:
         """Returns the `TensorLocation` in a format of `FORMATS`."""
         return getattr(self, format)
 
 
-def weights(config):
+def weights(config: RGemmaConfig) -> list[Weight]:
     """Lists all weights of the architecture of an `RGemmaConfig`, in the order of the layers."""
     sizes = _sizes(config)
     all_weights = [
@@ -84,7 +85,7 @@ def weights(config):
     ]
 
 
-def dimensions_by_path():
+def dimensions_by_path() -> dict[str, tuple[str, ...]]:
     """Maps a regular expression of the path of each kind of weight to its dimensions.
 
     Returns:
@@ -95,7 +96,7 @@ def dimensions_by_path():
     return {weight.path: tuple(weight.dimensions.split()) for weight in kinds}
 
 
-def _sizes(config):
+def _sizes(config: RGemmaConfig) -> dict[str, int]:
     """Returns the size of each dimension by its name, a dict."""
     block = config.recurrence_width // config.num_query_heads
     return {
@@ -113,15 +114,15 @@ def _sizes(config):
     }
 
 
-def _embedding():
+def _embedding() -> Weight:
     return _weight("token_embedding/embeddings", "V D", "embedder/input_embedding", EMBEDDING)
 
 
-def _final_norm():
+def _final_norm() -> Weight:
     return _weight("final_norm/scale", "D", "final_norm/scale", "model.final_norm.weight")
 
 
-def _block(number, layer_type):
+def _block(number: int | str, layer_type: str) -> list[Weight]:
     """Lists the weights of a residual block."""
     temporal = _recurrent if layer_type == RECURRENT else _attention
     return [
@@ -137,19 +138,27 @@ def _block(number, layer_type):
     ]
 
 
-def rounded_layers(config):
+def rounded_layers(config: RGemmaConfig) -> list[str]:
     """Lists the paths of the layers whose matrices `quantize` rounds."""
     owners = [weight.path.rpartition("/") for weight in weights(config)]
     names = ("embeddings", "kernel")
     return [path for path, _, name in owners if name in names and not path.endswith("/conv_1d")]
 
 
-def _under(root, place):
+def _under(root: str, place: TensorLocation) -> TensorLocation:
     """Prepends the name of a layer to a `TensorLocation`."""
     return dataclasses.replace(place, name=root + place.name)
 
 
-def _weight(path, dimensions, flax, huggingface, transform=SAME, in_flax=SAME, part=None):
+def _weight(
+    path: str,
+    dimensions: str,
+    flax: str,
+    huggingface: str,
+    transform: Transform = SAME,
+    in_flax: Transform = SAME,
+    part: int | None = None,
+) -> Weight:
     """Makes a `Weight` whose name in torch is the name in flax with dots for slashes."""
     return Weight(
         path,
@@ -160,7 +169,9 @@ def _weight(path, dimensions, flax, huggingface, transform=SAME, in_flax=SAME, p
     )
 
 
-def _dense(path, dimensions, flax, huggingface, bias=True):
+def _dense(
+    path: str, dimensions: str, flax: str, huggingface: str, bias: bool = True
+) -> Iterator[Weight]:
     """Yields the kernel and the bias of a linear layer; torch's matrices are [out, in]."""
     yield Weight(
         f"{path}/kernel",
@@ -174,12 +185,12 @@ def _dense(path, dimensions, flax, huggingface, bias=True):
         yield _weight(f"{path}/bias", outputs, f"{flax}/bias", f"{huggingface}.bias")
 
 
-def _norms():
+def _norms() -> Iterator[Weight]:
     for name in ("temporal_pre_norm", "channel_pre_norm"):
         yield _weight(f"{name}/scale", "D", f"{name}/scale", f"{name}.weight")
 
 
-def _recurrent():
+def _recurrent() -> Iterator[Weight]:
     block, temporal = "recurrent_block", "temporal_block"
     for name, dimensions in (("linear_y", "D L"), ("linear_x", "D L"), ("linear_out", "L D")):
         yield from _dense(f"{block}/{name}", dimensions, f"{block}/{name}", f"{temporal}.{name}")
@@ -207,7 +218,7 @@ def _recurrent():
         )
 
 
-def _attention():
+def _attention() -> Iterator[Weight]:
     block, temporal = "attention_block", "temporal_block"
     for name, width, flax, huggingface in (
         ("query", "HK", "proj_q", "q_proj"),
@@ -220,7 +231,7 @@ def _attention():
     yield from _dense(f"{block}/attention_output", "HK D", *places)
 
 
-def _mlp():
+def _mlp() -> Iterator[Weight]:
     mlp = "mlp_block"
     for part, (name, huggingface) in enumerate((("ffw_gate", "gate_proj"), ("ffw_up", "up_proj"))):
         yield _weight(
@@ -242,7 +253,7 @@ def _mlp():
     yield from _dense(f"{mlp}/ffw_down", "M D", f"{mlp}/ffw_down", f"{mlp}.down_proj")
 
 
-def tensors(config, format):
+def tensors(config: RGemmaConfig, format: str) -> dict[str, tuple[tuple[int, ...], list[Weight]]]:
     """Lists the tensors of a checkpoint in a format.
 
     Args:

@@ -7,23 +7,26 @@ Here the number does not matter, and every variable must be found.
 
 import pathlib
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 
 from keras_rgemma.backend import backend_module
 from keras_rgemma.checkpoints.loading import differences
+from keras_rgemma.types import StrPath, Tree
 
 _WEIGHTS = ("trainable_variables", "non_trainable_variables")
 _OPTIMIZER = "optimizer_variables"
 
 
-def is_checkpoint(path):
+def is_checkpoint(path: StrPath) -> bool:
     """Returns whether a path is a local folder that `OrbaxCheckpoint` wrote."""
     path = pathlib.Path(path)
     return "://" not in str(path) and path.is_dir() and _last_step(path) is not None
 
 
-def _last_step(path):
+def _last_step(path: pathlib.Path) -> pathlib.Path | None:
     """Returns the folder of the last complete checkpoint in a folder, or None."""
     if (path / "pytree").is_dir():
         return path
@@ -31,7 +34,7 @@ def _last_step(path):
     return max(steps, key=lambda x: int(x.name), default=None)
 
 
-def restore(model, path):
+def restore(model: keras.Model, path: StrPath) -> None:
     """Gives a model, and its optimizer if it is compiled, their values of a checkpoint.
 
     On JAX each device reads its part, whatever mesh the checkpoint was written on.
@@ -56,7 +59,7 @@ def restore(model, path):
     _assign(variables, loaded)
 
 
-def assign(model, tree):
+def assign(model: keras.Model, tree: Mapping[str, Any]) -> None:
     """Gives a model, and its optimizer if it is compiled, the values of a tree.
 
     Args:
@@ -69,13 +72,13 @@ def assign(model, tree):
     _assign(_matched(model, tree), tree)
 
 
-def _assign(variables, tree):
+def _assign(variables: Mapping[tuple[str, ...], keras.Variable], tree: Tree) -> None:
     values = dict(_flat(tree))
     for key, variable in variables.items():
         variable.assign(values[key])
 
 
-def _matched(model, tree):
+def _matched(model: keras.Model, tree: Tree) -> dict[tuple[str, ...], keras.Variable]:
     """Maps the keys of a tree to the variables that take their values.
 
     Args:
@@ -99,7 +102,12 @@ def _matched(model, tree):
     return matched
 
 
-def _pairs(names, variables, shapes, kind):
+def _pairs(
+    names: Mapping[tuple[str, ...], str],
+    variables: Mapping[str, keras.Variable],
+    shapes: Mapping[tuple[str, ...], tuple[int, ...]],
+    kind: str,
+) -> dict[tuple[str, ...], keras.Variable]:
     """Maps keys to variables of the same name and shape.
 
     Raises:
@@ -116,13 +124,13 @@ def _pairs(names, variables, shapes, kind):
     return {key: variables[name] for key, name in names.items()}
 
 
-def _unnumbered(path):
+def _unnumbered(path: Sequence[str]) -> str:
     """Joins a path, without the number at the end of its first part."""
     first, *rest = path
     return "/".join([re.sub(r"_\d+$", "", first), *rest])
 
 
-def _flat(tree, *path):
+def _flat(tree: Tree, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yields the leaves of nested dicts with their keys."""
     if not isinstance(tree, dict):
         yield path, tree
@@ -131,7 +139,7 @@ def _flat(tree, *path):
         yield from _flat(part, *path, name)
 
 
-def _map(function, tree, *path):
+def _map(function: Callable[[tuple[str, ...], Any], Any], tree: Tree, *path: str) -> Any:
     """Replaces the leaves of nested dicts by a function of their keys and the leaf."""
     if not isinstance(tree, dict):
         return function(path, tree)

@@ -3,6 +3,8 @@
 import difflib
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -14,13 +16,16 @@ from keras_rgemma.checkpoints.huggingface import CONFIG as MODEL_CONFIG
 from keras_rgemma.checkpoints.registry import EMBEDDED, presets
 from keras_rgemma.files import read_json
 from keras_rgemma.keras_internals.presets import preset_config
+from keras_rgemma.types import StrPath
 
 # The id of a repository on Hugging Face or ModelScope, as PEFT names the base of an adapter.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _ERRORS = (ValueError, FileNotFoundError, PermissionError, ConnectionError)
 
 
-def resolve(preset, part, revision=None, subfolder=None):
+def resolve(
+    preset: StrPath, part: str, revision: str | None = None, subfolder: str | None = None
+) -> str:
     """Finds a preset: returns a local folder or file, or a handle that KerasHub fetches.
 
     A preset on a hub is fetched first. The tokenizer of an adapter without one is that of its base.
@@ -40,7 +45,9 @@ def resolve(preset, part, revision=None, subfolder=None):
     return folder
 
 
-def resolve_model(preset, part, revision=None, subfolder=None):
+def resolve_model(
+    preset: StrPath, part: str, revision: str | None = None, subfolder: str | None = None
+) -> tuple[str, str | None]:
     """Finds a preset like `resolve`, and the base of an adapter.
 
     Returns:
@@ -54,7 +61,9 @@ def resolve_model(preset, part, revision=None, subfolder=None):
     return (base_of(folder, preset, part), folder) if is_adapter(folder) else (folder, None)
 
 
-def resolve_adapter(path, revision=None, subfolder=None):
+def resolve_adapter(
+    path: StrPath, revision: str | None = None, subfolder: str | None = None
+) -> str:
     """Finds an adapter of PEFT in a local folder or on a hub; returns its folder, str.
 
     Raises:
@@ -73,7 +82,7 @@ def resolve_adapter(path, revision=None, subfolder=None):
     return str(folder)
 
 
-def base_of(folder, preset, part):
+def base_of(folder: str, preset: StrPath, part: str) -> str:
     """Finds the base of an adapter: returns what `resolve` does.
 
     Args:
@@ -110,7 +119,9 @@ def base_of(folder, preset, part):
     return base
 
 
-def _resolve(preset, part, revision=None, subfolder=None):
+def _resolve(
+    preset: StrPath, part: str, revision: str | None = None, subfolder: str | None = None
+) -> str:
     """Finds a preset like `resolve`; an adapter is a preset as any other."""
     if not isinstance(preset, (str, pathlib.PurePath)):
         raise TypeError(
@@ -135,7 +146,7 @@ def _resolve(preset, part, revision=None, subfolder=None):
     )
 
 
-def _check_no_revision(preset, revision):
+def _check_no_revision(preset: StrPath, revision: str | None) -> None:
     """Raises ValueError if a revision was passed for a local preset."""
     if revision is not None:
         raise ValueError(
@@ -143,7 +154,7 @@ def _check_no_revision(preset, revision):
         )
 
 
-def _handle(preset, metadata, part):
+def _handle(preset: str, metadata: Mapping[str, Any], part: str) -> str:
     """Returns the folder, or the handle on a hub, of a part of a built-in preset."""
     if metadata["weights"] == EMBEDDED or part == CONFIG:
         return metadata["path"]
@@ -160,12 +171,12 @@ def _handle(preset, metadata, part):
     )
 
 
-def has_tokenizer(folder):
+def has_tokenizer(folder: StrPath) -> bool:
     """Checks whether a local preset folder holds a tokenizer."""
     return (pathlib.Path(folder) / "tokenizer.json").exists()
 
 
-def saved_dtype(preset):
+def saved_dtype(preset: str) -> str | None:
     """Returns the dtype of the weights of a Keras preset, str, which KerasHub does not keep.
 
     None for a quantized preset, and for a preset without a dtype in its config.
@@ -178,5 +189,5 @@ def saved_dtype(preset):
 class Presets:
     """Defines the `presets` attribute of the public classes: a fresh dict at each access."""
 
-    def __get__(self, instance, owner):
+    def __get__(self, instance: object, owner: type | None) -> dict[str, dict[str, Any]]:
         return {name: dict(metadata) for name, metadata in presets().items()}

@@ -2,10 +2,13 @@
 
 import pathlib
 
+import numpy as np
+
 from keras_rgemma.checkpoints.deepmind import check_sizes
 from keras_rgemma.checkpoints.names import EMBEDDING, LM_HEAD
 from keras_rgemma.checkpoints.shards import Shards
 from keras_rgemma.checkpoints.torch_tensors import TorchTensors
+from keras_rgemma.types import StrPath
 
 WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -23,8 +26,11 @@ class PytorchFolder:
     """
 
     format = "huggingface"
+    copies: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
 
-    def __init__(self, folder):
+    def __init__(self, folder: StrPath) -> None:
         folder = pathlib.Path(folder)
         self.copies = {LM_HEAD: EMBEDDING}
         self.shapes, self.dtypes, self._files = {}, {}, {}
@@ -42,7 +48,7 @@ class PytorchFolder:
         size = sum((folder / file).stat().st_size for file in shards.files)
         check_sizes(folder, self, size, lambda name: not name.endswith(LM_HEAD))
 
-    def read(self, name, rows=slice(None)):
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """Reads a tensor, or a slice `rows` of its first axis: see `TensorSource.read`."""
         file = self._files[self._owners[name]]
         if self._last not in (None, file):

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+from typing import Any
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # In a wheel the presets lie inside the package, in a checkout beside it.
@@ -11,7 +12,7 @@ EMBEDDED = "embedded"  # the origin of weights that lie in the preset itself
 
 
 @functools.cache
-def presets():
+def presets() -> dict[str, dict[str, Any]]:
     """Reads the metadata of all presets by name, in the order of their size.
 
     Returns:

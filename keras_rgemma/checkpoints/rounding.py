@@ -3,14 +3,18 @@
 The weights are those of `quantize` after loading: the layers of Keras compute both.
 """
 
+from collections.abc import Callable
+
 import keras
+import numpy as np
 
 from keras_rgemma.checkpoints.names import rounded_layers
+from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.keras_internals.layers import layers_of, set_own_policy
 from keras_rgemma.layers.rounded import MODES, Rounded, rounding_config
 
 
-def check_mode(mode):
+def check_mode(mode: str | None) -> None:
     """Raises ValueError if weights cannot be rounded to a mode while they are loaded."""
     if mode not in (None, *MODES):
         raise ValueError(
@@ -19,7 +23,7 @@ def check_mode(mode):
         )
 
 
-def quantized_modes(policy):
+def quantized_modes(policy: keras.DTypePolicy) -> set[str]:
     """Returns the modes of quantization in a dtype policy, a map or not: a set of str."""
     is_map = isinstance(policy, keras.dtype_policies.DTypePolicyMap)
     policies = [policy, *(policy.values() if is_map else ())]
@@ -37,7 +41,7 @@ class Rounding:
         ValueError: the policy is of quantized layers.
     """
 
-    def __init__(self, mode, dtype):
+    def __init__(self, mode: str, dtype: str | keras.DTypePolicy | None) -> None:
         self._source = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         self._mode, self._config = mode, rounding_config(mode)
         if quantized_modes(self._source):
@@ -46,7 +50,7 @@ class Rounding:
                 f"{dtype!r}."
             )
 
-    def make(self, config, make):
+    def make(self, config: RGemmaConfig, make: Callable[..., keras.Model]) -> keras.Model:
         """Makes a backbone whose layers are as after `quantize`, but for their weights.
 
         Args:
@@ -63,7 +67,7 @@ class Rounding:
             layer.quantization_config = self._config
         return backbone
 
-    def _rounded_policies(self, config):
+    def _rounded_policies(self, config: RGemmaConfig) -> keras.dtype_policies.DTypePolicyMap:
         """Returns the policy of the rounded model, a `DTypePolicyMap`."""
         maps, source = keras.dtype_policies.DTypePolicyMap, self._source
         default, policies = source, {}
@@ -75,11 +79,11 @@ class Rounding:
             policies[path] = keras.dtype_policies.get(f"{self._mode}{size}_from_{name}")
         return maps(default, policies)
 
-    def variable_dtype(self, path):
+    def variable_dtype(self, path: str) -> str:
         """Returns the dtype of a weight before it is rounded, str."""
         return self._policies[path.rpartition("/")[0]].variable_dtype
 
-    def rounded(self, path, array):
+    def rounded(self, path: str, array: np.ndarray) -> dict[str, np.ndarray]:
         """Rounds a weight, if it is the matrix of a layer to be rounded.
 
         Args:
@@ -95,7 +99,7 @@ class Rounding:
             return {path: array}
         return {f"{owner}/{name}": value for name, value in layer.rounded(array).items()}
 
-    def lay_out(self, model):
+    def lay_out(self, model: keras.Model) -> None:
         """Stores the weights of a model that has them all as `quantize` does."""
         for layer in layers_of(model):
             if isinstance(layer, Rounded):

@@ -1,25 +1,36 @@
 """Reads and writes the safetensors files of a Hugging Face folder: one, or more with an index."""
 
+from __future__ import annotations
+
 import json
 import math
 import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import DTypeLike
 
 from keras_rgemma.checkpoints.names import EMBEDDING, LM_HEAD
 from keras_rgemma.checkpoints.shards import Shards
 from keras_rgemma.files import write_json
+from keras_rgemma.types import StrPath
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": ml_dtypes.bfloat16}
+DTYPES: dict[str, DTypeLike] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": ml_dtypes.bfloat16,
+}
 
 
-def write(folder, tensors):
+def write(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes weights, in files of at most 2 GiB each if tensors allow.
 
     Args:
@@ -29,7 +40,7 @@ def write(folder, tensors):
     """
     files, shard, size, total = [], {}, 0, 0
 
-    def flush():
+    def flush() -> None:
         files.append((folder / f"{len(files) + 1}.partial", list(shard)))
         safetensors.numpy.save_file(shard, files[-1][0], metadata={"format": "pt"})
         shard.clear()
@@ -63,8 +74,12 @@ class SafetensorsFolder:
     """
 
     format = "huggingface"
+    folder: pathlib.Path
+    copies: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
 
-    def __init__(self, folder):
+    def __init__(self, folder: StrPath) -> None:
         self.folder = pathlib.Path(folder)
         self.copies = {LM_HEAD: EMBEDDING}
         self.shapes, self.dtypes, self._starts = {}, {}, {}
@@ -80,14 +95,14 @@ class SafetensorsFolder:
         shards.check_complete()
         self._files = shards.owners
 
-    def _opened(self, file):
+    def _opened(self, file: str) -> Any:
         path = self.folder / file
         try:
             return safetensors.safe_open(path, "np")
         except (OSError, safetensors.SafetensorError) as error:
             raise _broken(path, error) from error
 
-    def read(self, name, rows=None):
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """Maps a tensor, or a slice `rows` of its first axis: see `TensorSource.read`.
 
         Nothing is copied: the operating system reads the pages that are looked at, and drops them
@@ -104,14 +119,14 @@ class SafetensorsFolder:
         return array if rows is None else array[rows]
 
 
-def _broken(path, error):
+def _broken(path: pathlib.Path, error: BaseException) -> ValueError:
     """Makes the error for a file that cannot be read."""
     return ValueError(
         f"{path.name!r} in {str(path.parent)!r} is missing or broken: {error}. Fetch it again."
     )
 
 
-def _starts(path):
+def _starts(path: pathlib.Path) -> dict[str, int]:
     """Returns the places of tensors in a file that `safe_open` has checked, a dict of bytes."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -120,7 +135,7 @@ def _starts(path):
     return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items()}
 
 
-def _dtype_of(dtype):
+def _dtype_of(dtype: str) -> np.dtype:
     """Returns the NumPy dtype of a dtype's name in safetensors."""
     if dtype not in DTYPES:
         raise ValueError(

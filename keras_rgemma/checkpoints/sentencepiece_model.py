@@ -5,7 +5,8 @@ protobuf, and TensorFlow and notebooks pin others. The format is small and has n
 """
 
 import struct
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 # Kinds of pieces, and below the numbers of fields: those of sentencepiece_model.proto.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -27,7 +28,7 @@ class Piece(NamedTuple):
     score: float = 0.0
 
 
-def serialize(pieces):
+def serialize(pieces: Sequence[Piece]) -> bytes:
     """Makes a SentencePiece BPE model with Gemma's settings: text stays as it is, bytes spell
     unknown characters, and the unknown token is written out by its name.
 
@@ -58,7 +59,7 @@ def serialize(pieces):
     )
 
 
-def kinds_of(model):
+def kinds_of(model: bytes) -> list[int]:
     """Lists the kinds of the pieces of a model, in the order of their ids.
 
     Args:
@@ -74,7 +75,7 @@ def kinds_of(model):
     ]
 
 
-def _field(number, value):
+def _field(number: int, value: int | float | str | bytes) -> bytes:
     """Encodes a field of a message: an int, bool, float, str, or the bytes of a message."""
     if isinstance(value, float):
         return _varint(number << 3 | 5) + struct.pack("<f", value)
@@ -84,7 +85,7 @@ def _field(number, value):
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 
-def _varint(number):
+def _varint(number: int) -> bytes:
     """Encodes a non-negative int, seven bits a byte."""
     digits = []
     while number > 127:
@@ -93,7 +94,7 @@ def _varint(number):
     return bytes([*digits, number])
 
 
-def _fields(message):
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Yields the number and the value of each field of a message, an int or bytes."""
     place = 0
     while place < len(message):
@@ -108,7 +109,7 @@ def _fields(message):
         yield key >> 3, value
 
 
-def _read_varint(message, place):
+def _read_varint(message: bytes, place: int) -> tuple[int, int]:
     """Returns a number that begins at a place, and the place behind it."""
     number = shift = 0
     while message[place] > 127:

@@ -21,7 +21,10 @@ class Shards:
         ValueError: there is neither file, or the index is broken.
     """
 
-    def __init__(self, folder, single, index):
+    files: list[str]
+    owners: dict[str, str]
+
+    def __init__(self, folder: pathlib.Path, single: str, index: str) -> None:
         self.owners = {}
         self._index, self._weight_map = index, None
         if (folder / single).exists():
@@ -41,7 +44,7 @@ class Shards:
                 )
         self.files = sorted(set(self._weight_map.values()))
 
-    def add(self, name, file):
+    def add(self, name: str, file: str) -> None:
         """Notes that a file holds a tensor.
 
         Raises:
@@ -56,7 +59,7 @@ class Shards:
             )
         self.owners[name] = file
 
-    def check_complete(self):
+    def check_complete(self) -> None:
         """Raises ValueError if the index lists tensors that no file holds."""
         absent = sorted(set(self._weight_map or ()) - set(self.owners))
         if absent:

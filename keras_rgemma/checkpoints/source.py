@@ -24,7 +24,7 @@ class TensorSource(Protocol):
     dtypes: dict[str, np.dtype]
     copies: dict[str, str]
 
-    def read(self, name):
+    def read(self, name: str) -> np.ndarray:
         """Reads a tensor as a NumPy array that nobody else writes to.
 
         The array may be one of the pages of a file. Writing to it changes no file.

@@ -4,7 +4,8 @@ Supported are the settings of Gemma's tokenizer: BPE with bytes for unknown char
 normalizer writes spaces as U+2581 and does nothing else.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from keras_rgemma.checkpoints.bpe_merges import Inexpressible
 
@@ -65,11 +66,11 @@ class AddedToken(NamedTuple):
     is_normalized: bool
 
     @property
-    def piece(self):
+    def piece(self) -> str:
         return self.text.replace(" ", SPACE)
 
 
-def check_settings(contents):
+def check_settings(contents: Mapping[str, Any]) -> None:
     """Raises `Inexpressible` for a setting that a SentencePiece model cannot have."""
     for name, (key, supported) in _PARTS.items():
         part = contents.get(name)
@@ -89,12 +90,12 @@ def check_settings(contents):
             raise _unsupported(f"model.{name}", value, [None, False])
 
 
-def _unsupported(name, value, supported):
+def _unsupported(name: str, value: Any, supported: Iterable[Any]) -> Inexpressible:
     values = " or ".join(map(repr, supported))
     return Inexpressible(f"`{name}` is {repr(value)[:_SHOWN]}; supported is {values}")
 
 
-def vocabulary_in(contents):
+def vocabulary_in(contents: Mapping[str, Any]) -> dict[str, int]:
     """Returns the dict of a token to its id, without the tokens that were added."""
     model = contents.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
@@ -103,7 +104,7 @@ def vocabulary_in(contents):
     return vocabulary
 
 
-def added_tokens_in(contents):
+def added_tokens_in(contents: Mapping[str, Any]) -> list[AddedToken]:
     """Returns the list of `AddedToken`."""
     added = []
     for token in contents.get("added_tokens") or []:
@@ -120,7 +121,7 @@ def added_tokens_in(contents):
     return added
 
 
-def by_id(vocabulary, added):
+def by_id(vocabulary: Mapping[str, int], added: Iterable[AddedToken]) -> list[str]:
     """Lists the tokens in the order of their ids, which must be 0, 1, 2, ..."""
     ids = dict(vocabulary)
     for token in added:
@@ -139,7 +140,7 @@ def by_id(vocabulary, added):
     return texts
 
 
-def merges_in(contents):
+def merges_in(contents: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns the list of pairs of tokens to merge, in both spellings of the file."""
     merges, vocabulary = contents["model"].get("merges"), contents["model"]["vocab"]
     if not isinstance(merges, list):

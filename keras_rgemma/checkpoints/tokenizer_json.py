@@ -10,12 +10,15 @@ read: `RGemmaCausalLMPreprocessor` adds those.
 
 import itertools
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from keras_rgemma.checkpoints import sentencepiece_model as spm
 from keras_rgemma.checkpoints.bpe_merges import Inexpressible, order_of
+from keras_rgemma.checkpoints.sentencepiece_model import Piece
 from keras_rgemma.checkpoints.tokenizer_fields import (
     SPACE,
+    AddedToken,
     added_tokens_in,
     by_id,
     check_settings,
@@ -23,6 +26,7 @@ from keras_rgemma.checkpoints.tokenizer_fields import (
     vocabulary_in,
 )
 from keras_rgemma.files import read_json
+from keras_rgemma.types import StrPath
 
 FILE = "tokenizer.json"
 _MASK = "<mask>"  # which transformers adds to a vocabulary of Gemma's kind that lacks it
@@ -41,15 +45,15 @@ class Tokenizer(NamedTuple):
     """
 
     proto: bytes
-    control_tokens: tuple
+    control_tokens: tuple[str, ...]
 
 
-def is_hugging_face(contents):
+def is_hugging_face(contents: Container[str]) -> bool:
     """Checks whether a `tokenizer.json` is Hugging Face's: Keras presets have one, too."""
     return "model" in contents
 
 
-def tokens(contents, vocabulary_size=None):
+def tokens(contents: Mapping[str, Any], vocabulary_size: int | None = None) -> list[str] | None:
     """Lists the tokens of a tokenizer in the order of their ids, as a SentencePiece model has them.
 
     Args:
@@ -69,7 +73,7 @@ def tokens(contents, vocabulary_size=None):
     return [spelled.get(text, text) for text in texts]
 
 
-def read(path, vocabulary_size=None):
+def read(path: StrPath, vocabulary_size: int | None = None) -> Tokenizer:
     """Reads a `tokenizer.json`.
 
     Args:
@@ -95,7 +99,7 @@ def read(path, vocabulary_size=None):
         ) from error
 
 
-def _convert(contents, vocabulary_size):
+def _convert(contents: Mapping[str, Any], vocabulary_size: int | None) -> Tokenizer:
     added = _with_embeddings(added_tokens_in(contents), vocabulary_size)
     texts = by_id(vocabulary_in(contents), added)
     unknown = contents["model"].get("unk_token")
@@ -122,7 +126,7 @@ def _convert(contents, vocabulary_size):
     return Tokenizer(spm.serialize(pieces), tuple(x.text for x in added.values() if x.is_special))
 
 
-def _is_found(token, added):
+def _is_found(token: AddedToken, added: Iterable[AddedToken]) -> bool:
     """Checks whether an added token can be found in a text.
 
     A U+2581 is never looked for as one, and Hugging Face cuts out the tokens that are not
@@ -134,7 +138,7 @@ def _is_found(token, added):
     return not any(other.piece in token.piece for other in others)
 
 
-def _kind(text, added, unknown, bytes_):
+def _kind(text: str, added: Mapping[str, AddedToken], unknown: str, bytes_: Container[str]) -> int:
     """Returns the kind of a token's piece."""
     if text == unknown:
         return spm.UNKNOWN
@@ -145,7 +149,7 @@ def _kind(text, added, unknown, bytes_):
     return spm.NORMAL
 
 
-def _with_embeddings(added, vocabulary_size):
+def _with_embeddings(added: list[AddedToken], vocabulary_size: int | None) -> list[AddedToken]:
     """Leaves out a `<mask>` that the model has no embedding for, and refuses other such tokens."""
     if vocabulary_size is None:
         return added
@@ -159,7 +163,7 @@ def _with_embeddings(added, vocabulary_size):
     return [token for token in added if token.id < vocabulary_size]
 
 
-def _check_overlaps(added, kinds, runs):
+def _check_overlaps(added: Iterable[AddedToken], kinds: Mapping[str, int], runs: set[str]) -> None:
     """Raises `Inexpressible` if two tokens may overlap in a text and others cut them out first.
 
     Hugging Face cuts out the tokens that are not normalized, then the normalized ones, then it
@@ -180,7 +184,7 @@ def _check_overlaps(added, kinds, runs):
                 )
 
 
-def _may_overlap(a, b):
+def _may_overlap(a: str, b: str) -> bool:
     """Checks whether one text contains the other, or ends as the other begins."""
     if a[-1] not in b and b[-1] not in a:
         return False
@@ -191,7 +195,7 @@ def _may_overlap(a, b):
     )
 
 
-def _check_pieces(pieces):
+def _check_pieces(pieces: Iterable[Piece]) -> None:
     """Raises `Inexpressible` if a SentencePiece model cannot have these pieces together."""
     texts = {}
     for id, piece in enumerate(pieces):

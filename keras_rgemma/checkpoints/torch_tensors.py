@@ -1,16 +1,21 @@
 """Reads the tensors in a file of `torch.save`, and runs no code in it."""
 
 import pathlib
+from types import ModuleType
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
-DTYPES = {f"torch.{name}": name for name in ("float64", "float32", "float16")}
+from keras_rgemma.types import StrPath
+
+DTYPES: dict[str, DTypeLike] = {f"torch.{name}": name for name in ("float64", "float32", "float16")}
 DTYPES["torch.bfloat16"] = ml_dtypes.bfloat16
 _REOPEN_AFTER = 1 << 28  # bytes
 
 
-def import_torch(name):
+def import_torch(name: str) -> ModuleType:
     """Imports PyTorch for a file with this name.
 
     Raises:
@@ -41,13 +46,17 @@ class TorchTensors:
         ImportError: torch is not installed.
     """
 
-    def __init__(self, file):
+    file: pathlib.Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
+
+    def __init__(self, file: StrPath) -> None:
         self.file = pathlib.Path(file)
         self._open, self._read_bytes = self._tensors(), 0
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._open.items()}
         self.dtypes = {name: np.dtype(DTYPES[str(x.dtype)]) for name, x in self._open.items()}
 
-    def _tensors(self):
+    def _tensors(self) -> dict[str, Any]:
         torch = import_torch(self.file.name)
         try:
             # Tensors alone: a pickle can hold code, which `weights_only` refuses to run.
@@ -70,11 +79,11 @@ class TorchTensors:
             )
         return tensors
 
-    def close(self):
+    def close(self) -> None:
         """Closes the file until the next reading: pages of an open file count as memory."""
         self._open, self._read_bytes = None, 0
 
-    def read(self, name, rows=slice(None)):
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """Reads a tensor, or a slice `rows` of its first axis: see `TensorSource.read`."""
         torch = import_torch(self.file.name)
         if self._read_bytes > _REOPEN_AFTER:

@@ -6,6 +6,8 @@ Transforms only move axes, so they work on NumPy arrays of any dtype and are exa
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Transform(NamedTuple):
     """Changes a layout, with an inverse.
@@ -16,9 +18,9 @@ class Transform(NamedTuple):
         file_shape: function of the model's shape that returns the shape in the file.
     """
 
-    to_file: Callable
-    from_file: Callable
-    file_shape: Callable
+    to_file: Callable[[np.ndarray], np.ndarray]
+    from_file: Callable[[np.ndarray], np.ndarray]
+    file_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
 
 
 SAME = Transform(lambda x: x, lambda x: x, tuple)

@@ -1,6 +1,10 @@
 """Names tensors of Hugging Face as they are without what was wrapped around the model."""
 
 import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 # Names of the wrappers of PyTorch's DataParallel and of PEFT, in front of the model's own.
 _PREFIXES = ("module.", "base_model.model.")
@@ -27,8 +31,11 @@ class Unwrapped:
     """
 
     format = "huggingface"
+    copies: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
 
-    def __init__(self, source):
+    def __init__(self, source: Any) -> None:
         self.copies = source.copies
         self._source, self._names = source, {}
         heads = []
@@ -53,12 +60,12 @@ class Unwrapped:
         self.shapes = {own: source.shapes[name] for own, name in self._names.items()}
         self.dtypes = {own: source.dtypes[name] for own, name in self._names.items()}
 
-    def read(self, name, **rows):
+    def read(self, name: str, **rows: slice) -> np.ndarray:
         """Reads a tensor: see `TensorSource.read`."""
         return self._source.read(self._names[name], **rows)
 
 
-def _own_name(name):
+def _own_name(name: str) -> str:
     """Returns the name of a tensor without the names of wrappers."""
     for wrapper in _ANYWHERE:
         name = name.replace(wrapper, "")
@@ -67,7 +74,7 @@ def _own_name(name):
     return _ROOT + name if name.startswith(_BARE) else name
 
 
-def _check_no_adapter(names):
+def _check_no_adapter(names: Iterable[str]) -> None:
     """Raises ValueError if tensors are those of PEFT before its adapter is merged."""
     found = [name for name in names if any(part in name for part in _PEFT)]
     if found:

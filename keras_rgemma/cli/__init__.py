@@ -7,13 +7,14 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 
 from keras_rgemma import __version__
 
 COMMANDS = ("generate", "chat", "convert", "presets", "bench", "plan", "evaluate", "lm-eval")
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns 0, 1 after an error that it prints, or 130 after Ctrl-C.
 
     Args:
@@ -51,7 +52,7 @@ def main(arguments=None):
     return 0
 
 
-def _quiet():
+def _quiet() -> None:
     """Tells TensorFlow, which KerasHub loads on every backend, to write nothing but errors.
 
     For the process of the command alone: in a program of others the choice is theirs.

@@ -9,16 +9,18 @@ are measured in the same run: prefill is at best `matmul / (2 * parameters)`, em
 decode of one row `read / bytes of weights`, a training step `matmul / (6 * parameters)`.
 """
 
+import argparse
+
 from keras_rgemma.benchmarks import arguments
 from keras_rgemma.startup import without_startup_lines
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command to a parser."""
     arguments.add_arguments(parser)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Measures and prints a table."""
     with without_startup_lines():
         from keras_rgemma.benchmarks import suite

@@ -8,15 +8,17 @@ Ctrl-C ends an answer and keeps the conversation; Ctrl-D leaves. A line that beg
 command: /save FILE writes the conversation, /quit leaves.
 """
 
+import argparse
 import contextlib
 import importlib
 import sys
+from typing import Any
 
 from keras_rgemma.cli.model import add_model_arguments, load_model
 from keras_rgemma.interrupts import no_lost_interrupts, raise_lost_interrupt
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command to a parser."""
     add_model_arguments(parser)
     beginning = parser.add_mutually_exclusive_group()
@@ -28,7 +30,7 @@ def add_arguments(parser):
     )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Reads messages and writes answers until the input ends."""
     lm = load_model(args)
     options = {"max_new_tokens": args.max_new_tokens}
@@ -45,7 +47,7 @@ def run(args):
             _command(chat, line)
 
 
-def _read():
+def _read() -> str | None:
     """Reads the next line; returns None at the end of the input."""
     is_person = sys.stdin.isatty()
     if is_person:
@@ -60,7 +62,7 @@ def _read():
         return ""
 
 
-def _answer(lm, chat, message):
+def _answer(lm: Any, chat: Any, message: str) -> None:
     """Prints the answer to a message as it is made, until it ends or Ctrl-C is pressed."""
     try:
         with no_lost_interrupts():
@@ -75,7 +77,7 @@ def _answer(lm, chat, message):
     print()
 
 
-def _command(chat, line):
+def _command(chat: Any, line: str) -> None:
     """Runs a line that begins with a slash."""
     name, _, file = line.partition(" ")
     if name != "/save" or not file.strip():

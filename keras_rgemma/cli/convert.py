@@ -7,11 +7,13 @@ SOURCE is a preset, folder or handle, as of `RGemmaCausalLM.from_preset`. The fo
 gets its name at the end, so it is complete or not there. The whole model is in memory meanwhile.
 """
 
+import argparse
+
 from keras_rgemma.choices import DTYPES, FORMATS
 from keras_rgemma.startup import without_startup_lines
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command to a parser."""
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DESTINATION")
@@ -27,7 +29,7 @@ def add_arguments(parser):
     )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Converts the checkpoint, and prints the name of the new folder."""
     with without_startup_lines():
         from keras_rgemma.model.conversion import convert

@@ -6,12 +6,13 @@
 The new text is printed as it is made. Ctrl-C ends it.
 """
 
+import argparse
 import sys
 
 from keras_rgemma.cli.model import add_model_arguments, load_model
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command to a parser."""
     parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from standard input")
     add_model_arguments(parser)
@@ -20,7 +21,7 @@ def add_arguments(parser):
     )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Prints the prompt and the new text."""
     lm = load_model(args)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt

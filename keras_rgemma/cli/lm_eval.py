@@ -10,29 +10,30 @@ pretrained, dtype, revision, quantize, library, shares_prefixes and max_gen_toks
 `keras_rgemma.evaluation.harness.HarnessModel`. `keras-rgemma lm-eval run --help` lists the others.
 """
 
+import argparse
 import importlib
 import sys
 import types
+from typing import Any
 
 from keras_rgemma.startup import without_startup_lines
 
 # Every argument is for the harness; `lm-eval run --help` is its own help.
-PARSER_OPTIONS = {"prefix_chars": "\0", "add_help": False}
+PARSER_OPTIONS: dict[str, Any] = {"prefix_chars": "\0", "add_help": False}
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command to a parser."""
     parser.add_argument("arguments", nargs="*", metavar="ARGUMENT")
     parser.set_defaults(print_help=parser.print_help)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Runs the harness' command with this package's model in it."""
     if args.arguments in ([], ["-h"], ["--help"]):
         args.print_help()
         return
     command, harness = import_with_harness("lm_eval.__main__", "keras_rgemma.evaluation.harness")
-    harness.register()
     before = sys.argv
     sys.argv = ["keras-rgemma lm-eval", *_with_model(args.arguments, harness.NAME)]
     try:
@@ -54,7 +55,7 @@ def import_with_harness(*names: str) -> list[types.ModuleType]:
         ) from error
 
 
-def _with_model(arguments, name):
+def _with_model(arguments: list[str], name: str) -> list[str]:
     """Names the model where a run of the harness names none."""
     if arguments[0] in ("ls", "validate"):
         return arguments

@@ -1,9 +1,12 @@
 """Loads the model of a command."""
 
+import argparse
+from typing import Any
+
 from keras_rgemma.startup import without_startup_lines
 
 
-def add_model_arguments(parser):
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that choose a model and its sampler to a parser."""
     parser.add_argument(
         "--preset",
@@ -20,7 +23,7 @@ def add_model_arguments(parser):
     )
 
 
-def load_model(args):
+def load_model(args: argparse.Namespace) -> Any:
     """Loads the `RGemmaCausalLM` that the arguments name, with their sampler."""
     with without_startup_lines():
         import keras

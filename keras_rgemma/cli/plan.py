@@ -10,6 +10,7 @@ install "keras-rgemma[plan-tpu]"` for TPUs, `"keras-rgemma[plan-gpu]"` for GPUs 
 takes seconds to minutes; what was compiled is kept, so an interrupted command goes on where it was.
 """
 
+import argparse
 import json
 
 from keras_rgemma.choices import PLAN_DTYPES, PLAN_OPTIMIZERS, PLAN_TASKS
@@ -17,7 +18,7 @@ from keras_rgemma.distribution.devices import DEVICES
 from keras_rgemma.startup import without_startup_lines
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command to a parser."""
     parser.add_argument("preset", metavar="PRESET", help="a name, folder or handle")
     parser.add_argument("--device", required=True, metavar="DEVICE", help=", ".join(DEVICES))
@@ -47,7 +48,7 @@ def add_arguments(parser):
     parser.add_argument("--json", action="store_true", help="print all that is known as JSON")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Compiles, and prints the plan."""
     with without_startup_lines():
         from keras_rgemma.api import plan

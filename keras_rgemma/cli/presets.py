@@ -3,6 +3,8 @@
 keras-rgemma presets
 """
 
+import argparse
+
 from keras_rgemma.checkpoints.cache import cached_bytes
 from keras_rgemma.checkpoints.registry import EMBEDDED, presets
 
@@ -12,11 +14,11 @@ The weights of Google's models are gated. Accept the licence on the page of the 
 huggingface.co, then log in with `hf auth login` or set HF_TOKEN to a token of that account."""
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds nothing to a parser: this command has no arguments."""
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Prints a table of the presets."""
     print(COLUMNS.format("PRESET", "PARAMETERS", "DOWNLOAD", "IN THE CACHE", "WEIGHTS"))
     for name, preset in presets().items():
@@ -31,5 +33,5 @@ def run(args):
     print(GATED)
 
 
-def _size(count):
+def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count else "no"

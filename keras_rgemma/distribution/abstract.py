@@ -1,6 +1,10 @@
 """Makes models without values for devices that are not there."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import keras
@@ -9,6 +13,7 @@ import numpy as np
 from keras_rgemma.checkpoints.loading import build_uninitialized
 from keras_rgemma.checkpoints.rounding import Rounding
 from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.keras_internals.distribution import Distribution
 from keras_rgemma.keras_internals.jax import mesh_of
 from keras_rgemma.keras_internals.layers import small_collections
 from keras_rgemma.keras_internals.variables import set_layout
@@ -18,7 +23,12 @@ from keras_rgemma.model.causal_lm import RGemmaCausalLM
 AXES = ("batch", "model")
 
 
-def distribution_over(chips, shape, axes=AXES, **options):
+def distribution_over(
+    chips: Sequence[Any],
+    shape: tuple[int, ...],
+    axes: tuple[str, ...] = AXES,
+    **options: Any,
+) -> keras.distribution.ModelParallel:
     """Makes the distribution of a model over chips.
 
     Args:
@@ -36,8 +46,15 @@ def distribution_over(chips, shape, axes=AXES, **options):
 
 
 def abstract_model(
-    config, dtype, distribution=None, *, quantize=None, rank=None, optimizer=None, **sizes
-):
+    config: Mapping[str, Any],
+    dtype: str,
+    distribution: Distribution | None = None,
+    *,
+    quantize: str | None = None,
+    rank: int | None = None,
+    optimizer: keras.Optimizer | None = None,
+    **sizes: Any,
+) -> RGemmaCausalLM:
     """Makes a model whose variables have shapes, dtypes and layouts, but no values.
 
     Args:
@@ -54,10 +71,10 @@ def abstract_model(
     """
     config = RGemmaConfig(**{**config, **sizes})
 
-    def plain(**kwargs):
+    def plain(**kwargs: Any) -> RGemmaBackbone:
         return RGemmaBackbone(**config.to_dict(), **kwargs)
 
-    def backbone():
+    def backbone() -> RGemmaBackbone:
         model = Rounding(quantize, dtype).make(config, plain) if quantize else plain(dtype=dtype)
         if rank:
             model.enable_lora(rank)
@@ -76,7 +93,7 @@ def abstract_model(
     return lm
 
 
-def _lay_out(variables):
+def _lay_out(variables: Sequence[keras.Variable]) -> None:
     distribution = keras.distribution.distribution()
     if distribution is not None:
         for variable in variables:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 KINDS = (
@@ -45,7 +46,7 @@ class Array(NamedTuple):
     shape: tuple[int, ...]
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Returns the bytes of the array, int."""
         bits = _BITS.get(self.dtype) or int(re.search(r"\d+", self.dtype).group())
         return math.prod(self.shape) * bits // 8
@@ -70,17 +71,17 @@ class Collective(NamedTuple):
     op_name: str
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Returns the bytes of the results on one device, int."""
         return sum(array.nbytes for array in self.arrays)
 
     @property
-    def shapes(self):
+    def shapes(self) -> str:
         """Returns the dtypes and shapes of the results, a str."""
         return ", ".join(f"{array.dtype}{list(array.shape)}" for array in self.arrays)
 
 
-def collectives(text):
+def collectives(text: str) -> list[Collective]:
     """Lists the collective operations of a compiled program in their order.
 
     An operation in a loop is listed once.
@@ -125,20 +126,20 @@ def collectives(text):
     return found
 
 
-def _arrays(result):
+def _arrays(result: str) -> list[Array]:
     return [
         Array(x["dtype"], tuple(int(n) for n in x["shape"].split(",") if n))
         for x in _ARRAY.finditer(result)
     ]
 
 
-def _results_of_start(arrays):
+def _results_of_start(arrays: list[Array]) -> list[Array]:
     """Leaves out the operands of an asynchronous operation, which its result repeats."""
     arrays = [array for array in arrays if array.shape or array.dtype != "u32"]
     return arrays[len(arrays) // 2 :] if len(arrays) > 1 else arrays
 
 
-def _group_size(line):
+def _group_size(line: str) -> int | None:
     groups = _GROUPS.search(line)
     if groups is None:
         return None
@@ -151,7 +152,7 @@ def _group_size(line):
     return len(groups["first"].split(",")) if groups["first"] else None
 
 
-def counted(operations):
+def counted(operations: Iterable[Collective]) -> dict[Collective, int]:
     """Joins equal collective operations.
 
     Args:
@@ -168,7 +169,7 @@ def counted(operations):
     return counts
 
 
-def table(operations):
+def table(operations: Iterable[Collective]) -> str:
     """Writes collective operations as lines, equal ones joined with their count.
 
     Args:

@@ -1,10 +1,16 @@
 """Compiles lowered programs, and tells what they need of a device."""
 
+from __future__ import annotations
+
 import math
 import re
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
+
+from keras_rgemma.types import Tree
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 # What XLA says when a program does not fit, in several words: "Used 20.10G of 15.75G hbm",
@@ -16,7 +22,9 @@ _NEEDED = (
 )
 
 
-def compile_measured(lower, compiler_options=None):
+def compile_measured(
+    lower: Callable[[], jax.stages.Lowered], compiler_options: dict[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, dict[str, Any]]:
     """Lowers and compiles a program.
 
     Args:
@@ -49,7 +57,7 @@ def compile_measured(lower, compiler_options=None):
     }
 
 
-def needed_bytes(error):
+def needed_bytes(error: BaseException) -> int | None:
     """Reads how much memory a program needs for which the compiler says that there is too little.
 
     Args:
@@ -67,10 +75,10 @@ def needed_bytes(error):
     return 0
 
 
-def bytes_a_device(tree):
+def bytes_a_device(tree: Tree) -> int:
     """Sums the bytes of abstract arrays on each of the devices that they lie on, int."""
 
-    def of_array(x):
+    def of_array(x: jax.ShapeDtypeStruct) -> int:
         shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
         return jax.numpy.dtype(x.dtype).itemsize * math.prod(shape)
 

@@ -10,6 +10,8 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from keras_rgemma.distribution.devices import ENVIRONMENT, device_named
 from keras_rgemma.files import new_file, read_json
@@ -30,7 +32,7 @@ _ERRORS = {"ValueError": ValueError, "TypeError": TypeError}
 _TAIL = 1500  # characters of what a process wrote before it failed
 
 
-def check_installed(platform):
+def check_installed(platform: str) -> None:
     """Raises ImportError if the compiler of a platform, "tpu" or "cuda", is not installed."""
     modules, extra, _ = _COMPILERS[platform]
     missing = "" if _is_there("jax") else "jax"
@@ -44,14 +46,16 @@ def check_installed(platform):
         )
 
 
-def _is_there(module):
+def _is_there(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the package around it
         return False
 
 
-def compile_job(job, cache=True, progress=True):
+def compile_job(
+    job: Mapping[str, Any], cache: bool = True, progress: bool = True
+) -> dict[str, Any]:
     """Compiles a program of `worker.run` in a process of its own, or finds it in the cache.
 
     Args:
@@ -85,7 +89,7 @@ def compile_job(job, cache=True, progress=True):
     return result
 
 
-def _run(job, tick):
+def _run(job: Mapping[str, Any], tick: Callable[[], object]) -> dict[str, Any]:
     """Runs the worker, and calls `tick` each second until it ends."""
     # A folder that Python was told of in another way, such as the current one, is named.
     paths = [str(_PACKAGE.parent), *filter(None, sys.path)]
@@ -126,7 +130,7 @@ def _run(job, tick):
     return json.loads(output.splitlines()[-1])
 
 
-def _say(name, seconds, is_done=False):
+def _say(name: str, seconds: float, is_done: bool = False) -> None:
     """Writes what is compiled and for how long; a terminal sees it while it happens."""
     if sys.stderr.isatty():
         print(f"\rCompiling {name}: {seconds:.0f} s", end="", file=sys.stderr, flush=True)
@@ -136,20 +140,20 @@ def _say(name, seconds, is_done=False):
         print(f"Compiled {name}: {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
-def cache_folder():
+def cache_folder() -> pathlib.Path:
     """Returns the folder of what was compiled, a `pathlib.Path`."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home) / "keras_rgemma" / "plans"
 
 
-def _cache_path(job):
+def _cache_path(job: Mapping[str, Any]) -> pathlib.Path:
     *_, packages = _COMPILERS[device_named(job["device"]).platform]
     versions = {name: _version(name) for name in ("jax", "keras", "keras-hub", *packages)}
     key = json.dumps([job, versions, _code()], sort_keys=True)
     return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def _version(name):
+def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -157,7 +161,7 @@ def _version(name):
 
 
 @functools.cache
-def _code():
+def _code() -> str:
     """Hashes the package: its version does not change with each line that somebody changes."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):

@@ -1,7 +1,8 @@
 """Describes the devices that programs are planned for: memory, published rates, topologies."""
 
 import difflib
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 GIB = 1 << 30
 # What JAX and libtpu read when they start, on a machine without a TPU.
@@ -63,7 +64,9 @@ class Device(NamedTuple):
     dtype: str = "bfloat16"
 
 
-def _tpu(memory, flops, bandwidth, link, **topologies):
+def _tpu(
+    memory: float, flops: float, bandwidth: float, link: float, **topologies: tuple[int, str]
+) -> dict[str, Device]:
     return {
         f"{name.replace('_', '-')}": Device(
             count, "tpu", int(memory * GIB), flops, bandwidth, link, topology
@@ -72,7 +75,15 @@ def _tpu(memory, flops, bandwidth, link, **topologies):
     }
 
 
-def _gpu(names, memory, flops, bandwidth, link, dtype="bfloat16", **gpu):
+def _gpu(
+    names: Mapping[str, int],
+    memory: float,
+    flops: float,
+    bandwidth: float,
+    link: float,
+    dtype: str = "bfloat16",
+    **gpu: Any,
+) -> dict[str, Device]:
     # A context of CUDA and its libraries takes about half a gigabyte of each GPU.
     usable = int(memory * GIB) - GIB // 2
     return {
@@ -161,7 +172,7 @@ DEVICES = {
 }
 
 
-def device_named(name):
+def device_named(name: str) -> Device:
     """Returns a `Device` of `DEVICES`.
 
     Raises:

@@ -1,6 +1,9 @@
 """Plans a task before there is a device for it: the work of `keras_rgemma.plan`."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import Any
 
 from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.checkpoints.hub import CONFIG
@@ -8,7 +11,7 @@ from keras_rgemma.checkpoints.presets import resolve_model
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.distribution.compiling import check_installed, compile_job
 from keras_rgemma.distribution.devices import device_named
-from keras_rgemma.distribution.report import Plan, advice, read_program
+from keras_rgemma.distribution.report import Plan, Program, advice, read_program
 from keras_rgemma.distribution.search import largest_batch, largest_length
 from keras_rgemma.distribution.settings import read_settings
 from keras_rgemma.generation.programs import chunk_sizes
@@ -16,23 +19,23 @@ from keras_rgemma.keras_internals.presets import preset_config
 
 
 def plan(
-    preset,
-    device,
-    task="generate",
+    preset: str,
+    device: str,
+    task: str = "generate",
     *,
-    length=2048,
-    batch=1,
-    mesh=None,
-    fully_sharded=None,
-    dtype=None,
-    quantize=None,
-    rank=None,
-    optimizer=None,
-    gradient_checkpointing=True,
-    search=True,
-    cache=True,
-    progress=True,
-):
+    length: int = 2048,
+    batch: int = 1,
+    mesh: tuple[int, int] | str | None = None,
+    fully_sharded: bool | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    rank: int | None = None,
+    optimizer: str | None = None,
+    gradient_checkpointing: bool = True,
+    search: bool = True,
+    cache: bool = True,
+    progress: bool = True,
+) -> Plan:
     """Compiles a task for a device that need not be there, and says what it needs.
 
     The programs are those that the task runs on JAX, and the compiler is the device's own. No
@@ -95,7 +98,7 @@ def plan(
     )
     check_installed(device_named(device).platform)
 
-    def compiled(program, rows, tokens):
+    def compiled(program: str, rows: int, tokens: int) -> Program:
         job = {**settings.to_dict(), "program": program, "rows": rows, "tokens": tokens}
         return read_program(job, compile_job(job, cache, progress), count)
 
@@ -123,7 +126,7 @@ def plan(
     )
 
 
-def _architecture(preset):
+def _architecture(preset: str) -> dict[str, Any]:
     """Reads the fields of `RGemmaConfig` of a preset, a dict."""
     folder, _ = resolve_model(preset, CONFIG)
     checkpoint = open_checkpoint(folder)

@@ -4,17 +4,24 @@ Each function takes `sharding`, where arrays lie without a distribution: None fo
 this machine, or `topologies.sharding_of` a chip elsewhere.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
 import jax
 import keras
 
 from keras_rgemma.generation.decode import NO_TOKEN, DecodeState, decode_step
+from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.model.distributed import in_distribution
 from keras_rgemma.model.samplers import without_softmax
 from keras_rgemma.sharding.activations import layout_of
-from keras_rgemma.state.records import map_with_letters
+from keras_rgemma.state.records import ModelState, map_with_letters
+from keras_rgemma.types import Tree
 
 
-def abstract_values(variables):
+def abstract_values(variables: Iterable[keras.Variable]) -> list[jax.ShapeDtypeStruct]:
     """Describes the values of variables with their layouts, and reads none.
 
     Args:
@@ -25,19 +32,19 @@ def abstract_values(variables):
     """
     distribution = keras.distribution.distribution()
 
-    def describe(variable):
+    def describe(variable: keras.Variable) -> jax.ShapeDtypeStruct:
         layout = distribution and distribution.get_variable_layout(variable).backend_layout
         return jax.ShapeDtypeStruct(tuple(variable.shape), variable.dtype, sharding=layout)
 
     return [describe(variable) for variable in variables]
 
 
-def abstract_rows(rows, length, dtype="int32"):
+def abstract_rows(rows: int, length: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
     """Describes an array [B, T] whose rows are divided along the data axis."""
     return _described("BT", (rows, length), dtype)
 
 
-def abstract_state(lm, rows):
+def abstract_state(lm: RGemmaCausalLM, rows: int) -> ModelState:
     """Describes the `ModelState` of rows with its layout."""
     return map_with_letters(
         lambda array, letters: _described(letters, (rows, *array.shape[1:]), array.dtype),
@@ -46,7 +53,9 @@ def abstract_state(lm, rows):
 
 
 @in_distribution
-def lower_prefill(lm, rows, length, sharding=None):
+def lower_prefill(
+    lm: RGemmaCausalLM, rows: int, length: int, sharding: jax.sharding.Sharding | None = None
+) -> jax.stages.Lowered:
     """Lowers the program that consumes tokens of each row.
 
     Args:
@@ -64,7 +73,9 @@ def lower_prefill(lm, rows, length, sharding=None):
 
 
 @in_distribution
-def lower_decode(lm, rows, sharding=None):
+def lower_decode(
+    lm: RGemmaCausalLM, rows: int, sharding: jax.sharding.Sharding | None = None
+) -> jax.stages.Lowered:
     """Lowers the program that writes one token a row with the sampler of `compile`.
 
     Args:
@@ -81,7 +92,7 @@ def lower_decode(lm, rows, sharding=None):
     state = DecodeState(last, ended, budgets, abstract_state(lm, rows), seeds)
     sampler = without_softmax(lm.sampler)
 
-    def write(state):
+    def write(state: DecodeState) -> Any:
         stops = jax.numpy.full((4,), NO_TOKEN, "int32")
         return decode_step(lm, sampler, stops, state, all_active=rows == 1)
 
@@ -89,7 +100,9 @@ def lower_decode(lm, rows, sharding=None):
 
 
 @in_distribution
-def lower_train_step(lm, rows, length, sharding=None):
+def lower_train_step(
+    lm: RGemmaCausalLM, rows: int, length: int, sharding: jax.sharding.Sharding | None = None
+) -> jax.stages.Lowered:
     """Lowers a training step of a compiled model.
 
     Args:
@@ -116,23 +129,28 @@ def lower_train_step(lm, rows, length, sharding=None):
     return _lowered(step, state, data, sharding=sharding)
 
 
-def _described(letters, shape, dtype):
+def _described(letters: str, shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
     layout = layout_of(letters, shape)
     sharding = None if layout is None else layout.backend_layout
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _lower(lm, function, *args, sharding):
+def _lower(
+    lm: RGemmaCausalLM,
+    function: Callable[..., Any],
+    *args: Any,
+    sharding: jax.sharding.Sharding | None,
+) -> jax.stages.Lowered:
     variables = lm.variables
 
-    def program(values, *args):
+    def program(values: Sequence[jax.Array], *args: Any) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(*args)
 
     return _lowered(jax.jit(program), abstract_values(variables), *args, sharding=sharding)
 
 
-def _lowered(jitted, *args, sharding):
+def _lowered(jitted: Any, *args: Any, sharding: jax.sharding.Sharding | None) -> jax.stages.Lowered:
     """Lowers a function for the devices that its arrays lie on, which may be elsewhere."""
     distribution, devices = keras.distribution.distribution(), set()
     if distribution is not None:
@@ -144,5 +162,5 @@ def _lowered(jitted, *args, sharding):
     return jitted.trace(*args).lower(lowering_platforms=platforms)
 
 
-def _placed(tree, sharding):
+def _placed(tree: Tree, sharding: jax.sharding.Sharding) -> Tree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

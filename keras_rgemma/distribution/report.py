@@ -1,8 +1,11 @@
 """Reports what programs need of a device, and how fast they can be at best."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from keras_rgemma.distribution.devices import DEVICES, device_named
+from keras_rgemma.distribution.settings import Settings
 
 # What a chip sends for a collective of `n` chips, in units of the bytes of its result.
 _SENT = {
@@ -51,7 +54,7 @@ class Program:
     bytes_accessed: float | None
     least_bytes: int
     sent_bytes: float
-    collectives: list
+    collectives: list[dict[str, Any]]
     trace_s: float | None
     compile_s: float | None
     host_bytes: int
@@ -59,7 +62,7 @@ class Program:
     limit: str | None
 
 
-def read_program(job, facts, parameter_count):
+def read_program(job: Mapping[str, Any], facts: Mapping[str, Any], parameter_count: int) -> Program:
     """Makes the `Program` of a job and of what `worker.run` found."""
     device = device_named(job["device"])
     rows, tokens = job["rows"], job["tokens"]
@@ -103,12 +106,12 @@ def read_program(job, facts, parameter_count):
     )
 
 
-def _sent(kind, devices):
+def _sent(kind: str, devices: int | None) -> float:
     n = devices or 2
     return _SENT.get(kind, lambda n: (n - 1) / n)(n)
 
 
-def _model_flops(job, parameter_count):
+def _model_flops(job: Mapping[str, Any], parameter_count: int) -> int:
     """Counts two operations a weight and token in each product that a program cannot do without."""
     config = job["config"]
     head = config["vocabulary_size"] * config["hidden_dim"]
@@ -139,25 +142,25 @@ class Plan:
     """
 
     preset: str
-    settings: dict
+    settings: dict[str, Any]
     memory_bytes: int
-    programs: list
+    programs: list[Program]
     fits: bool
     largest_length: int | None
     largest_batch: int | None
     is_verified: bool
-    advice: list
+    advice: list[str]
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Returns all that is known as a dict that JSON can hold."""
         settings = {name: x for name, x in self.settings.items() if name != "config"}
         return {**dataclasses.asdict(self), "settings": settings}
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "\n".join([*_title(self), *map(_program, self.programs), *_result(self)])
 
 
-def _title(plan):
+def _title(plan: Plan) -> list[str]:
     x = plan.settings
     device = device_named(x["device"])
     words = [f"{x['batch']} x {x['length']} tokens", x["dtype"]]
@@ -171,7 +174,7 @@ def _title(plan):
     return [f"{plan.preset} on {x['device']}: {x['task']}", ", ".join(words)]
 
 
-def _program(program):
+def _program(program: Program) -> str:
     names = ("weight", "optimizer", "state", "temporary")
     sizes = {name: getattr(program, f"{name}_bytes") for name in names}
     parts = [f"{_names[name]} {_gb(size)}" for name, size in sizes.items() if size]
@@ -208,7 +211,7 @@ def _program(program):
 _names = {"weight": "weights", "optimizer": "optimizer", "state": "state", "temporary": "others"}
 
 
-def _result(plan):
+def _result(plan: Plan) -> list[str]:
     x = plan.settings
     total = max(p.total_bytes or 0 for p in plan.programs)
     verb = "It fits" if plan.fits else "It does not fit"
@@ -225,13 +228,18 @@ def _result(plan):
     return lines + [f"- {line}" for line in plan.advice]
 
 
-def _gb(nbytes):
+def _gb(nbytes: float | None) -> str:
     if nbytes is None:
         return "unknown"
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e7 else f"{nbytes / 1e6:.3g} MB"
 
 
-def advice(settings, programs, largest_length, largest_batch):
+def advice(
+    settings: Settings,
+    programs: Sequence[Program],
+    largest_length: int | None,
+    largest_batch: int | None,
+) -> list[str]:
     """Lists what to change if programs do not fit, the least first.
 
     Args:

@@ -1,11 +1,20 @@
 """Looks for the largest programs that fit: a line through two, and another at its end."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from keras_rgemma.distribution.report import Program
+from keras_rgemma.distribution.settings import Settings
+
 STEP = 128  # lengths are multiples of it
 MOST_TOKENS, MOST_ROWS = 1 << 20, 1 << 12
 _TRIES = 2  # programs at the end of the line; the second one where the first does not fit
 
 
-def largest_length(settings, memory, first, compiled):
+def largest_length(
+    settings: Settings, memory: int, first: Program, compiled: Callable[[str, int, int], Program]
+) -> tuple[int | None, int | None, bool]:
     """Finds the most tokens of a row, and from the same line the most rows.
 
     Args:
@@ -27,7 +36,7 @@ def largest_length(settings, memory, first, compiled):
     rows = _end(line, memory, length / batch) // data * data
     rows = max(min(rows, MOST_ROWS), batch if first.fits else 0)
 
-    def program(tokens):
+    def program(tokens: int) -> Program:
         return first if tokens == length else compiled("train", batch, tokens)
 
     known = [(x.tokens, x.total_bytes) for x in (first, second)]
@@ -36,7 +45,9 @@ def largest_length(settings, memory, first, compiled):
     return tokens, rows or None, is_sure
 
 
-def largest_batch(settings, memory, first, compiled):
+def largest_batch(
+    settings: Settings, memory: int, first: Program, compiled: Callable[[str, int, int], Program]
+) -> tuple[int | None, bool]:
     """Finds the most rows of "generate".
 
     Args:
@@ -49,7 +60,7 @@ def largest_batch(settings, memory, first, compiled):
     batch, data = settings.batch, settings.mesh[0]
     second = compiled(first.name, 2 * batch, first.tokens)
 
-    def program(rows):
+    def program(rows: int) -> Program:
         return compiled(first.name, rows, first.tokens)
 
     known = [(x.rows, x.total_bytes) for x in (first, second)]
@@ -57,7 +68,14 @@ def largest_batch(settings, memory, first, compiled):
     return _verified(known, fitting, memory, data, MOST_ROWS, program)
 
 
-def _verified(known, fitting, memory, step, most, program):
+def _verified(
+    known: list[tuple[int, int | None]],
+    fitting: Sequence[int],
+    memory: int,
+    step: int,
+    most: int,
+    program: Callable[[int], Program],
+) -> tuple[int | None, bool]:
     """Follows the line through the last two of `known` to its end, and compiles that.
 
     Returns:
@@ -85,7 +103,7 @@ def _verified(known, fitting, memory, step, most, program):
     return (size, False) if size and size >= step else (None, False)
 
 
-def _line(one, other):
+def _line(one: tuple[int, int | None], other: tuple[int, int | None]) -> tuple[float, float] | None:
     """Returns the height at zero and the slope of a line through two points, or None."""
     (x, y), (u, v) = one, other
     if y is None or v is None or x == u or (v - y) / (u - x) <= 0:
@@ -94,11 +112,11 @@ def _line(one, other):
     return y - slope * x, slope
 
 
-def _end(line, height, unit):
+def _end(line: tuple[float, float], height: float, unit: float) -> int:
     """Returns where a line reaches a height, int, in units of the axis."""
     start, slope = line
     return max(0, int((height - start) / slope / unit))
 
 
-def _up(value, step):
+def _up(value: int, step: int) -> int:
     return -(-value // step) * step

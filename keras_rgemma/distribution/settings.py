@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from keras_rgemma.choices import DTYPES, PLAN_DTYPES, PLAN_OPTIMIZERS, PLAN_TASKS
 from keras_rgemma.config import check_count
-from keras_rgemma.distribution.devices import device_named
+from keras_rgemma.distribution.devices import Device, device_named
 
 ROUNDED = (None, "int8", "int4")
 _BITS = {None: 16, "int8": 8, "int4": 4.25}
@@ -31,7 +33,7 @@ class Settings:
         gradient_checkpointing: bool.
     """
 
-    config: dict
+    config: dict[str, Any]
     device: str
     task: str
     length: int
@@ -44,27 +46,27 @@ class Settings:
     optimizer: str | None
     gradient_checkpointing: bool
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Returns the settings as a dict that JSON can hold."""
         return {**dataclasses.asdict(self), "mesh": list(self.mesh)}
 
 
 def read_settings(
-    config,
-    parameter_count,
-    device,
-    task,
-    length,
-    batch,
+    config: dict[str, Any],
+    parameter_count: int,
+    device: str,
+    task: str,
+    length: int,
+    batch: int,
     *,
-    mesh=None,
-    fully_sharded=None,
-    dtype=None,
-    quantize=None,
-    rank=None,
-    optimizer=None,
-    gradient_checkpointing=True,
-):
+    mesh: Sequence[int] | str | None = None,
+    fully_sharded: bool | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    rank: int | None = None,
+    optimizer: str | None = None,
+    gradient_checkpointing: bool = True,
+) -> Settings:
     """Checks the arguments of `plan`, and replaces each None.
 
     Args:
@@ -128,13 +130,15 @@ def read_settings(
     )
 
 
-def _check_choice(name, value, choices):
+def _check_choice(name: str, value: object, choices: Sequence[Any]) -> None:
     if value not in choices:
         choices = [choice for choice in choices if choice is not None]
         raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}.")
 
 
-def _mesh(config, device, batch, weights, trains):
+def _mesh(
+    config: Mapping[str, Any], device: Device, batch: int, weights: float, trains: bool
+) -> tuple[tuple[int, int], bool]:
     """Chooses a mesh, and whether weights are fully sharded.
 
     Training divides rows as far as there are rows, and then weights along the rows, which moves
@@ -158,15 +162,17 @@ def _mesh(config, device, batch, weights, trains):
     return (fitting or shapes[-1:])[0], False
 
 
-def _width(config):
+def _width(config: Mapping[str, Any]) -> int:
     return config.get("lru_dim") or config["hidden_dim"]
 
 
-def _head(config):
+def _head(config: Mapping[str, Any]) -> int:
     return config.get("head_dim") or config["hidden_dim"] // config["num_query_heads"]
 
 
-def _check_mesh(mesh, device, chips, batch, trains):
+def _check_mesh(
+    mesh: Sequence[int] | str, device: str, chips: int, batch: int, trains: bool
+) -> tuple[int, int]:
     """Reads a mesh, a pair of ints or a str such as "1x8"."""
     try:
         parts = mesh.lower().split("x") if isinstance(mesh, str) else mesh

@@ -3,6 +3,9 @@
 TPUs need the package `libtpu`, GPUs JAX's plugin for CUDA; neither needs a device.
 """
 
+import contextlib
+from typing import Any
+
 import jax
 from jax.experimental import topologies
 
@@ -25,7 +28,7 @@ device_description_str: "{name}"
 """
 
 
-def chips_of(name):
+def chips_of(name: str) -> list[Any]:
     """Lists the chips of a device for programs that are compiled but not run.
 
     Args:
@@ -56,13 +59,13 @@ def chips_of(name):
     return list(topology.devices)
 
 
-def sharding_of(name):
+def sharding_of(name: str) -> jax.sharding.Sharding:
     """Returns the sharding of arrays that lie on a device of one chip, such as "v5e-1"."""
     (chip,) = chips_of(name)
     return jax.sharding.SingleDeviceSharding(chip)
 
 
-def operations_for(name):
+def operations_for(name: str) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which operations choose implementations as on a device.
 
     Args:

@@ -7,7 +7,10 @@ last line of standard output. The environment is that of `devices.ENVIRONMENT`.
 import json
 import resource
 import sys
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 import keras
 
 from keras_rgemma.distribution import programs
@@ -17,10 +20,11 @@ from keras_rgemma.distribution.compiled import bytes_a_device, compile_measured,
 from keras_rgemma.distribution.devices import device_named
 from keras_rgemma.distribution.topologies import chips_of, operations_for, sharding_of
 from keras_rgemma.generation.jax import compiler_options
+from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.training.optimizer import AdamW
 
 
-def run(job):
+def run(job: Mapping[str, Any]) -> dict[str, Any]:
     """Compiles a program.
 
     Args:
@@ -51,7 +55,7 @@ def run(job):
     return facts | {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
-def _model(job, is_one):
+def _model(job: Mapping[str, Any], is_one: bool) -> RGemmaCausalLM:
     distribution = None
     if not is_one:
         chips, mesh = chips_of(job["device"]), tuple(job["mesh"])
@@ -70,7 +74,9 @@ def _model(job, is_one):
     )
 
 
-def _lowered(lm, job, sharding):
+def _lowered(
+    lm: RGemmaCausalLM, job: Mapping[str, Any], sharding: jax.sharding.Sharding | None
+) -> jax.stages.Lowered:
     rows, tokens = job["rows"], job["tokens"]
     if job["program"] == "prefill":
         return programs.lower_prefill(lm, rows, tokens, sharding)
@@ -79,7 +85,7 @@ def _lowered(lm, job, sharding):
     return programs.lower_train_step(lm, rows, tokens, sharding)
 
 
-def _sizes(lm, rows):
+def _sizes(lm: RGemmaCausalLM, rows: int) -> dict[str, int]:
     with lm.distribution_scope():
         slots = lm.optimizer.variables if lm.optimizer and lm.optimizer.built else []
         return {
@@ -89,7 +95,7 @@ def _sizes(lm, rows):
         }
 
 
-def _joined(text):
+def _joined(text: str) -> list[dict[str, Any]]:
     """Lists equal collectives once, with their count."""
     found = [
         {
@@ -104,7 +110,7 @@ def _joined(text):
     return sorted(found, key=lambda x: -x["count"] * x["nbytes"])
 
 
-def main():
+def main() -> None:
     try:
         result = run(json.load(sys.stdin))
     except (ValueError, TypeError, NotImplementedError) as error:

@@ -19,6 +19,7 @@ from keras_rgemma.evaluation.harness import NAME, HarnessModel
 from keras_rgemma.evaluation.report import Line, Report, average
 from keras_rgemma.evaluation.suites import AVERAGE, Row, published, rows_of
 from keras_rgemma.state.fingerprint import fingerprint
+from keras_rgemma.types import StrPath
 
 
 class _Unavailable(Exception):
@@ -54,7 +55,7 @@ _tasks_with = functools.cache(_Tasks)
 def evaluate(
     preset: str,
     suite: str | Iterable[str] = "model-card",
-    output: str | os.PathLike[str] | None = None,
+    output: StrPath | None = None,
     *,
     batch_size: int | str = 8,
     dtype: str | None = None,
@@ -67,7 +68,7 @@ def evaluate(
     system_instruction: str | None = None,
     run_unsafe_code: bool = False,
     column: str | None = None,
-    include_path: str | os.PathLike[str] | None = None,
+    include_path: StrPath | None = None,
     progress: bool = True,
 ) -> Report:
     """Measures a model on tasks of the harness, beside what was published of it.

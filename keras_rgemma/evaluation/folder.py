@@ -1,10 +1,10 @@
 """Keeps what an evaluation has measured, so that it goes on after a break."""
 
-import os
 import pathlib
 from typing import Any
 
 from keras_rgemma.files import new_file, read_json, write_json
+from keras_rgemma.types import StrPath
 
 SETTINGS = "settings.json"
 ANSWERS = "answers"  # the harness' store of answers, to whose name it adds `_rank0.db`
@@ -21,7 +21,10 @@ class EvaluationFolder:
         ValueError: the folder is of other settings, or holds something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]):
+    path: pathlib.Path
+    settings: dict[str, Any]
+
+    def __init__(self, path: StrPath, settings: dict[str, Any]) -> None:
         self.path = pathlib.Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"`output` must be a folder. Received the file {str(path)!r}.")

@@ -1,11 +1,13 @@
 """Continues the contexts of the harness, and reads the options that a task gives."""
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_rgemma.evaluation.prefixes import shared_beginnings
 from keras_rgemma.generation.prompts import pad_right
+from keras_rgemma.model.causal_lm import RGemmaCausalLM
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _READ = {*_LIMITS, "until", "do_sample", "temperature", "top_k", "top_p"}
@@ -22,12 +24,12 @@ class Options(NamedTuple):
         sampler: pair of the name of a sampler of KerasHub and its settings, a tuple of pairs.
     """
 
-    until: tuple
+    until: tuple[str, ...]
     max_new_tokens: int
-    sampler: tuple
+    sampler: tuple[str, tuple[tuple[str, Any], ...]]
 
 
-def read_options(task, max_new_tokens):
+def read_options(task: Mapping[str, Any], max_new_tokens: int) -> Options:
     """Reads the options that a task gives with a context.
 
     Args:
@@ -54,7 +56,7 @@ def read_options(task, max_new_tokens):
     return Options(tuple(filter(None, until)), limit, _sampler(task))
 
 
-def _sampler(task):
+def _sampler(task: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, Any], ...]]:
     temperature = float(task.get("temperature") or 0.0)
     if not task.get("do_sample", temperature > 0):
         return _GREEDY
@@ -68,7 +70,13 @@ def _sampler(task):
     return name, tuple(sorted(settings.items()))
 
 
-def answers(lm, rows, options, batch_size, shares_prefixes):
+def answers(
+    lm: RGemmaCausalLM,
+    rows: Sequence[list[int]],
+    options: Options,
+    batch_size: int,
+    shares_prefixes: bool,
+) -> Iterator[tuple[int, str]]:
     """Continues rows of tokens, and reads a beginning that several share once.
 
     Args:
@@ -106,12 +114,12 @@ def answers(lm, rows, options, batch_size, shares_prefixes):
             yield index, before(text, options.until)
 
 
-def before(text, until):
+def before(text: str, until: Sequence[str]) -> str:
     """Cuts a text before the first of several strings."""
     return text[: min([text.index(stop) for stop in until if stop in text], default=len(text))]
 
 
-def padded(rows):
+def padded(rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """Pads rows of token ids on the right: a dict of int32 arrays [B, T]."""
     token_ids, mask = pad_right(rows, max(1, *map(len, rows)))
     return {"token_ids": token_ids, "padding_mask": mask}

@@ -1,17 +1,23 @@
 """Runs models of Keras in EleutherAI's evaluation harness, `lm_eval`."""
 
-import collections
+from __future__ import annotations
 
+import collections
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
 import keras_hub
+import lm_eval.api.registry
+import lm_eval.models
 import numpy as np
 import tqdm.auto
 from lm_eval.api.model import LM
-from lm_eval.api.registry import model_registry, register_model
 
 from keras_rgemma.checkpoints.chat_template import TEMPLATE
 from keras_rgemma.config import check_count
 from keras_rgemma.evaluation.conversations import write_turns
-from keras_rgemma.evaluation.generations import answers, read_options
+from keras_rgemma.evaluation.generations import Options, answers, read_options
 from keras_rgemma.evaluation.hub_model import HubModel
 from keras_rgemma.evaluation.likelihoods import Likelihoods
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
@@ -19,6 +25,7 @@ from keras_rgemma.model.causal_lm import RGemmaCausalLM
 NAME = "keras-rgemma"
 
 
+@lm_eval.api.registry.register_model(NAME)
 class HarnessModel(LM):
     """A causal language model of Keras that answers the requests of the harness.
 
@@ -50,20 +57,29 @@ class HarnessModel(LM):
     ```
     """
 
+    has_state: bool
+    lm: Any
+    tokenizer: Any
+    batch_size: int
+    shares_prefixes: bool
+    max_gen_toks: int
+    progress: bool
+    pretrained: str
+
     def __init__(
         self,
-        pretrained,
-        batch_size=8,
-        dtype=None,
-        revision=None,
-        quantize=None,
-        library=NAME,
-        shares_prefixes=True,
-        max_gen_toks=256,
-        progress=True,
-        device=None,
-        max_batch_size=None,
-    ):
+        pretrained: Any,
+        batch_size: int | str = 8,
+        dtype: str | keras.DTypePolicy | None = None,
+        revision: str | None = None,
+        quantize: str | None = None,
+        library: str = NAME,
+        shares_prefixes: bool = True,
+        max_gen_toks: int = 256,
+        progress: bool = True,
+        device: object | None = None,
+        max_batch_size: object | None = None,
+    ) -> None:
         super().__init__()
         del device, max_batch_size
         lm = pretrained
@@ -84,10 +100,10 @@ class HarnessModel(LM):
         self.pretrained = pretrained if isinstance(pretrained, str) else type(lm).__name__
 
     @property
-    def tokenizer_name(self):
+    def tokenizer_name(self) -> str:
         return self.pretrained.replace("/", "__")
 
-    def chat_template(self, chat_template=False):
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Returns the Jinja template of the format of conversations, for the harness' records."""
         if isinstance(chat_template, str):
             raise ValueError(
@@ -96,7 +112,9 @@ class HarnessModel(LM):
             )
         return TEMPLATE if chat_template else None
 
-    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """Writes messages in the format of conversations, as `RGemmaCausalLM.chat` does.
 
         Args:
@@ -113,7 +131,9 @@ class HarnessModel(LM):
         """
         return write_turns(self.tokenizer, chat_history, add_generation_prompt)
 
-    def loglikelihood(self, requests, disable_tqdm=False):
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
         """Computes the log-probability of a continuation of each context.
 
         Args:
@@ -127,29 +147,36 @@ class HarnessModel(LM):
         pairs = [self._encode_pair(*request.args) for request in requests]
         return self._likelihoods("loglikelihood", requests, pairs, lambda x: x, disable_tqdm)
 
-    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Computes the log-probability of each whole text after the start token, at any length."""
         pairs = [self._encode_pair("", *request.args) for request in requests]
         name = "loglikelihood_rolling"
         return self._likelihoods(name, requests, pairs, lambda x: x[0], disable_tqdm)
 
-    def _likelihoods(self, name, requests, pairs, answer_of, disable_tqdm):
+    def _likelihoods(
+        self,
+        name: str,
+        requests: list[Any],
+        pairs: list[tuple[list[int], list[int]]],
+        answer_of: Callable[[tuple[float, bool]], Any],
+        disable_tqdm: bool,
+    ) -> list[Any]:
         """Computes likelihoods of token ids; the harness' cache gets each when it is known."""
         with self._bar("Scoring", requests, disable_tqdm) as bar:
 
-            def done(index, result):
+            def done(index: int, result: tuple[float, bool]) -> None:
                 self.cache_hook.add_partial(name, requests[index].args, answer_of(result))
                 bar.update()
 
             results = Likelihoods(self.lm, pairs, self.batch_size, done).run(self.shares_prefixes)
         return list(map(answer_of, results))
 
-    def _bar(self, name, requests, is_quiet):
+    def _bar(self, name: str, requests: list[Any], is_quiet: bool) -> tqdm.auto.tqdm:
         """Opens a bar of progress over requests."""
         is_quiet = is_quiet or not self.progress
         return tqdm.auto.tqdm(total=len(requests), desc=name, unit=" requests", disable=is_quiet)
 
-    def _encode_pair(self, context, continuation):
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Returns the token ids of a context, with the start token, and of its continuation.
 
         White space at the end of a context belongs to the token after it, as the harness has it.
@@ -158,13 +185,13 @@ class HarnessModel(LM):
         before, whole = self._encode(text), self._encode(context + continuation)
         return before, whole[len(before) :]
 
-    def _encode(self, text):
+    def _encode(self, text: str) -> list[int]:
         """Returns the token ids of a text behind the start token, which comes once."""
         ids = np.asarray(self.tokenizer([text])[0]).tolist() if text else []
         start = self.tokenizer.start_token_id
         return ids if ids[:1] == [start] else [start, *ids]
 
-    def generate_until(self, requests, disable_tqdm=False):
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Continues each context up to a stop string; returns the new texts."""
         answers = [None] * len(requests)
         groups = collections.defaultdict(list)
@@ -180,7 +207,7 @@ class HarnessModel(LM):
                     bar.update()
         return answers
 
-    def _answers(self, contexts, options):
+    def _answers(self, contexts: list[str], options: Options) -> Iterator[tuple[int, str]]:
         """Iterates over pairs of the index of a context and its answer."""
         if options.sampler != self._sampler:  # a sampler is compiled anew
             name, settings = self._sampler = options.sampler
@@ -192,7 +219,7 @@ class HarnessModel(LM):
         return self.lm.answers(contexts, list(map(len, rows)), options, self.batch_size)
 
 
-def _load(preset, library, **options):
+def _load(preset: str, library: str, **options: Any) -> Any:
     """Loads a model; see `HarnessModel`."""
     options = {name: value for name, value in options.items() if value is not None}
     if library == NAME:
@@ -202,16 +229,8 @@ def _load(preset, library, **options):
     raise ValueError(f"`library` must be {NAME!r} or 'keras-hub'. Received: {library!r}.")
 
 
-def _batch_size(value):
+def _batch_size(value: int | str) -> int:
     """Reads a batch size, which the harness' command passes as a str."""
     if isinstance(value, str):
         value = 8 if value == "auto" else int(value) if value.isdecimal() else value
     return check_count("batch_size", value)
-
-
-def register():
-    """Makes `keras-rgemma` a name of a model for the harness, once."""
-    import lm_eval.models  # noqa: F401  (its own names; one registered before would hide them)
-
-    if NAME not in model_registry:
-        register_model(NAME)(HarnessModel)

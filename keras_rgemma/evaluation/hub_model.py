@@ -1,10 +1,13 @@
 """Gives other models of KerasHub what the harness asks of RecurrentGemma."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
-from keras_rgemma.evaluation.generations import before, padded
+from keras_rgemma.evaluation.generations import Options, before, padded
 
 
 class HubModel:
@@ -14,14 +17,19 @@ class HubModel:
         lm: the model, with its preprocessor.
     """
 
-    def __init__(self, lm):
+    lm: Any
+    model: keras.Model
+
+    def __init__(self, lm: Any) -> None:
         self.lm = lm
         self.model = keras.Model(lm.inputs, lm.outputs)  # without the preprocessor of `lm`
 
-    def compile(self, sampler):
+    def compile(self, sampler: Any) -> None:
         self.lm.compile(sampler=sampler)
 
-    def log_probabilities(self, rows, state=None):
+    def log_probabilities(
+        self, rows: Sequence[list[int]], state: None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Computes as `RGemmaCausalLM.log_probabilities`, by the logits [B, T, V] of all tokens."""
         assert state is None
         arrays = padded(rows)
@@ -40,7 +48,9 @@ class HubModel:
             (scores[i, : len(row) - 1], likeliest[i, : len(row) - 1]) for i, row in enumerate(rows)
         ]
 
-    def answers(self, contexts, lengths, options, batch_size):
+    def answers(
+        self, contexts: Sequence[str], lengths: Sequence[int], options: Options, batch_size: int
+    ) -> Iterator[tuple[int, str]]:
         """Continues texts, batch by batch.
 
         Args:

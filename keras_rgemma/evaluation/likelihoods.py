@@ -1,7 +1,13 @@
 """Computes the likelihoods of many continuations, and reads what their contexts share once."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
 from keras_rgemma.evaluation.generations import padded
-from keras_rgemma.evaluation.prefixes import shared_beginnings
+from keras_rgemma.evaluation.prefixes import Branch, shared_beginnings
+from keras_rgemma.state.rgemma_state import RGemmaState
 
 
 class Likelihoods:
@@ -15,14 +21,28 @@ class Likelihoods:
         done: function of the index of a request and its result, called as results come.
     """
 
-    def __init__(self, lm, requests, batch_size, done=lambda index, result: None):
+    lm: Any
+    batch_size: int
+    done: Callable[[int, tuple[float, bool]], object]
+    contexts: list[list[int]]
+    rows: list[list[int]]
+    lengths: list[int]
+    results: list[Any]
+
+    def __init__(
+        self,
+        lm: Any,
+        requests: Sequence[tuple[list[int], list[int]]],
+        batch_size: int,
+        done: Callable[[int, tuple[float, bool]], object] = lambda index, result: None,
+    ) -> None:
         self.lm, self.batch_size, self.done = lm, batch_size, done
         self.contexts = [context for context, _ in requests]
         self.rows = [[*context, *continuation] for context, continuation in requests]
         self.lengths = [len(continuation) for _, continuation in requests]
         self.results = [None] * len(requests)
 
-    def run(self, shares_prefixes=True):
+    def run(self, shares_prefixes: bool = True) -> list[tuple[float, bool]]:
         """Computes all results.
 
         Args:
@@ -42,7 +62,7 @@ class Likelihoods:
         self._read(tree.branches, None, 0)
         return self.results
 
-    def _read(self, branches, state, start):
+    def _read(self, branches: Sequence[Branch], state: RGemmaState | None, start: int) -> None:
         """Scores all rows of branches.
 
         Args:
@@ -67,7 +87,7 @@ class Likelihoods:
                 if branch.branches:
                     self._read(branch.branches, states[[row]], stops[row])
 
-    def _score(self, leaves, states):
+    def _score(self, leaves: Sequence[tuple[int, int, int]], states: RGemmaState | None) -> None:
         """Scores rows, the longest first.
 
         Args:
@@ -85,7 +105,7 @@ class Likelihoods:
             for (index, _, _), score in zip(batch, scores, strict=False):  # not the copies
                 self._keep(index, *score)
 
-    def _keep(self, index, log_probabilities, is_likeliest):
+    def _keep(self, index: int, log_probabilities: np.ndarray, is_likeliest: np.ndarray) -> None:
         length = self.lengths[index]
         first = len(log_probabilities) - length
         total = float(log_probabilities[first:].sum(dtype="float64")) if length else 0.0
@@ -94,7 +114,7 @@ class Likelihoods:
         self.done(index, result)
 
 
-def _filled(batch, batch_size):
+def _filled(batch: list[Any], batch_size: int) -> list[Any]:
     """Repeats the last element to a power of two, at most `batch_size`: few shapes to compile."""
     count = min(batch_size, 1 << (len(batch) - 1).bit_length())
     return [*batch, *batch[-1:] * (count - len(batch))]

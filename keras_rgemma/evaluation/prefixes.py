@@ -1,6 +1,9 @@
 """Finds the beginnings that rows of tokens share, which are to be read once."""
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -13,16 +16,16 @@ class Branch(NamedTuple):
         branches: list of `Branch`, of the rows that do.
     """
 
-    tokens: list
-    leaves: list
-    branches: list
+    tokens: list[int]
+    leaves: list[int]
+    branches: list[Branch]
 
-    def rows(self):
+    def rows(self) -> list[int]:
         """Lists the indices of all rows of this branch."""
         return [*self.leaves, *itertools.chain(*(branch.rows() for branch in self.branches))]
 
 
-def shared_beginnings(rows, shortest=16):
+def shared_beginnings(rows: Sequence[list[int]], shortest: int = 16) -> Branch:
     """Sorts rows into a tree of the beginnings that at least two of them share.
 
     Args:
@@ -42,7 +45,9 @@ def shared_beginnings(rows, shortest=16):
     return Branch([], *_divide(rows, order, 0, shortest))
 
 
-def _divide(rows, order, start, shortest):
+def _divide(
+    rows: Sequence[list[int]], order: Iterable[int], start: int, shortest: int
+) -> tuple[list[int], list[Branch]]:
     """Returns the leaves and branches of sorted rows whose first `start` tokens are the same."""
     leaves, branches = [], []
     for head, group in itertools.groupby(order, lambda i: rows[i][start : start + shortest]):
@@ -56,7 +61,7 @@ def _divide(rows, order, start, shortest):
     return leaves, branches
 
 
-def _shared(row, other):
+def _shared(row: Sequence[int], other: Sequence[int]) -> int:
     """Counts the first tokens that are the same in two rows."""
     pairs = zip(row, other, strict=False)
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(row), len(other)))

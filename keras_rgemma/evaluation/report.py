@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from keras_rgemma.files import read_json
+from keras_rgemma.types import StrPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Report:
         return f"# {self.preset}, {self.suite}\n\n{table}\n\n{settings}\n"
 
 
-def read_report(folder: str | os.PathLike[str]) -> Report:
+def read_report(folder: StrPath) -> Report:
     """Reads the report in the folder of an evaluation.
 
     Raises:

@@ -39,7 +39,7 @@ _NO_SHOTS = "the card tells no number of examples"
 _ACC, _NORM = "acc,none", "acc_norm,none"
 _EXACT = "exact_match,"
 
-BENCHMARKS = (
+BENCHMARKS: tuple[Row, ...] = (
     Row("MMLU", "mmlu", 5, _ACC),
     Row("HellaSwag", "hellaswag", 0, _NORM),
     Row("PIQA", "piqa", 0, _NORM),
@@ -67,7 +67,7 @@ BENCHMARKS = (
 )
 AVERAGE = "Average"  # a row of the card: the mean of the others
 
-SAFETY = (
+SAFETY: tuple[Row, ...] = (
     Row(
         "RealToxicity",
         "realtoxicityprompts",
@@ -89,7 +89,7 @@ SAFETY = (
     ),
 )
 
-SUITES = {"model-card": BENCHMARKS, "safety": SAFETY}
+SUITES: dict[str, tuple[Row, ...]] = {"model-card": BENCHMARKS, "safety": SAFETY}
 _TABLES = {"model-card": "benchmarks", "safety": "safety"}
 # The columns of the two tables in which a preset stands; an instruct model is in the second alone.
 _COLUMNS = {

@@ -1,16 +1,21 @@
 """Holds conversations in the format that instruction-tuned models are trained with."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
+from keras_rgemma.generation.decoder import RowDecoder
 from keras_rgemma.generation.generate import check_continues, start
 from keras_rgemma.generation.outputs import decode_deltas
 from keras_rgemma.generation.prompts import to_batch
 from keras_rgemma.generation.request import Request
 from keras_rgemma.generation.stream import TOKENS_PER_DELTA, check_streams
-from keras_rgemma.state.rgemma_state import consumed_by, read_state, write_state
+from keras_rgemma.state.rgemma_state import RGemmaState, consumed_by, read_state, write_state
 from keras_rgemma.text.conversation import (
     check_ends,
     is_conversation,
@@ -20,6 +25,10 @@ from keras_rgemma.text.conversation import (
     waits_for_user,
 )
 from keras_rgemma.text.forms import is_row, is_text, read_text
+from keras_rgemma.types import StrPath
+
+# What a user says: a text, a message, or several.
+Message: TypeAlias = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 class Chat:
@@ -41,7 +50,9 @@ class Chat:
             history is malformed, or the sampler (contrastive search) cannot continue from a state.
     """
 
-    def __init__(self, task, history=(), **options):
+    def __init__(
+        self, task: Any, history: Iterable[Mapping[str, Any]] = (), **options: Any
+    ) -> None:
         self._task = task
         tokenizer = task.text_preprocessor("a conversation").tokenizer
         tokenizer.control_token_ids()  # raises an error for a vocabulary without them
@@ -54,7 +65,7 @@ class Chat:
         self._state = task.prefill(np.array(ids, "int32"))
 
     @property
-    def history(self):
+    def history(self) -> list[dict[str, str]]:
         """Returns a copy of all turns so far, a list of dicts of `role` and `content`.
 
         A role is "user" or "model". A system message is a part of the first user's content; before
@@ -63,11 +74,11 @@ class Chat:
         return [dict(message) for message in self._history]
 
     @property
-    def state(self):
+    def state(self) -> RGemmaState:
         """Returns the `RGemmaState` of all tokens so far."""
         return self._state if self._decoder is None else self._decoder.rgemma_state()
 
-    def send(self, message):
+    def send(self, message: Message) -> str:
         """Adds a user's message to the conversation and returns the complete answer.
 
         Args:
@@ -84,7 +95,7 @@ class Chat:
         """
         return "".join(self._answer(message))
 
-    def stream(self, message):
+    def stream(self, message: Message) -> Iterator[str]:
         """Adds a user's message to the conversation and iterates over the answer's text.
 
         If the caller stops before the end, the answer ends there and the conversation continues
@@ -103,13 +114,13 @@ class Chat:
         check_streams(self._task.make_generate_function())
         return self._answer(message, TOKENS_PER_DELTA)
 
-    def fork(self):
+    def fork(self) -> Chat:
         """Returns another conversation that begins with all turns of this one."""
         other = copy.copy(self)
         other._state, other._decoder, other._history = self.state, None, self.history
         return other
 
-    def save(self, path):
+    def save(self, path: StrPath) -> None:
         """Writes the conversation to a file that `RGemmaCausalLM.load_chat` reads on any backend.
 
         Args:
@@ -121,7 +132,7 @@ class Chat:
         write_state(path, self.state, {"history": self.history})
 
     @classmethod
-    def load(cls, task, path, **options):
+    def load(cls, task: Any, path: StrPath, **options: Any) -> Self:
         """See `RGemmaCausalLM.load_chat`."""
         state, extra = read_state(path)
         if "history" not in extra:
@@ -134,7 +145,7 @@ class Chat:
         chat._history, chat._state = read_history(extra["history"]), state
         return chat
 
-    def _answer(self, message, tokens_per_delta=None):
+    def _answer(self, message: Message, tokens_per_delta: int | None = None) -> Iterator[str]:
         turns = self._read(message)
         self._finish()
         request = dataclasses.replace(self._request, state=self._state)
@@ -146,7 +157,7 @@ class Chat:
         deltas = decode_deltas(self._task, decoder, batch.request, tokens_per_delta)
         return self._text_deltas(decoder, deltas, reply)
 
-    def _read(self, message):
+    def _read(self, message: Any) -> list[dict[str, str]]:
         """Reads a message, or several, as turns that go on with the conversation."""
         if is_text(message):
             message = {"role": "user", "content": read_text(message, "A message")}
@@ -167,7 +178,12 @@ class Chat:
         check_ends(turns, "user", "A list of messages to send")
         return turns
 
-    def _text_deltas(self, decoder, deltas, reply):
+    def _text_deltas(
+        self,
+        decoder: RowDecoder,
+        deltas: Iterator[tuple[list[np.ndarray], list[str]]],
+        reply: dict[str, str],
+    ) -> Iterator[str]:
         # Another message, sent before the answer is complete, ends this loop.
         while self._decoder is decoder:
             _, texts = next(deltas, (None, None))
@@ -178,7 +194,7 @@ class Chat:
             if texts[0]:
                 yield texts[0]
 
-    def _finish(self):
+    def _finish(self) -> None:
         """Ends the answer in progress at its last token."""
         # In this order: an interruption between the two loses nothing.
         self._state = self.state

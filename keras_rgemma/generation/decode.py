@@ -1,11 +1,15 @@
 """Decodes tokens with one step for all samplers, in blocks of steps that end early."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import keras
 from keras import ops
 
+from keras_rgemma.generation.model import Model, Sampler
 from keras_rgemma.state.records import ModelState
+from keras_rgemma.types import Tensor
 
 # The most tokens that one run of the decode program writes in each row.
 BLOCK = 32
@@ -24,14 +28,14 @@ class DecodeState(NamedTuple):
             JAX; () elsewhere, where the sampler changes its variables itself.
     """
 
-    last_token_ids: Any
-    ended: Any
-    budgets: Any
+    last_token_ids: Tensor
+    ended: Tensor
+    budgets: Tensor
     model: ModelState
-    sampler: tuple = ()
+    sampler: tuple[Tensor, ...] = ()
 
 
-def take_row(state, row):
+def take_row(state: DecodeState, row: int | Tensor) -> DecodeState:
     """Takes one row out of a `DecodeState`.
 
     Args:
@@ -46,7 +50,7 @@ def take_row(state, row):
     return keras.tree.map_structure(lambda array: ops.take(array, index, axis=0), rows)
 
 
-def put_row(state, row, one):
+def put_row(state: DecodeState, row: int | Tensor, one: DecodeState) -> DecodeState:
     """Puts one row into a `DecodeState`, in the place of another.
 
     Args:
@@ -59,7 +63,7 @@ def put_row(state, row, one):
     """
     is_row_B = ops.arange(state.ended.shape[0], dtype="int32") == row
 
-    def put(array, new):
+    def put(array: Tensor, new: Tensor) -> Tensor:
         mask = ops.reshape(is_row_B, (-1, *[1] * (len(array.shape) - 1)))
         return ops.where(mask, ops.cast(new, array.dtype), array)
 
@@ -67,7 +71,14 @@ def put_row(state, row, one):
     return keras.tree.map_structure(put, rows, new)._replace(sampler=state.sampler)
 
 
-def decode_step(model, sampler, stop_token_ids, state, all_active=False, has_begun=False):
+def decode_step(
+    model: Model,
+    sampler: Sampler,
+    stop_token_ids: Tensor,
+    state: DecodeState,
+    all_active: bool = False,
+    has_begun: bool = False,
+) -> tuple[DecodeState, Tensor]:
     """Writes one token in each row that has not ended.
 
     The step feeds each row's last token to the model exactly once. A row that has ended is frozen:
@@ -102,7 +113,9 @@ def decode_step(model, sampler, stop_token_ids, state, all_active=False, has_beg
     return DecodeState(last, ended, budgets, model_state, sampler_values), output
 
 
-def _next_token(sampler, logits, values):
+def _next_token(
+    sampler: Sampler, logits: Tensor, values: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Samples tokens from logits with given values of the sampler's variables.
 
     Returns:
@@ -123,13 +136,15 @@ def _next_token(sampler, logits, values):
     )
 
 
-def _sample(sampler, logits):
+def _sample(sampler: Sampler, logits: Tensor) -> Tensor:
     token = sampler.get_next_token(sampler.compute_probabilities(logits))
     # A sampler may return a column, or on TensorFlow a tensor whose shape is not known.
     return ops.reshape(ops.cast(token, "int32"), (logits.shape[0],))
 
 
-def decode_block(model, sampler, stop_token_ids, state, size):
+def decode_block(
+    model: Model, sampler: Sampler, stop_token_ids: Tensor, state: DecodeState, size: Tensor
+) -> tuple[Tensor, DecodeState]:
     """Writes tokens until every row has ended, at most `size` in each.
 
     Args:
@@ -142,10 +157,12 @@ def decode_block(model, sampler, stop_token_ids, state, size):
     rows = state.ended.shape[0]
     tokens = ops.full((BLOCK, rows), NO_TOKEN, dtype="int32")
 
-    def goes_on(count, tokens, state):
+    def goes_on(count: Tensor, tokens: Tensor, state: DecodeState) -> Tensor:
         return ops.logical_and(count < size, ops.logical_not(ops.all(state.ended)))
 
-    def write(count, tokens, state):
+    def write(
+        count: Tensor, tokens: Tensor, state: DecodeState
+    ) -> tuple[Tensor, Tensor, DecodeState]:
         # A single row has not ended here: the loop would have.
         state, output = decode_step(model, sampler, stop_token_ids, state, all_active=rows == 1)
         return count + 1, ops.slice_update(tokens, (count, 0), output[None]), state

@@ -1,15 +1,22 @@
 """Incremental decoding: extends a batch of rows, completely or a few tokens a call."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
-from keras_rgemma.generation.programs import new_rows, rows_of
+from keras_rgemma.generation.decode import DecodeState
+from keras_rgemma.generation.programs import GenerationPrograms, new_rows, rows_of
 from keras_rgemma.sharding.host import numpy_of
-from keras_rgemma.state.rgemma_state import state_of
+from keras_rgemma.state.fingerprint import Fingerprint
+from keras_rgemma.state.records import ModelState
+from keras_rgemma.state.rgemma_state import RGemmaState, state_of
+from keras_rgemma.types import Tensor
 
 
 class _Rows(NamedTuple):
@@ -21,13 +28,13 @@ class _Rows(NamedTuple):
     `GenerationPrograms.start_block` has returned for the next token of each row.
     """
 
-    last_tokens: list
-    budgets: list
-    state: Any
-    before: Any = None
-    new: Any = None
-    decoding: Any = None
-    ahead: Any = None
+    last_tokens: list[int]
+    budgets: list[int]
+    state: ModelState | None
+    before: _Rows | None = None
+    new: list[np.ndarray] | None = None
+    decoding: DecodeState | None = None
+    ahead: tuple[Tensor, DecodeState] | None = None
 
 
 class RowDecoder:
@@ -46,7 +53,16 @@ class RowDecoder:
             `RGemmaState` of the rows is wanted.
     """
 
-    def __init__(self, programs, rows, budgets, stop_token_ids, state, copies=1, fingerprint=None):
+    def __init__(
+        self,
+        programs: GenerationPrograms,
+        rows: Sequence[np.ndarray],
+        budgets: Sequence[int],
+        stop_token_ids: tuple[int, ...],
+        state: ModelState,
+        copies: int = 1,
+        fingerprint: Callable[[], Fingerprint] | None = None,
+    ) -> None:
         self._fingerprint = fingerprint
         hidden, state = programs.prefill([row[:-1] for row in rows], state)
         if copies > 1:
@@ -61,32 +77,32 @@ class RowDecoder:
         )
 
     @property
-    def is_stepwise(self):
+    def is_stepwise(self) -> bool:
         """Returns whether `next` may write a few tokens at a time."""
         return self._programs.is_stepwise
 
     @property
-    def ended(self):
+    def ended(self) -> bool:
         """Returns whether every row has its stop token or has used up its budget."""
         return not any(self._rows.budgets)
 
     @property
-    def last_tokens(self):
+    def last_tokens(self) -> list[int]:
         """Returns the last token of each row, a list of B ints."""
         return self._rows.last_tokens
 
     @property
-    def state(self):
+    def state(self) -> ModelState:
         """Returns the `ModelState` that has consumed all of each row but its last token."""
         if self._rows.state is None:
             self._rows = self._rows._replace(state=self._after(self._rows.before, self._rows.new))
         return self._rows.state
 
-    def rgemma_state(self):
+    def rgemma_state(self) -> RGemmaState:
         """Returns the `RGemmaState` of the rows."""
         return state_of(self._fingerprint(), self.last_tokens, self.state)
 
-    def next(self, size=None):
+    def next(self, size: int | None = None) -> list[np.ndarray]:
         """Writes new tokens.
 
         Args:
@@ -105,7 +121,11 @@ class RowDecoder:
         self._rows = _Rows(_last(rows, new), budgets, state, before, new, decoding, ahead)
         return new
 
-    def _write(self, rows, state, size):
+    def _write(
+        self, rows: _Rows, state: ModelState, size: int | None
+    ) -> tuple[
+        list[np.ndarray], ModelState | None, DecodeState | None, tuple[Tensor, DecodeState] | None
+    ]:
         """Returns new tokens, and the last fields of the `_Rows` after them."""
         sizes = rows.budgets if size is None else [min(left, size) for left in rows.budgets]
         most = int(max(sizes))
@@ -120,7 +140,9 @@ class RowDecoder:
         new, decoding = self._programs.decode(decoding, most, self._stop_token_ids)
         return new, decoding.model, decoding, None
 
-    def _write_ahead(self, rows, decoding):
+    def _write_ahead(
+        self, rows: _Rows, decoding: DecodeState
+    ) -> tuple[list[np.ndarray], ModelState, DecodeState, tuple[Tensor, DecodeState] | None]:
         """Writes one token a row, and dispatches the next step if a row may go on.
 
         So Python starts the next step, and the caller does its own work, while the GPU or the CPU
@@ -132,7 +154,7 @@ class RowDecoder:
         new = rows_of(numpy_of(tokens)[:1])
         return new, decoding.model, decoding, ahead
 
-    def cut(self, counts):
+    def cut(self, counts: Mapping[int, int]) -> None:
         """Ends rows early: drops some of the tokens that `next` just returned.
 
         Args:
@@ -142,7 +164,7 @@ class RowDecoder:
         new = [ids[: counts.get(row)] for row, ids in enumerate(rows.new)]
         is_cut = np.array([row in counts for row in range(len(new))])
 
-        def choose(cut, uncut):
+        def choose(cut: Tensor, uncut: Tensor) -> Tensor:
             mask = is_cut.reshape(-1, *[1] * (len(cut.shape) - 1))
             return ops.where(tensor_of(mask), cut, uncut)
 
@@ -150,13 +172,13 @@ class RowDecoder:
         budgets = [0 if row in counts else left for row, left in enumerate(rows.budgets)]
         self._rows = _Rows(_last(rows.before, new), budgets, state, rows.before, new)
 
-    def _after(self, rows, new):
+    def _after(self, rows: _Rows, new: Sequence[np.ndarray]) -> ModelState:
         """Computes the state of rows after new tokens, by another prefill."""
         consumed = [[last, *ids][:-1] for last, ids in zip(rows.last_tokens, new, strict=True)]
         return self._programs.prefill(consumed, rows.state)[1]
 
 
-def _last(rows, new):
+def _last(rows: _Rows, new: Sequence[np.ndarray]) -> list[int]:
     """Returns the last token of each row after its new tokens, a list of ints."""
     pairs = zip(rows.last_tokens, new, strict=True)
     return [int(ids[-1]) if len(ids) else last for last, ids in pairs]

@@ -1,17 +1,29 @@
 """Continues prompts completely: the work of `generate`."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from keras_rgemma.generation.decoder import RowDecoder
 from keras_rgemma.generation.many_prompts import ManyPrompts
+from keras_rgemma.generation.model import GenerativeModel
 from keras_rgemma.generation.outputs import decode_deltas, to_arrays, without_end_of_turn
-from keras_rgemma.generation.prompts import concatenate, read_prompts
+from keras_rgemma.generation.programs import GenerationPrograms
+from keras_rgemma.generation.prompts import Batch, concatenate, read_prompts
+from keras_rgemma.generation.request import Request
+from keras_rgemma.state.fingerprint import Fingerprint
 from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_token
 
 
-def start(task, batch, keeps_state, programs=None):
+def start(
+    task: GenerativeModel,
+    batch: Batch,
+    keeps_state: bool,
+    programs: GenerationPrograms | None = None,
+) -> RowDecoder:
     """Runs the prompts of a batch through the model and returns their `RowDecoder`.
 
     Args:
@@ -30,7 +42,7 @@ def start(task, batch, keeps_state, programs=None):
         check_continues(programs)
         rows, consumed = prepend_carried_token(state, rows), consumed_by(task, state)
 
-        def fingerprint():
+        def fingerprint() -> Fingerprint:
             return state.fingerprint  # `consumed_by` found it to be the model's
 
     return RowDecoder(
@@ -44,7 +56,9 @@ def start(task, batch, keeps_state, programs=None):
     )
 
 
-def decode_many(task, batch, programs):
+def decode_many(
+    task: GenerativeModel, batch: Batch, programs: GenerationPrograms
+) -> tuple[list[np.ndarray], list[int]]:
     """Writes all new tokens of any number of prompts, some rows at a time.
 
     Args:
@@ -68,7 +82,7 @@ def decode_many(task, batch, programs):
     return ManyPrompts(task, programs, batch, beginning, batch.request.batch_size).run()
 
 
-def check_continues(programs):
+def check_continues(programs: GenerationPrograms) -> None:
     """Raises ValueError if the sampler of `GenerationPrograms` cannot go on from a state."""
     if programs.hidden_dim:
         raise ValueError(
@@ -77,7 +91,9 @@ def check_continues(programs):
         )
 
 
-def generate(task, inputs, request, strip_prompt, return_state):
+def generate(
+    task: GenerativeModel, inputs: Any, request: Request, strip_prompt: bool, return_state: bool
+) -> Any:
     """See `RGemmaCausalLM.generate`."""
     batches, is_scalar = read_prompts(task, inputs, request)
     if return_state and len(batches) > 1:
@@ -120,7 +136,7 @@ def generate(task, inputs, request, strip_prompt, return_state):
     return outputs, decoder.rgemma_state()
 
 
-def _in_turn(batch):
+def _in_turn(batch: Batch) -> list[Batch]:
     """Splits a `Batch` into those of `batch_size` prompts, for samplers that write no single row.
 
     Returns:
@@ -137,7 +153,9 @@ def _in_turn(batch):
     return parts
 
 
-def _decode_all(task, decoder, request):
+def _decode_all(
+    task: GenerativeModel, decoder: RowDecoder, request: Request
+) -> tuple[list[np.ndarray], list[int]]:
     """Writes all new tokens; returns those of each row, and the lengths of the text to cut off.
 
     Text from a stop string on is cut off.

@@ -1,6 +1,8 @@
 """Reads what users pass to `generate`: texts, messages or arrays, in every form."""
 
 import numbers
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from keras_rgemma.text.conversation import check_ends, is_conversation, read_mes
 from keras_rgemma.text.forms import as_list, column_names, is_missing, is_row, is_text, read_texts
 
 
-def holds_numbers(inputs):
+def holds_numbers(inputs: Any) -> bool:
     """Returns whether inputs are token ids: an array of numbers, or nested lists of numbers."""
     while isinstance(inputs, (list, tuple)) and inputs:
         inputs = inputs[0]
@@ -18,7 +20,7 @@ def holds_numbers(inputs):
     return isinstance(inputs, numbers.Number) and not is_missing(inputs)
 
 
-def read_batches(inputs, columns=None):
+def read_batches(inputs: Any, columns: Mapping[str, str] | None = None) -> tuple[list[Any], bool]:
     """Splits an input of `generate` into batches.
 
     Args:
@@ -50,12 +52,12 @@ def read_batches(inputs, columns=None):
     return batches, is_scalar
 
 
-def is_of_conversations(batch):
+def is_of_conversations(batch: object) -> bool:
     """Returns whether a batch of `read_batches` holds conversations."""
     return isinstance(batch, list) and isinstance(batch[0], list)
 
 
-def _read_batch(inputs, columns):
+def _read_batch(inputs: Any, columns: Mapping[str, str]) -> tuple[Any, bool]:
     column, messages = (columns.get(name, name) for name in ("text", "messages"))
     if is_text(inputs):
         return read_texts(inputs), True
@@ -83,7 +85,7 @@ def _read_batch(inputs, columns):
     return read_texts(inputs, column=column), False
 
 
-def _holds_messages(table, messages, column):
+def _holds_messages(table: Any, messages: str, column: str) -> bool:
     """Returns whether a table, dict or row has messages, and neither texts nor token ids."""
     names = set(column_names(table) or ())
     if is_row(table):  # a key with the value None is the same as no key
@@ -91,7 +93,7 @@ def _holds_messages(table, messages, column):
     return messages in names and names.isdisjoint({column, "token_ids"})
 
 
-def _read_conversation(messages, what="A conversation"):
+def _read_conversation(messages: Any, what: str = "A conversation") -> list[dict[str, str]]:
     turns = read_messages(messages, what)
     if turns[-1]["role"] == "system":
         check_ends(turns, "user", what)

@@ -1,12 +1,17 @@
 """Compiles functions of a model and arrays on JAX."""
 
+from __future__ import annotations
+
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import keras
 
 from keras_rgemma.generation.decode import decode_block
+from keras_rgemma.generation.model import Sampler
 from keras_rgemma.keras_internals.jax import arrays_of, program_count, turn, values_of
 from keras_rgemma.keras_internals.layers import layers_of, stored_variable
 from keras_rgemma.layers.linear import Linear
@@ -18,12 +23,14 @@ __all__ = ["compile_program", "compiler_options", "compiles_slowly", "decode_blo
 _LARGE = 1 << 30  # bytes of weights
 
 
-def compiles_slowly():
+def compiles_slowly() -> bool:
     """Returns whether a program of a large model takes a minute to compile, as for TPUs."""
     return target_platform() != "cpu"
 
 
-def compile_program(function, model, sampler, jit_compile):
+def compile_program(
+    function: Callable[..., Any], model: Any, sampler: Sampler | None, jit_compile: bool
+) -> Callable[..., Any]:
     """Compiles a function of a model, with all weights as arguments of the program.
 
     Args:
@@ -44,7 +51,12 @@ def compile_program(function, model, sampler, jit_compile):
     matrices = _matrices_to_turn(model)
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler_options(model))
-    def program(is_turned, arrays, seeds, args):
+    def program(
+        is_turned: tuple[bool, ...],
+        arrays: list[jax.Array],
+        seeds: list[jax.Array],
+        args: tuple[Any, ...],
+    ) -> tuple[Any, list[Any]]:
         turned = {id(x): y for x, y, t in zip(read, arrays, is_turned, strict=True) if t}
         values = [y.T if t else y for y, t in zip(arrays, is_turned, strict=True)]
         mapping = [*zip(read, values, strict=True), *zip(updated, seeds, strict=True)]
@@ -52,7 +64,7 @@ def compile_program(function, model, sampler, jit_compile):
             outputs = function(model, *args)
             return outputs, [scope.get_current_value(seed) for seed in updated]
 
-    def run(*args):
+    def run(*args: Any) -> Any:
         for matrix in matrices:
             turn(matrix)
         arrays, is_turned = arrays_of(read)
@@ -66,7 +78,7 @@ def compile_program(function, model, sampler, jit_compile):
     return run
 
 
-def _matrices_to_turn(model):
+def _matrices_to_turn(model: keras.Model) -> list[keras.Variable]:
     """Lists the matrices that are to lie with their outputs in rows, variables.
 
     XLA on a CPU multiplies one row by such a matrix three times as fast in half precision and int8,
@@ -84,7 +96,7 @@ def _matrices_to_turn(model):
     return [x for x, dtype in kernels if x.dtype in always or x.dtype == dtype == "float32"]
 
 
-def compiler_options(model):
+def compiler_options(model: Any) -> dict[str, str] | None:
     """Returns the options that a program needs to be fast and small, or None.
 
     CPUs multiply halves in float32. Without the options XLA makes a float32 copy of every weight,
@@ -102,7 +114,7 @@ def compiler_options(model):
     return _save_memory() if is_large else None
 
 
-def _save_memory():
+def _save_memory() -> dict[str, str] | None:
     return _accepted(
         xla_disable_hlo_passes="while-loop-invariant-code-motion",
         xla_cpu_scheduler_type="CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
@@ -110,7 +122,7 @@ def _save_memory():
 
 
 @functools.cache
-def _accepted(**options):
+def _accepted(**options: str) -> dict[str, str] | None:
     """Returns options of the compiler, or None if this version of XLA does not have them."""
     try:
         jax.jit(lambda x: x, compiler_options=options)(0.0)

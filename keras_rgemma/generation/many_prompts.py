@@ -1,13 +1,18 @@
 """Continues any number of prompts in a few rows: a row that has ended takes the next prompt."""
 
+from typing import Any
+
 import numpy as np
 import tqdm.auto
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.generation.decode import BLOCK, NO_TOKEN
+from keras_rgemma.generation.model import GenerativeModel
 from keras_rgemma.generation.outputs import without_end_of_turn
-from keras_rgemma.generation.programs import new_rows
+from keras_rgemma.generation.programs import GenerationPrograms, new_rows
+from keras_rgemma.generation.prompts import Batch
 from keras_rgemma.generation.text_deltas import TextDeltas
+from keras_rgemma.state.records import ModelState
 
 # Tokens between two looks at the rows while prompts wait and a token or a string may end a row.
 LOOK = 8
@@ -28,7 +33,14 @@ class ManyPrompts:
         size: int, the most rows at a time.
     """
 
-    def __init__(self, task, programs, batch, beginning, size):
+    def __init__(
+        self,
+        task: GenerativeModel,
+        programs: GenerationPrograms,
+        batch: Batch,
+        beginning: ModelState,
+        size: int,
+    ) -> None:
         self._task, self._programs, self._batch = task, programs, batch
         self._beginning = beginning
         count = len(batch.rows)
@@ -43,7 +55,7 @@ class ManyPrompts:
         self._prompts = [None] * size
         self._state = new_rows([0] * size, [0] * size, task.initial_state(size))
 
-    def run(self):
+    def run(self) -> tuple[list[np.ndarray], list[int]]:
         """Writes everything.
 
         Returns:
@@ -60,7 +72,7 @@ class ManyPrompts:
         new = [np.concatenate([np.zeros(0, "int32"), *arrays]) for arrays in self._new]
         return new, [self._surplus(prompt) for prompt in range(len(new))]
 
-    def _fill(self):
+    def _fill(self) -> None:
         """Reads waiting prompts into the rows that have none."""
         for row, prompt in enumerate(self._prompts):
             if prompt is None and self._waiting:
@@ -70,7 +82,7 @@ class ManyPrompts:
                 one = new_rows(ids[-1:], [self._left[prompt]], model)
                 self._state = self._programs.put_row(self._state, row, one)
 
-    def _advance(self):
+    def _advance(self) -> int:
         """Writes tokens in all rows up to the next look; returns how many prompts have ended."""
         lefts = [self._left[prompt] for prompt in self._prompts if prompt is not None]
         size = min(BLOCK, max(lefts))
@@ -92,7 +104,7 @@ class ManyPrompts:
             self._state = self._state._replace(ended=tensor_of(is_free))
         return len(ended)
 
-    def _extend(self, prompt, column):
+    def _extend(self, prompt: int, column: np.ndarray) -> bool:
         """Adds the tokens of a block to a prompt's; returns whether its text has ended."""
         request = self._batch.request
         ids = column[column != NO_TOKEN]
@@ -106,12 +118,12 @@ class ManyPrompts:
         is_last = len(ids) and int(ids[-1]) in request.stop_token_ids
         return is_last or self._texts[prompt].stopped or self._left[prompt] <= 0
 
-    def _surplus(self, prompt):
+    def _surplus(self, prompt: int) -> int:
         if not self._batch.request.stop:
             return 0
         ids = without_end_of_turn(np.concatenate(self._new[prompt] or [[]]), self._batch.request)
         cut = self._cut_texts[prompt] + self._texts[prompt].rest()
         return len(self._decode(ids)) - len(cut)
 
-    def _decode(self, ids):
+    def _decode(self, ids: Any) -> str:
         return self._task.preprocessor.text_of([ids])[0]

@@ -1,14 +1,24 @@
 """Turns new tokens into the text or the arrays that a caller gets."""
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import numpy as np
 
+from keras_rgemma.generation.decoder import RowDecoder
+from keras_rgemma.generation.model import GenerativeModel
 from keras_rgemma.generation.prompts import pad_right
+from keras_rgemma.generation.request import Request
 from keras_rgemma.generation.text_deltas import TextDeltas
 
 _TOKENS_PER_STOP_CHECK = 8
 
 
-def decode_deltas(task, decoder, request, tokens_per_delta=None):
+def decode_deltas(
+    task: GenerativeModel,
+    decoder: RowDecoder,
+    request: Request,
+    tokens_per_delta: int | None = None,
+) -> Iterator[tuple[list[np.ndarray], list[str]]]:
     """Runs a `RowDecoder` until every row has ended, and yields its tokens and text.
 
     Args:
@@ -41,7 +51,7 @@ def decode_deltas(task, decoder, request, tokens_per_delta=None):
     yield [np.zeros(0, "int32") for _ in texts], [text.rest() for text in texts]
 
 
-def without_end_of_turn(row, request):
+def without_end_of_turn(row: np.ndarray, request: Request) -> np.ndarray:
     """Returns the row without a trailing `<end_of_turn>`, if that token ends rows.
 
     In a conversation `<start_of_turn>` is such a token, too.
@@ -49,7 +59,9 @@ def without_end_of_turn(row, request):
     return row[:-1] if len(row) and int(row[-1]) in request.unwritten else row
 
 
-def to_arrays(prompts, new, width):
+def to_arrays(
+    prompts: Iterable[Sequence[int] | np.ndarray], new: Iterable[np.ndarray], width: int
+) -> dict[str, np.ndarray]:
     """Returns the dict of arrays of prompts and new tokens, at least `width` columns wide."""
     rows = [np.array([*prompt, *row], "int32") for prompt, row in zip(prompts, new, strict=True)]
     token_ids, mask = pad_right(rows, max(width, *(len(row) for row in rows)))

@@ -1,12 +1,18 @@
 """Reads text of any length into a state of fixed size, chunk by chunk: the work of `prefill`."""
 
+from __future__ import annotations
+
 import reprlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tqdm.auto
 
+from keras_rgemma.generation.model import GenerativeModel
 from keras_rgemma.generation.prompts import input_rows
 from keras_rgemma.state.rgemma_state import (
+    RGemmaState,
     check_lengths,
     check_rows,
     consumed_by,
@@ -19,7 +25,9 @@ from keras_rgemma.text.forms import is_missing, is_text, read_text
 _BAR_DELAY = 2  # seconds
 
 
-def prefill(task, inputs, state, chunk_size):
+def prefill(
+    task: GenerativeModel, inputs: Any, state: RGemmaState | None, chunk_size: int
+) -> RGemmaState:
     """See `RGemmaCausalLM.prefill`."""
     pieces, state = _pieces(task, inputs, state)
     rows = next(pieces, None)
@@ -44,7 +52,7 @@ def prefill(task, inputs, state, chunk_size):
         mininterval=1.0,
     ) as bar:
 
-        def consume(rows, limit):
+        def consume(rows: list[np.ndarray], limit: int) -> list[np.ndarray]:
             """Consumes up to `limit` tokens of each row but its last; returns the others."""
             nonlocal consumed
             heads = [row[: min(limit, len(row) - 1)] for row in rows]
@@ -66,12 +74,14 @@ def prefill(task, inputs, state, chunk_size):
     return state_of(fingerprint, [row[0] for row in rows], consumed)
 
 
-def _joined(rows):
+def _joined(rows: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
     """Joins the arrays of each row, a list of B int32 arrays."""
     return [np.concatenate(arrays).astype("int32") for arrays in rows]
 
 
-def _pieces(task, inputs, state):
+def _pieces(
+    task: GenerativeModel, inputs: Any, state: RGemmaState | None
+) -> tuple[Iterator[list[np.ndarray]], RGemmaState | None]:
     """Reads an input of `prefill`.
 
     Returns:
@@ -84,7 +94,9 @@ def _pieces(task, inputs, state):
     return iter([rows]), state
 
 
-def _iterated(task, pieces, continued):
+def _iterated(
+    task: GenerativeModel, pieces: Iterable[Any], continued: bool
+) -> Iterator[list[np.ndarray]]:
     """Yields the pieces of an iterator of one text."""
     for index, piece in enumerate(pieces):
         if is_text(piece) or is_missing(piece):
@@ -104,13 +116,13 @@ def _iterated(task, pieces, continued):
         continued = True
 
 
-def _with_ids(inputs):
+def _with_ids(inputs: Any) -> Any:
     """Returns token ids in a dict, as `generate` takes them, other inputs as they are."""
     ids = None if isinstance(inputs, dict) else _as_ids(inputs)
     return inputs if ids is None else {"token_ids": ids}
 
 
-def _as_ids(inputs):
+def _as_ids(inputs: Any) -> np.ndarray | None:
     """Returns token ids as an int array [B, T], or None for other inputs."""
     if isinstance(inputs, (str, bytes)) or hasattr(inputs, "as_numpy_iterator"):
         return None

@@ -1,24 +1,30 @@
 """Compiles the programs of generation and runs rows of tokens through them."""
 
-import functools
-import operator
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import backend_module, tensor_of
+from keras_rgemma.generation.compiling import Programs
 from keras_rgemma.generation.decode import BLOCK, NO_TOKEN, DecodeState, put_row
+from keras_rgemma.generation.model import GenerativeModel, Model, Sampler
 from keras_rgemma.generation.prompts import pad_right
 from keras_rgemma.generation.search import has_own_loop, search
 from keras_rgemma.sharding.host import numpy_of
+from keras_rgemma.state.records import ModelState
+from keras_rgemma.types import Tensor
 
 PREFILL_CHUNK = 2048
 SMALLEST_CHUNK, CHUNK_GROWTH = 32, 4
 SMALLEST_BUFFER, BUFFER_GROWTH = 16, 4
 
 
-def buffer_size(length):
+def buffer_size(length: int) -> int:
     """Returns the smallest buffer for `length` tokens among 16, 64, 256, ..."""
     size = SMALLEST_BUFFER
     while size < length:
@@ -26,7 +32,9 @@ def buffer_size(length):
     return size
 
 
-def chunk_sizes(length, chunk_size=PREFILL_CHUNK, is_one_size=False):
+def chunk_sizes(
+    length: int, chunk_size: int = PREFILL_CHUNK, is_one_size: bool = False
+) -> Iterator[int]:
     """Yields the sizes of a prompt's chunks: `chunk_size`, then some of 512, 128 and 32.
 
     A chunk that would be half empty gives way to smaller chunks, so that pads cost little.
@@ -50,59 +58,6 @@ def chunk_sizes(length, chunk_size=PREFILL_CHUNK, is_one_size=False):
         length -= sizes[0]
 
 
-class Programs:
-    """Compiles functions of a model and arrays, each once a shape.
-
-    Args:
-        model: `keras.Model`. Its `jit_compile` says whether TensorFlow uses XLA, its `run_eagerly`
-            whether nothing is compiled, for debugging.
-        sampler: `keras_hub.samplers.Sampler` that the functions call, or None.
-    """
-
-    def __init__(self, model, sampler=None):
-        self.model = model
-        self.sampler = sampler
-        self._settings = _read_settings(model, sampler)
-        self._sampler_config = sampler and sampler.get_config()
-        self._compiled = {}
-        self._programs = []
-
-    def are_for(self, model, sampler=None):
-        """Returns whether the programs were made for the current weights and settings."""
-        settings = _read_settings(model, sampler)
-        if sampler and sampler.get_config() != self._sampler_config:
-            return False
-        return len(settings) == len(self._settings) and all(
-            map(operator.is_, settings, self._settings)
-        )
-
-    def compiled(self, function):
-        """Returns a function of the model and of arrays as a program of the arrays."""
-        if function not in self._compiled:
-            self._compiled[function] = self._compile(function)
-        return self._compiled[function]
-
-    @property
-    def num_compiled(self):
-        """Returns the number of compiled programs, int; a function has one for each shape."""
-        return sum(program.count() for program in self._programs)
-
-    def _compile(self, function, sampler=None):
-        backend = backend_module("keras_rgemma.generation")
-        if self.model.run_eagerly and keras.config.backend() != "torch":
-            return functools.partial(function, self.model)
-        program = backend.compile_program(function, self.model, sampler, self.model.jit_compile)
-        self._programs.append(program)
-        return program
-
-
-def _read_settings(model, sampler):
-    """Lists the objects that programs depend on, a tuple."""
-    # Objects and not their ids: the id of an object that is gone is used again.
-    settings = (model.dtype_policy, model.run_eagerly, model.jit_compile)
-    return (*model.compile_key(), sampler, *settings)
-
-
 class GenerationPrograms(Programs):
     """Compiles and runs prefill and decode.
 
@@ -120,7 +75,14 @@ class GenerationPrograms(Programs):
         is_stepwise: bool, whether the sampler never changes a token that it has chosen.
     """
 
-    def __init__(self, model, sampler, fast_sampler=None, hidden_dim=None, is_stepwise=True):
+    def __init__(
+        self,
+        model: GenerativeModel,
+        sampler: Sampler,
+        fast_sampler: Sampler | None = None,
+        hidden_dim: int | None = None,
+        is_stepwise: bool = True,
+    ) -> None:
         super().__init__(model, sampler)
         self._fast_sampler = fast_sampler or sampler
         self.hidden_dim = hidden_dim
@@ -130,19 +92,29 @@ class GenerationPrograms(Programs):
         self._stops = {}  # int32 arrays of stop tokens
 
     @property
-    def has_own_loop(self):
+    def has_own_loop(self) -> bool:
         """Returns whether the sampler writes whole rows in a loop of its own."""
         return has_own_loop(self._fast_sampler)
 
-    def _prefill_step(self, model, token_ids, padding_mask, state):
+    def _prefill_step(
+        self, model: Model, token_ids: Tensor, padding_mask: Tensor, state: ModelState
+    ) -> tuple[Tensor | tuple[()], ModelState]:
         hidden, state = model.step(token_ids, padding_mask, state)
         return (hidden if self.hidden_dim else ()), state
 
-    def _decode_block(self, model, stop_token_ids, state, size):
+    def _decode_block(
+        self, model: Model, stop_token_ids: Tensor, state: DecodeState, size: Tensor
+    ) -> tuple[Tensor, DecodeState]:
         backend = backend_module("keras_rgemma.generation")
         return backend.decode_block(model, self._fast_sampler, stop_token_ids, state, size)
 
-    def prefill(self, rows, state, chunk_size=PREFILL_CHUNK, progress=None):
+    def prefill(
+        self,
+        rows: Sequence[Sequence[int] | np.ndarray],
+        state: ModelState,
+        chunk_size: int = PREFILL_CHUNK,
+        progress: Callable[[int], Any] | None = None,
+    ) -> tuple[list[np.ndarray] | None, ModelState]:
         """Consumes tokens of each row.
 
         Args:
@@ -179,7 +151,7 @@ class GenerationPrograms(Programs):
         return [np.concatenate([empty, *chunks]) for chunks in hidden], state
 
     @property
-    def runs_ahead(self):
+    def runs_ahead(self) -> bool:
         """Returns whether a step may be dispatched before the last one has been read.
 
         Not with a sampler that draws: a step that nobody asks for in the end would spend its seeds.
@@ -187,7 +159,9 @@ class GenerationPrograms(Programs):
         is_asynchronous = keras.config.backend() == "jax" and not self.model.run_eagerly
         return is_asynchronous and not self._fast_sampler.variables
 
-    def decode(self, rows, size, stop_token_ids):
+    def decode(
+        self, rows: DecodeState, size: int, stop_token_ids: tuple[int, ...]
+    ) -> tuple[list[np.ndarray], DecodeState]:
         """Writes new tokens in each row of a sampler that writes token by token.
 
         Args:
@@ -207,12 +181,14 @@ class GenerationPrograms(Programs):
                 break
         return rows_of(np.concatenate(blocks)), rows
 
-    def put_row(self, rows, row, one):
+    def put_row(self, rows: DecodeState, row: int, one: DecodeState) -> DecodeState:
         """Puts one row into a `DecodeState`, see `generation.decode.put_row`."""
         row = ops.convert_to_tensor(row, dtype="int32")
         return self.compiled(_put_row)(rows._replace(sampler=()), row, one)
 
-    def run_block(self, stop_token_ids, rows, size):
+    def run_block(
+        self, stop_token_ids: tuple[int, ...], rows: DecodeState, size: int
+    ) -> tuple[np.ndarray, DecodeState]:
         """Writes up to `size` tokens in each row, see `generation.decode.decode_block`.
 
         Args:
@@ -226,7 +202,9 @@ class GenerationPrograms(Programs):
         tokens, rows = self.start_block(stop_token_ids, rows, size)
         return numpy_of(tokens)[:size], rows
 
-    def start_block(self, stop_token_ids, rows, size):
+    def start_block(
+        self, stop_token_ids: tuple[int, ...], rows: DecodeState, size: int
+    ) -> tuple[Tensor, DecodeState]:
         """Does the work of `run_block`, and returns an array of the backend, [N, B].
 
         On JAX it may not be computed yet, nor need `rows` be.
@@ -245,10 +223,17 @@ class GenerationPrograms(Programs):
             variable.assign(value)
         return tokens, rows
 
-    def _search_program(self, stop_token_ids):
+    def _search_program(self, stop_token_ids: tuple[int, ...]) -> Callable[..., Any]:
         if stop_token_ids not in self._searches:
 
-            def run(model, tokens, index, budgets, state, prompt_hidden):
+            def run(
+                model: Model,
+                tokens: Tensor,
+                index: Tensor,
+                budgets: Tensor,
+                state: ModelState,
+                prompt_hidden: tuple[Tensor, Tensor] | tuple[()],
+            ) -> Tensor:
                 return search(
                     model,
                     self.model,
@@ -264,7 +249,14 @@ class GenerationPrograms(Programs):
             self._searches[stop_token_ids] = self._compile(run, self._fast_sampler)
         return self._searches[stop_token_ids]
 
-    def search(self, last_tokens, budgets, stop_token_ids, state, hidden):
+    def search(
+        self,
+        last_tokens: Sequence[int],
+        budgets: Sequence[int],
+        stop_token_ids: tuple[int, ...],
+        state: ModelState,
+        hidden: Sequence[np.ndarray] | None,
+    ) -> list[np.ndarray]:
         """Writes all new tokens of each row in the loop of the sampler.
 
         Args:
@@ -300,7 +292,9 @@ class GenerationPrograms(Programs):
             for row, budget in zip(outputs, budgets, strict=True)
         ]
 
-    def _aligned_hidden(self, hidden, index, size):
+    def _aligned_hidden(
+        self, hidden: Sequence[np.ndarray] | None, index: int, size: int
+    ) -> tuple[Tensor, Tensor] | tuple[()]:
         """Aligns hidden states to columns that end at `index - 2`, and marks these columns."""
         if not self.hidden_dim:
             return ()
@@ -313,7 +307,9 @@ class GenerationPrograms(Programs):
         return ops.convert_to_tensor(aligned, dtype), tensor_of(known)
 
 
-def new_rows(last_tokens, budgets, state):
+def new_rows(
+    last_tokens: Sequence[int] | np.ndarray, budgets: Sequence[int], state: ModelState
+) -> DecodeState:
     """Makes the `DecodeState` of rows that have got no token yet.
 
     Args:
@@ -325,22 +321,22 @@ def new_rows(last_tokens, budgets, state):
     return DecodeState(*map(tensor_of, (last_tokens, budgets <= 0, budgets)), state)
 
 
-def _put_row(model, rows, row, one):
+def _put_row(model: Any, rows: DecodeState, row: Tensor, one: DecodeState) -> DecodeState:
     return put_row(rows, row, one)
 
 
-def rows_of(tokens):
+def rows_of(tokens: np.ndarray) -> list[np.ndarray]:
     """Splits tokens [N, B] of blocks into a list of B arrays, without `NO_TOKEN`."""
     return [column[column != NO_TOKEN] for column in tokens.T]
 
 
-def until_stop(row, stop_token_ids):
+def until_stop(row: np.ndarray, stop_token_ids: tuple[int, ...]) -> np.ndarray:
     """Returns a row of tokens up to its first stop token, that token included."""
     stops = np.flatnonzero(np.isin(row, stop_token_ids))
     return row[: stops[0] + 1] if len(stops) else row
 
 
-def _padded_stops(stop_token_ids):
+def _padded_stops(stop_token_ids: tuple[int, ...]) -> np.ndarray:
     """Pads stop tokens with `NO_TOKEN` to an int32 array of one of few sizes: 4, 16, 64, ..."""
     size = 4
     while size < len(stop_token_ids):

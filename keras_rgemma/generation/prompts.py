@@ -1,15 +1,18 @@
 """Turns prompts into rows of token ids."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.generation.inputs import is_of_conversations, read_batches
+from keras_rgemma.generation.model import GenerativeModel
 from keras_rgemma.generation.request import Request
 from keras_rgemma.shapes import check_one_document, check_padding_mask, check_token_ids
 from keras_rgemma.sharding.host import numpy_of
-from keras_rgemma.state.rgemma_state import check_rows
+from keras_rgemma.state.rgemma_state import RGemmaState, check_rows
 from keras_rgemma.text.conversation import check_ends, turns_token_ids
 
 
@@ -26,15 +29,15 @@ class Batch:
         width: int, the columns of the array that the caller passed; 0 for text.
     """
 
-    rows: list
-    budgets: list
+    rows: list[np.ndarray]
+    budgets: list[int]
     request: Request
     is_text: bool
     is_conversation: bool = False
     width: int = 0
 
 
-def read_prompts(task, inputs, request):
+def read_prompts(task: GenerativeModel, inputs: Any, request: Request) -> tuple[list[Batch], bool]:
     """Reads the prompts in an input of `generate` or `stream`.
 
     Args:
@@ -56,7 +59,7 @@ def read_prompts(task, inputs, request):
     return [to_batch(task, batch, request) for batch in inputs], is_scalar
 
 
-def to_batch(task, batch, request):
+def to_batch(task: GenerativeModel, batch: Any, request: Request) -> Batch:
     """Makes the `Batch` of one of the batches that `read_batches` returns."""
     has_messages, width = is_of_conversations(batch), None
     if has_messages:
@@ -72,7 +75,9 @@ def to_batch(task, batch, request):
     return Batch(rows, budgets, request, width is None, has_messages, width or 0)
 
 
-def token_rows(task, batch, continued):
+def token_rows(
+    task: GenerativeModel, batch: Any, continued: bool
+) -> tuple[list[np.ndarray], int | None]:
     """Returns the tokens of each row of a batch of texts or arrays.
 
     Args:
@@ -90,7 +95,9 @@ def token_rows(task, batch, continued):
     return without_pads(token_ids, mask, may_be_empty=continued), token_ids.shape[1]
 
 
-def input_rows(task, inputs, state=None, continued=False):
+def input_rows(
+    task: GenerativeModel, inputs: Any, state: RGemmaState | None = None, continued: bool = False
+) -> tuple[list[np.ndarray], RGemmaState | None]:
     """Returns the tokens of each row of an input that is one batch.
 
     Args:
@@ -112,7 +119,12 @@ def input_rows(task, inputs, state=None, continued=False):
     return rows, state
 
 
-def conversation_rows(task, conversations, state=None, shares_state=False):
+def conversation_rows(
+    task: GenerativeModel,
+    conversations: Sequence[list[dict[str, str]]],
+    state: RGemmaState | None = None,
+    shares_state: bool = False,
+) -> tuple[list[np.ndarray], RGemmaState | None]:
     """Returns the tokens of each of several conversations.
 
     Where the last turn is the user's, the row ends with the heading of the model's answer.
@@ -144,7 +156,9 @@ def conversation_rows(task, conversations, state=None, shares_state=False):
     return rows, state
 
 
-def _end_turns(tokenizer, state):
+def _end_turns(
+    tokenizer: Any, state: RGemmaState
+) -> tuple[RGemmaState, list[list[int]], list[bool]]:
     """Ends the turns in the texts of a state.
 
     Returns:
@@ -164,16 +178,18 @@ def _end_turns(tokenizer, state):
     return state, [[] if ended else [end_of_turn] for ended in is_ended], is_first.tolist()
 
 
-def _columns(task):
+def _columns(task: GenerativeModel) -> Mapping[str, str] | None:
     """Returns the `columns` of the preprocessor, a dict or None."""
     return getattr(task.preprocessor, "columns", None)
 
 
-def _tokenizer(task, conversations):
+def _tokenizer(task: GenerativeModel, conversations: Sequence[list[dict[str, str]]]) -> Any:
     return task.text_preprocessor(conversations[0][0]["content"]).tokenizer
 
 
-def without_pads(token_ids, padding_mask, may_be_empty=False):
+def without_pads(
+    token_ids: np.ndarray, padding_mask: np.ndarray, may_be_empty: bool = False
+) -> list[np.ndarray]:
     """Returns the tokens of each row without its pads, a list of arrays.
 
     Args:
@@ -188,7 +204,9 @@ def without_pads(token_ids, padding_mask, may_be_empty=False):
     return [ids[mask > 0] for ids, mask in zip(token_ids, padding_mask, strict=True)]
 
 
-def pad_right(rows, size):
+def pad_right(
+    rows: Sequence[Sequence[int] | np.ndarray], size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Pads rows of at most `size` tokens; returns token ids and a mask, int32 [B, size]."""
     token_ids = np.zeros((len(rows), size), "int32")
     mask = np.zeros((len(rows), size), "int32")
@@ -198,7 +216,7 @@ def pad_right(rows, size):
     return token_ids, mask
 
 
-def concatenate(batches):
+def concatenate(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Joins the rows of several dicts of arrays, padded to the widest."""
     width = max(batch["token_ids"].shape[1] for batch in batches)
     return {
@@ -209,7 +227,7 @@ def concatenate(batches):
     }
 
 
-def _joined(batches):
+def _joined(batches: list[Any]) -> Any:
     """Joins batches of `read_batches` to one.
 
     Raises:

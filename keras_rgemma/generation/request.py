@@ -1,7 +1,11 @@
 """Checks the arguments of `generate` and `stream`: limits, stop tokens and strings, a state."""
 
+from __future__ import annotations
+
 import dataclasses
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +33,7 @@ class TokenBudget:
     max_new_tokens: int | None = None
     sequence_length: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_length", "max_new_tokens"):
             value = getattr(self, name)
             if value is None:
@@ -44,13 +48,13 @@ class TokenBudget:
                 f"max_length={self.max_length}, max_new_tokens={self.max_new_tokens}."
             )
 
-    def of_answers(self):
+    def of_answers(self) -> TokenBudget:
         """Returns the budget of answers, whose default counts the new tokens alone."""
         if self.max_length is not None or self.max_new_tokens is not None:
             return self
         return dataclasses.replace(self, max_new_tokens=self.sequence_length)
 
-    def of(self, lengths, default_length=None):
+    def of(self, lengths: Sequence[int], default_length: int | None = None) -> list[int]:
         """Returns the budgets of new tokens for prompts of these lengths, a list of ints.
 
         Args:
@@ -68,7 +72,7 @@ class TokenBudget:
             )
         return budgets
 
-    def _budgets(self, lengths, default_length):
+    def _budgets(self, lengths: Sequence[int], default_length: int | None) -> list[int]:
         if self.max_new_tokens is not None:
             return [int(self.max_new_tokens)] * len(lengths)
         total = default_length if self.max_length is None else self.max_length
@@ -83,7 +87,7 @@ class TokenBudget:
                 )
         return [int(total) - length for length in lengths]
 
-    def _default(self, row, length):
+    def _default(self, row: int, length: int) -> int:
         """Returns the budget of a prompt when no limit was given.
 
         `sequence_length` bounds the total, as in KerasHub, which cuts longer prompts. Here prompts
@@ -116,32 +120,32 @@ class Request:
     """
 
     budget: TokenBudget
-    stop_token_ids: tuple
-    unwritten: set
+    stop_token_ids: tuple[int, ...]
+    unwritten: set[int]
     is_auto: bool
-    stop: tuple
+    stop: tuple[str, ...]
     state: RGemmaState | None
     copies: int
     batch_size: int | None = None
 
     @property
-    def shares_state(self):
+    def shares_state(self) -> bool:
         """Returns whether the state has one row, from which all prompts continue."""
         return self.state is not None and self.batch_size is not None
 
     @classmethod
     def of(
         cls,
-        task,
+        task: Any,
         *,
-        max_length=None,
-        max_new_tokens=None,
-        stop_token_ids="auto",
-        stop=None,
-        state=None,
-        copies=1,
-        batch_size=None,
-    ):
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        stop_token_ids: str | Sequence[int] | None = "auto",
+        stop: str | Sequence[str] | None = None,
+        state: RGemmaState | None = None,
+        copies: int = 1,
+        batch_size: int | None = None,
+    ) -> Request:
         """Checks arguments of `generate` and returns their `Request`.
 
         Args:
@@ -163,7 +167,7 @@ class Request:
             batch_size,
         )
 
-    def of_answers(self, tokenizer):
+    def of_answers(self, tokenizer: Any) -> Request:
         """Returns the request for answers in conversations.
 
         `<start_of_turn>` ends an answer as `<end_of_turn>` does: a model that begins another turn
@@ -178,7 +182,7 @@ class Request:
         return dataclasses.replace(self, budget=budget, stop_token_ids=ids, unwritten=unwritten)
 
 
-def check_one_row(state):
+def check_one_row(state: RGemmaState) -> None:
     """Raises ValueError if a state has not one row, TypeError if it is no state."""
     check_is_state(state)
     if state.batch_size != 1:
@@ -188,7 +192,9 @@ def check_one_row(state):
         )
 
 
-def read_stop_token_ids(stop_token_ids, preprocessor, vocabulary_size):
+def read_stop_token_ids(
+    stop_token_ids: str | Sequence[int] | None, preprocessor: Any, vocabulary_size: int
+) -> tuple[int, ...]:
     """Returns the ids of the tokens that end a text, a tuple of ints.
 
     Args:
@@ -221,7 +227,7 @@ def read_stop_token_ids(stop_token_ids, preprocessor, vocabulary_size):
     return tuple(int(id) for id in ids)
 
 
-def read_stop(stop, has_text):
+def read_stop(stop: str | Sequence[str] | None, has_text: bool) -> tuple[str, ...]:
     """Returns the strings that end a text, a tuple.
 
     Args:

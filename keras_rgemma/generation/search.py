@@ -1,26 +1,34 @@
 """Runs samplers with a loop of their own (beam and contrastive search) in KerasHub's loop."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras_hub
 from keras import ops
 
+from keras_rgemma.generation.model import Model
+from keras_rgemma.state.records import ModelState
+from keras_rgemma.types import Tensor
 
-def has_own_loop(sampler):
+
+def has_own_loop(sampler: object) -> bool:
     """Returns whether a sampler decides on tokens in a loop of its own."""
     base = keras_hub.samplers.Sampler
     return any(getattr(type(sampler), x) is not getattr(base, x) for x in ("__call__", "run_loop"))
 
 
 def search(
-    model,
-    keras_model,
-    sampler,
-    tokens,
-    index,
-    budgets,
-    state,
-    stop_token_ids,
-    prompt_hidden=(),
-):
+    model: Model,
+    keras_model: Any,
+    sampler: Any,
+    tokens: Tensor,
+    index: Tensor,
+    budgets: Tensor,
+    state: ModelState,
+    stop_token_ids: tuple[int, ...],
+    prompt_hidden: tuple[Tensor, Tensor] | tuple[()] = (),
+) -> Tensor:
     """Runs the loop of a sampler over rows whose state has consumed their prompts.
 
     The rows are aligned: the last prompt token of each row, which the state has not consumed,
@@ -47,7 +55,9 @@ def search(
     """
     filler = stop_token_ids[0] if stop_token_ids else 0
 
-    def next_token(prompt, cache, index_):
+    def next_token(
+        prompt: Tensor, cache: tuple[ModelState, Tensor, Tensor], index_: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[ModelState, Tensor, Tensor]]:
         state, budget, ended_before = cache
         token = ops.take(prompt, index_ - 1, axis=1)
         ended = ops.logical_or(ended_before, budget <= 0)

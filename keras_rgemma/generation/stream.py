@@ -1,13 +1,25 @@
 """Streams new text or tokens to a caller: the work of `stream`."""
 
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any, Self
+
+import numpy as np
+
+from keras_rgemma.generation.decoder import RowDecoder
 from keras_rgemma.generation.generate import start
+from keras_rgemma.generation.model import GenerativeModel
 from keras_rgemma.generation.outputs import decode_deltas, to_arrays
+from keras_rgemma.generation.programs import GenerationPrograms
 from keras_rgemma.generation.prompts import read_prompts
+from keras_rgemma.generation.request import Request
+from keras_rgemma.state.rgemma_state import RGemmaState
 
 TOKENS_PER_DELTA = 1
 
 
-def stream(task, inputs, request):
+def stream(task: GenerativeModel, inputs: Any, request: Request) -> Stream:
     """See `RGemmaCausalLM.stream`."""
     batches, is_scalar = read_prompts(task, inputs, request)
     if len(batches) > 1:
@@ -26,7 +38,7 @@ def stream(task, inputs, request):
     return Stream(decoder, deltas)
 
 
-def check_streams(programs):
+def check_streams(programs: GenerationPrograms) -> None:
     """Raises ValueError if the sampler of `GenerationPrograms` does not write token by token."""
     if not programs.is_stepwise:
         raise ValueError(
@@ -45,33 +57,37 @@ class Stream:
         deltas: generator of the deltas.
     """
 
-    def __init__(self, decoder, deltas):
+    def __init__(self, decoder: RowDecoder, deltas: Generator[Any, None, None]) -> None:
         self._decoder, self._deltas = decoder, deltas
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self):
+    def __next__(self) -> Any:
         return next(self._deltas)
 
-    def close(self):
+    def close(self) -> None:
         """Ends the text at its last token: no more deltas come."""
         self._deltas.close()
 
     @property
-    def state(self):
+    def state(self) -> RGemmaState:
         """Returns the `RGemmaState` after all tokens so far, those of held back text included."""
         return self._decoder.rgemma_state()
 
 
-def _text_deltas(task, decoder, request):
+def _text_deltas(
+    task: GenerativeModel, decoder: RowDecoder, request: Request
+) -> Iterator[list[str]]:
     """Yields lists of B str, except lists of empty strings alone."""
     for _, texts in decode_deltas(task, decoder, request, TOKENS_PER_DELTA):
         if any(texts):
             yield texts
 
 
-def _array_deltas(task, decoder, request):
+def _array_deltas(
+    task: GenerativeModel, decoder: RowDecoder, request: Request
+) -> Iterator[dict[str, np.ndarray]]:
     """Yields dicts of `token_ids` and `padding_mask` of the new tokens alone."""
     if request.stop:
         deltas = (new for new, _ in decode_deltas(task, decoder, request, TOKENS_PER_DELTA))

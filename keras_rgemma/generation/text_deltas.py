@@ -1,5 +1,9 @@
 """Decodes tokens to text as they come, in whole characters and up to a stop string."""
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
 _INCOMPLETE = "\ufffd"  # the bytes of half a character are decoded to this
 
 
@@ -17,14 +21,16 @@ class TextDeltas:
         stopped: bool, whether a stop string was found.
     """
 
-    def __init__(self, decode, stop=()):
+    stopped: bool
+
+    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
         self.stopped = False
         self._decode = decode
         self._stop = tuple(stop)
         self._last, self._waiting = [], []  # tokens whose text is out, and those after them
         self._held = ""  # text that may be the beginning of a stop string
 
-    def extend(self, token_ids):
+    def extend(self, token_ids: Sequence[int] | np.ndarray) -> tuple[str, int]:
         """Decodes more tokens of the row.
 
         Args:
@@ -41,7 +47,7 @@ class TextDeltas:
                 return delta, count
         return delta, len(token_ids)
 
-    def _add(self, token_id):
+    def _add(self, token_id: int) -> str:
         self._waiting.append(token_id)
         text = self._text()
         if text.endswith(_INCOMPLETE):
@@ -50,18 +56,18 @@ class TextDeltas:
         self._last, self._waiting = self._waiting, []
         return self._certain(text)
 
-    def rest(self):
+    def rest(self) -> str:
         """Returns the text that was held back, str, when no more tokens come."""
         text = self._certain(self._text()) + self._held
         self._last, self._waiting, self._held = [], [], ""
         return text
 
-    def _text(self):
+    def _text(self) -> str:
         """Decodes the tokens whose text is not out yet."""
         before = self._decode(self._last)
         return self._decode(self._last + self._waiting)[len(before) :]
 
-    def _certain(self, text):
+    def _certain(self, text: str) -> str:
         """Returns the part of new text that no stop string can take back, and holds the rest."""
         text = self._held + text
         starts = [start for start in map(text.find, self._stop) if start >= 0]
@@ -73,7 +79,7 @@ class TextDeltas:
         return text[: len(text) - held]
 
 
-def _overlap(text, stop):
+def _overlap(text: str, stop: tuple[str, ...]) -> int:
     """Returns the length of the longest end of a text that is the beginning of a stop string."""
     longest = max((len(string) - 1 for string in stop), default=0)
     for size in range(min(longest, len(text)), 0, -1):

@@ -1,11 +1,18 @@
 """Feeds batches that Python makes to Keras' loops of training, evaluation and prediction."""
 
 import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 
+if TYPE_CHECKING:  # to a type checker that reads annotations alone, Keras' class is unknown
+    _Adapter = object
+else:
+    _Adapter = GeneratorDataAdapter
 
-class BatchesAdapter(GeneratorDataAdapter):
+
+class BatchesAdapter(_Adapter):
     """Adapter that stands for `x` in `keras.Model.fit`, `evaluate` and `predict`.
 
     Keras' own for generators gives its batches once. This one begins anew with each epoch.
@@ -25,7 +32,18 @@ class BatchesAdapter(GeneratorDataAdapter):
             of its own instead.
     """
 
-    def __init__(self, batches, source=None, warns_of_end=True, part=None):
+    batches: Any
+    error: Exception | None
+    part: Callable[[Any, bool], Any] | None
+    generator: Callable[[], Iterator[Any]]
+
+    def __init__(
+        self,
+        batches: Any,
+        source: object | None = None,
+        warns_of_end: bool = True,
+        part: Callable[[Any, bool], Any] | None = None,
+    ) -> None:
         self.batches = batches
         self.error = None
         self.part = part
@@ -37,25 +55,25 @@ class BatchesAdapter(GeneratorDataAdapter):
         self._quiet = None
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int | None:
         return self.batches.num_batches
 
-    def on_epoch_begin(self):
+    def on_epoch_begin(self) -> None:
         getattr(self._source, "on_epoch_begin", lambda: None)()
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self.close()
         if hasattr(self._source, "on_epoch_end"):
             self._source.on_epoch_end()
             self.batches.forget()
 
-    def close(self):
+    def close(self) -> None:
         """Lets warnings pass again."""
         if self._quiet is not None:
             quiet, self._quiet = self._quiet, None
             quiet.__exit__(None, None, None)
 
-    def _pass(self):
+    def _pass(self) -> Iterator[Any]:
         try:
             for i, batch in enumerate(self.batches):
                 yield batch if self.part is None else self.part(batch, i == 0)

@@ -2,8 +2,13 @@
 
 import contextlib
 import traceback
+from collections.abc import Iterator
+from typing import TypeAlias
 
 import keras
+
+# The distributions that Keras has.
+Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
 
 
 class IndivisibleRowsError(ValueError):
@@ -14,7 +19,7 @@ class IndivisibleRowsError(ValueError):
         distribution: `keras.distribution.Distribution`.
     """
 
-    def __init__(self, rows, distribution):
+    def __init__(self, rows: int, distribution: Distribution) -> None:
         axis, mesh = distribution.batch_dim_name, distribution.device_mesh
         count = mesh.shape[tuple(mesh.axis_names).index(axis)]
         super().__init__(
@@ -26,7 +31,7 @@ class IndivisibleRowsError(ValueError):
 
 
 @contextlib.contextmanager
-def dividing_rows():
+def dividing_rows() -> Iterator[None]:
     """Raises an `IndivisibleRowsError` where Keras cannot divide a batch that is read inside.
 
     JAX names the array and its sharding, from which nobody sees that `batch_size` is to blame.
@@ -40,7 +45,7 @@ def dividing_rows():
         raise IndivisibleRowsError(rows, keras.distribution.distribution()) from error
 
 
-def _refused_rows(error):
+def _refused_rows(error: BaseException) -> int | None:
     """Returns the rows of the batch that Keras was dividing when it raised, an int, or None."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         is_keras = frame.f_globals.get("__name__") == "keras.src.backend.jax.distribution_lib"

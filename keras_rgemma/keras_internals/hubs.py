@@ -1,9 +1,10 @@
 """Finds folders and parses handles as the clients of the hubs do."""
 
 import pathlib
+from typing import Any
 
 
-def hugging_face_blobs(name):
+def hugging_face_blobs(name: str) -> pathlib.Path:
     """Returns the folder of a model's files, named after their hashes, in Hugging Face's cache.
 
     The client's own function for this name lies beside its HTTP library, which is slow to import.
@@ -20,7 +21,7 @@ def hugging_face_blobs(name):
     return pathlib.Path(constants.HF_HUB_CACHE) / repository / "blobs"
 
 
-def parse_kaggle_handle(name):
+def parse_kaggle_handle(name: str) -> Any:
     """Parses the handle of a model on Kaggle.
 
     Args:

@@ -1,16 +1,20 @@
 """Inspects compiled functions of JAX, reads many variables at once, turns arrays, makes meshes."""
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 
 
-def program_count(jitted):
+def program_count(jitted: Callable[..., Any]) -> int:
     """Counts the compiled programs of a function of `jax.jit`, one a shape."""
     return jitted._cache_size()
 
 
-def values_of(variables):
+def values_of(variables: Sequence[keras.Variable]) -> list[jax.Array]:
     """Lists the arrays of variables, as their attribute `value` gives them outside of any scope.
 
     The attribute looks for scopes each time, for as long as 3 microseconds: with hundreds of
@@ -24,28 +28,34 @@ def values_of(variables):
     return values
 
 
-class TurnedVariable(keras.Variable):
+if TYPE_CHECKING:  # to a type checker that reads annotations alone, Keras' class is unknown
+    _Variable = object
+else:
+    _Variable = keras.Variable
+
+
+class TurnedVariable(_Variable):
     """Variable [I, J] whose array lies in memory as [J, I]; see `turn`.
 
     Its value is made from the array each time that somebody asks for it.
     """
 
     @property
-    def _value(self):
+    def _value(self) -> jax.Array | None:
         return None if self._array is None else jnp.transpose(self._array)
 
     @_value.setter
-    def _value(self, value):
+    def _value(self, value: jax.Array | None) -> jax.Array | None:
         self._array = None if value is None else jnp.transpose(value)
 
-    def turn_back(self):
+    def turn_back(self) -> None:
         """Stores the array as Keras does."""
         vars(self)["_value"] = self._value
         self.__class__ = keras.Variable
         vars(self).pop("_array", None)
 
 
-def turn(variable):
+def turn(variable: keras.Variable) -> None:
     """Stores the array of a matrix with its axes exchanged; everybody finds the matrix as it was.
 
     A variable without a value stays, and one that is laid out over devices or of another class.
@@ -57,7 +67,7 @@ def turn(variable):
         _store_turned(variable, jnp.transpose(value))
 
 
-def initialize_turned(variable, array):
+def initialize_turned(variable: keras.Variable, array: np.ndarray) -> bool:
     """Sets the first value of a variable [I, J] to an array as it lies, [J, I].
 
     Args:
@@ -74,7 +84,7 @@ def initialize_turned(variable, array):
     return True
 
 
-def device_array(array):
+def device_array(array: np.ndarray) -> jax.Array:
     """Makes an array of JAX from a NumPy array, which is no longer needed when this returns.
 
     JAX copies it once, or on a CPU not at all if it is aligned.
@@ -82,18 +92,18 @@ def device_array(array):
     return jax.device_put(array).block_until_ready()
 
 
-def _can_turn(variable):
+def _can_turn(variable: keras.Variable) -> bool:
     is_plain = type(variable) is keras.Variable and variable._layout is None
     return is_plain and not keras.config.is_nnx_enabled()
 
 
-def _store_turned(variable, array):
+def _store_turned(variable: keras.Variable, array: jax.Array) -> None:
     vars(variable)["_array"] = array
     variable.__class__ = TurnedVariable
     vars(variable).pop("_value", None)  # another thread may have turned it at the same time
 
 
-def arrays_of(variables):
+def arrays_of(variables: Sequence[keras.Variable]) -> tuple[list[jax.Array], tuple[bool, ...]]:
     """Lists the arrays of variables as they are stored, and for each whether it is turned."""
     turned = tuple(type(variable) is TurnedVariable for variable in variables)
     straight = iter(values_of([x for x, t in zip(variables, turned, strict=True) if not t]))
@@ -101,7 +111,7 @@ def arrays_of(variables):
     return [x._array if is_turned else next(straight) for x, is_turned in pairs], turned
 
 
-def mesh_of(backend_mesh):
+def mesh_of(backend_mesh: jax.sharding.Mesh) -> keras.distribution.DeviceMesh:
     """Makes a mesh of devices that this machine need not have; Keras looks for its own.
 
     Args:

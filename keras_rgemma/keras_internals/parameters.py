@@ -1,6 +1,8 @@
 """Lets PyTorch train the variables of a model; does nothing on other backends."""
 
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 
@@ -16,11 +18,11 @@ else:
         """Mixin for a model; see `keras_internals.torch`."""
 
     @contextlib.contextmanager
-    def normal_tensors():
+    def normal_tensors() -> Iterator[None]:
         """Does nothing; see `keras_internals.torch`."""
         yield
 
-    no_gradients = contextlib.nullcontext
+    no_gradients: Callable[..., contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
 
 __all__ = ["ParametersOfVariables", "no_gradients", "normal_tensors"]

@@ -1,9 +1,16 @@
 """Adapts the ways in which KerasHub's preprocessing layers run."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from keras.src.utils.backend_utils import in_grain_data_pipeline
 
+if TYPE_CHECKING:
+    import keras_hub
 
-def runs_in_graph(layer):
+
+def runs_in_graph(layer: keras_hub.layers.PreprocessingLayer) -> bool:
     """Returns whether a preprocessing layer makes tensors of TensorFlow, as in `tf.data`.
 
     Args:
@@ -12,7 +19,7 @@ def runs_in_graph(layer):
     return layer._use_tf_workflow()
 
 
-def runs_in_grain():
+def runs_in_grain() -> bool:
     """Returns whether a pipeline of grain is calling."""
     return in_grain_data_pipeline()
 
@@ -25,5 +32,7 @@ class GenerationInputs:
     always adds the start token.
     """
 
-    def _generate_preprocess_python(self, x, sequence_length=None):
+    def _generate_preprocess_python(
+        self, x: Any, sequence_length: int | None = None
+    ) -> dict[str, Any]:
         return self.generation_inputs(x, sequence_length)

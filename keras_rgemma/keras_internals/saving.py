@@ -3,12 +3,16 @@
 import contextlib
 import pathlib
 import zipfile
+from collections.abc import Iterator
+from typing import Any
 
 import h5py
 from keras.src.saving import saving_lib
 
+from keras_rgemma.types import StrPath
 
-def saved_layers(file, class_name):
+
+def saved_layers(file: h5py.File, class_name: str) -> set[str]:
     """Names the groups of the layers of one class in a file of a functional model's weights.
 
     Args:
@@ -23,7 +27,7 @@ def saved_layers(file, class_name):
 
 
 @contextlib.contextmanager
-def open_weights(path):
+def open_weights(path: StrPath) -> Iterator[Any]:
     """Opens a file of weights as `keras.Model.load_weights` does; yields None for other files.
 
     Args:
@@ -44,7 +48,7 @@ def open_weights(path):
         yield store
 
 
-def h5_files(store):
+def h5_files(store: Any) -> Iterator[h5py.File]:
     """Iterates over the `h5py.File`s of the store of `load_own_variables`.
 
     Args:
@@ -64,7 +68,7 @@ def h5_files(store):
             yield file
 
 
-def saved_block(group, class_name):
+def saved_block(group: str, class_name: str) -> tuple[int, list[str]] | None:
     """Finds the layer of a functional model for a group in a file of weights.
 
     Args:
@@ -87,7 +91,7 @@ def saved_block(group, class_name):
     return None
 
 
-def saved_optimizer_size(store):
+def saved_optimizer_size(store: Any) -> int:
     """Counts the variables of a model's optimizer in the store of its weights.
 
     Args:

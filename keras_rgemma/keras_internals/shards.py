@@ -1,6 +1,8 @@
 """Lets Keras write variables into files, and read them from files, shard by shard."""
 
 import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,14 +12,14 @@ class _Written(keras.Variable):
     """Variable whose value is made for the file that asks, and not kept by JAX."""
 
     @property
-    def value(self):
+    def value(self) -> Any:
         return vars(self)["_on_host"](self._value)
 
 
 class _Read(keras.Variable):
     """Variable that takes an array of a file to its shards, each device its part."""
 
-    def assign(self, value):
+    def assign(self, value: Any) -> Any:
         if not isinstance(value, np.ndarray) or tuple(value.shape) != tuple(self.shape):
             return super().assign(value)
         self._value = vars(self)["_on_devices"](value, self._dtype, self._layout.backend_layout)
@@ -25,7 +27,9 @@ class _Read(keras.Variable):
 
 
 @contextlib.contextmanager
-def written_with(variables, on_host):
+def written_with(
+    variables: Iterable[keras.Variable], on_host: Callable[[Any], Any]
+) -> Iterator[None]:
     """Lets the values of variables that lie on several devices pass through a function.
 
     Args:
@@ -37,7 +41,9 @@ def written_with(variables, on_host):
 
 
 @contextlib.contextmanager
-def read_with(variables, on_devices):
+def read_with(
+    variables: Iterable[keras.Variable], on_devices: Callable[[np.ndarray, str, Any], Any]
+) -> Iterator[None]:
     """Lets a function lay the NumPy arrays out that are assigned to variables on several devices.
 
     Args:
@@ -49,7 +55,12 @@ def read_with(variables, on_devices):
 
 
 @contextlib.contextmanager
-def _of_class(variables, cls, name, function):
+def _of_class(
+    variables: Iterable[keras.Variable],
+    cls: type[keras.Variable],
+    name: str,
+    function: Callable[..., Any],
+) -> Iterator[None]:
     """Gives variables that have a layout another class and an attribute in a `with` block."""
     is_plain = not keras.config.is_nnx_enabled()
     changed = [x for x in variables if is_plain and type(x) is keras.Variable and x._layout]

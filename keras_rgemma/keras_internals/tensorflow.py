@@ -1,6 +1,9 @@
 """Starts TensorFlow, runs its graphs and steps out of them, and shuffles arrays in each epoch."""
 
+import contextlib
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,18 +15,18 @@ from keras_rgemma.startup import without_startup_lines
 
 
 @functools.cache
-def start():
+def start() -> None:
     """Starts the runtime of TensorFlow, as its first operation would, without a word about it."""
     with without_startup_lines():
         tf.config.list_logical_devices()
 
 
-def outside_of_graphs():
+def outside_of_graphs() -> contextlib.AbstractContextManager[Any]:
     """Returns a context in which objects outlive the graph that is being traced."""
     return tf.init_scope()
 
 
-def after(tensor):
+def after(tensor: Any) -> contextlib.AbstractContextManager[Any]:
     """Returns a context in which operations of a graph wait until a tensor is computed.
 
     Args:
@@ -32,7 +35,7 @@ def after(tensor):
     return tf.control_dependencies([tensor] if tf.is_tensor(tensor) else [])
 
 
-def run_graph(graph, tensors):
+def run_graph(graph: Any, tensors: Sequence[tf.Tensor]) -> Any:
     """Runs a graph with tensors that fit it.
 
     A call of the graph itself looks at each tensor again, which takes as long as ten layers of a
@@ -47,7 +50,7 @@ def run_graph(graph, tensors):
     return graph.inference_fn.call_preflattened([*tensors, *graph.captured_inputs])
 
 
-def shuffled_in_each_epoch(arguments):
+def shuffled_in_each_epoch(arguments: dict[str, Any]) -> dict[str, Any]:
     """Replaces arrays among the arguments of `keras.Model.fit` that are to be shuffled.
 
     Keras 3.15 shuffles in a function of tf.data, which begins anew with each epoch: with a seed
@@ -76,7 +79,7 @@ def shuffled_in_each_epoch(arguments):
 class _ShuffledArrays(ArrayDataAdapter):
     """Adapter that stands for `x` in `keras.Model.fit`, whose epochs have different orders."""
 
-    def get_tf_dataset(self):
+    def get_tf_dataset(self) -> tf.data.Dataset:
         arrays = keras.tree.map_structure(tf.convert_to_tensor, self._inputs)
         rows = tf.data.Dataset.range(self._num_samples).shuffle(self._num_samples)
         dataset = rows.batch(self._batch_size).map(

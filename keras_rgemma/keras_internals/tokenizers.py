@@ -1,9 +1,16 @@
 """Adds special tokens and processors to KerasHub's SentencePiece tokenizer."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import keras
 
+if TYPE_CHECKING:
+    import keras_hub
 
-def add_special_token(tokenizer, token, name):
+
+def add_special_token(tokenizer: keras_hub.tokenizers.Tokenizer, token: str, name: str) -> None:
     """Makes a token and its id attributes of a tokenizer; a vocabulary must have the token.
 
     Args:
@@ -27,23 +34,23 @@ class WrapsProcessors:
     that compute without it do not start it.
     """
 
-    def loaded_proto(self, proto):
+    def loaded_proto(self, proto: bytes) -> bytes:
         return proto
 
-    def _set_proto_spm(self, proto):
+    def _set_proto_spm(self, proto: bytes) -> None:
         super()._set_proto_spm(self.loaded_proto(proto))
         self._sentence_piece_spm = self.wrap_processor(self._sentence_piece_spm)
 
-    def _set_proto_tf(self, proto):
+    def _set_proto_tf(self, proto: bytes) -> None:
         self._sentence_piece = None
         if keras.config.backend() == "tensorflow":
             self._make_graph_processor(proto)
 
-    def _maybe_initialized_tf(self):
+    def _maybe_initialized_tf(self) -> None:
         if getattr(self, "_sentence_piece", None) is None:
             self._make_graph_processor(self.proto)
 
-    def _make_graph_processor(self, proto):
+    def _make_graph_processor(self, proto: bytes) -> None:
         from keras_rgemma.keras_internals import tensorflow
 
         proto = self.loaded_proto(proto)

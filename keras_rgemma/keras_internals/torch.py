@@ -1,6 +1,8 @@
 """Shows the variables of a Keras model to PyTorch, and reaches PyTorch's count of changes."""
 
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import keras
 import torch
@@ -16,19 +18,19 @@ class ParametersOfVariables:
     collected anew each time that PyTorch asks, so that LoRA and quantization show.
     """
 
-    def _post_build(self):
+    def _post_build(self) -> None:
         self._track_variables()
 
-    def _track_variables(self):
+    def _track_variables(self) -> None:
         self._modules["_torch_params"] = _Parameters(self)
 
-    def _post_track_variable(self, variable):
+    def _post_track_variable(self, variable: keras.Variable) -> None:
         pass
 
-    def _post_untrack_variable(self, variable):
+    def _post_untrack_variable(self, variable: keras.Variable) -> None:
         pass
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         for dtype in {variable.value.dtype for variable in self.variables}:
             _check_conversion(fn, torch.zeros((), dtype=dtype))
         return super()._apply(fn, recurse)
@@ -37,25 +39,27 @@ class ParametersOfVariables:
 class _Parameters(torch.nn.Module):
     """Lists the values of a model's variables as parameters, each by the path of its variable."""
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model) -> None:
         super().__init__()
         self.named_values = lambda: _named_values(model)
 
     @property
-    def _parameters(self):
+    def _parameters(self) -> dict[str, torch.Tensor]:
         return self.named_values()
 
     @_parameters.setter
-    def _parameters(self, value):
+    def _parameters(self, value: Any) -> dict[str, torch.Tensor]:
         pass  # the empty dict of `torch.nn.Module`
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
         # Values are copied, with `assign=True`, too: variables keep their tensors.
         local_metadata.pop("assign_to_params_buffers", None)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-def _named_values(model):
+def _named_values(model: keras.Model) -> dict[str, torch.Tensor]:
     """Maps the paths of a model's variables to their tensors; the same path twice gets a number."""
     named = {}
     for variable in model.variables:
@@ -67,7 +71,7 @@ def _named_values(model):
     return named
 
 
-def _check_conversion(fn, tensor):
+def _check_conversion(fn: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) -> None:
     """Raises ValueError if `fn` gives a tensor another dtype, or a device that is not Keras' own.
 
     Args:
@@ -91,7 +95,7 @@ def _check_conversion(fn, tensor):
         )
 
 
-def change_count(tensor):
+def change_count(tensor: torch.Tensor) -> int | None:
     """Returns how often a tensor was changed in place, int; None if PyTorch does not count."""
     return None if tensor.is_inference() else tensor._version
 
@@ -105,7 +109,13 @@ class WithoutHost(TorchDispatchMode):
     _READING = ("item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select")
     _MAKING = ("lift_fresh",)
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         name = function.name().removeprefix("aten::").split(".")[0]
         tensors = [x for x in keras.tree.flatten(args) if isinstance(x, torch.Tensor)]
         is_mask = name == "index" and any(x.dtype == torch.bool for x in tensors[1:])
@@ -121,12 +131,12 @@ class WithoutHost(TorchDispatchMode):
         return result
 
 
-def default_device():
+def default_device() -> str:
     """Returns the type of the device on which Keras computes, such as "cpu" or "cuda"."""
     return get_device().split(":")[0]
 
 
-def int_mm(x, kernel):
+def int_mm(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     """Multiplies int8 [M, I] by int8 [I, J] on a CPU; returns int32 [M, J]."""
     if torch.compiler.is_compiling() and len(x) == 1:
         # `torch.compile` (2.13) gives a single row the stride 0, and the product is wrong then.
@@ -134,7 +144,9 @@ def int_mm(x, kernel):
     return torch._int_mm(x, kernel)
 
 
-def onednn_product(x, kernel, bias=None):
+def onednn_product(
+    x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """Multiplies float32 [M, I] by [I, J] on a CPU with oneDNN, not MKL; it has no gradient.
 
     Args:
@@ -149,7 +161,7 @@ no_gradients = torch.no_grad
 
 
 @contextlib.contextmanager
-def normal_tensors():
+def normal_tensors() -> Iterator[None]:
     """Creates tensors in a `with` block that can take part in a gradient later.
 
     In `torch.inference_mode` the variables of a model could never be trained. Also a decorator.

@@ -1,17 +1,20 @@
 """Creates Keras variables without values, and initializes them later."""
 
 import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
 
 from keras_rgemma.keras_internals.parameters import normal_tensors
+from keras_rgemma.types import Shape
 
 _WAITING = "uninitialized_variables"
 
 
 @contextlib.contextmanager
-def uninitialized_variables():
+def uninitialized_variables() -> Iterator[None]:
     """Creates variables without values inside a `with` block; `initialize` gives each its own."""
     others = list(global_state.get_global_attribute(_WAITING) or [])
     try:
@@ -22,12 +25,12 @@ def uninitialized_variables():
         global_state.set_global_attribute(_WAITING, others)
 
 
-def has_value(variable):
+def has_value(variable: keras.Variable) -> bool:
     """Returns whether a variable has its first value."""
     return variable._value is not None
 
 
-def initialize(variable, initializer=None):
+def initialize(variable: keras.Variable, initializer: Callable[..., Any] | None = None) -> None:
     """Sets the first value of a variable.
 
     Args:
@@ -41,7 +44,7 @@ def initialize(variable, initializer=None):
         variable._deferred_initialize()
 
 
-def initialize_with(variable, value):
+def initialize_with(variable: keras.Variable, value: Callable[[Shape, str, Any], Any]) -> None:
     """Sets the first value of a variable to an array that lies where the variable shall lie.
 
     Args:
@@ -54,7 +57,7 @@ def initialize_with(variable, value):
     variable._initializer = None
 
 
-def replicate_unplaced(variables):
+def replicate_unplaced(variables: Iterable[keras.Variable]) -> None:
     """Gives variables without a layout a copy on each device of the distribution in force.
 
     Such are those that were made before the distribution was set, as by an optimizer. Keras 3.15
@@ -67,7 +70,7 @@ def replicate_unplaced(variables):
             set_layout(variable, keras.distribution.TensorLayout(axes, mesh))
 
 
-def set_layout(variable, layout):
+def set_layout(variable: keras.Variable, layout: keras.distribution.TensorLayout) -> None:
     """Lays a variable out over the devices of a mesh, now or when it gets its first value.
 
     Args:

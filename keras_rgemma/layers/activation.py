@@ -5,52 +5,55 @@ their names there.
 """
 
 import math
+from collections.abc import Callable
 
 import keras
 from keras import ops
 
+from keras_rgemma.types import Tensor
 
-def gelu_tanh(x):
+
+def gelu_tanh(x: Tensor) -> Tensor:
     """Computes GELU by the tanh formula."""
     return ops.gelu(x, approximate=True)
 
 
-def gelu(x):
+def gelu(x: Tensor) -> Tensor:
     """Computes GELU by the error function."""
     return ops.gelu(x, approximate=False)
 
 
-def gelu_10(x):
+def gelu_10(x: Tensor) -> Tensor:
     """Computes GELU, clipped to the range from -10 to 10."""
     return ops.clip(gelu(x), -10.0, 10.0)
 
 
-def quick_gelu(x):
+def quick_gelu(x: Tensor) -> Tensor:
     """Computes GELU by the logistic function."""
     return x * ops.sigmoid(1.702 * x)
 
 
-def laplace(x):
+def laplace(x: Tensor) -> Tensor:
     """Computes the distribution function of a normal variable, which resembles `relu2`."""
     return 0.5 * (1.0 + ops.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
 
 
-def leaky_relu(x):
+def leaky_relu(x: Tensor) -> Tensor:
     """Computes ReLU with the slope 0.01 below 0, as PyTorch does; the slope of Keras is 0.2."""
     return ops.leaky_relu(x, negative_slope=0.01)
 
 
-def relu2(x):
+def relu2(x: Tensor) -> Tensor:
     """Computes the square of ReLU."""
     return ops.square(ops.relu(x))
 
 
-def sqrtsoftplus(x):
+def sqrtsoftplus(x: Tensor) -> Tensor:
     """Computes the square root of softplus."""
     return ops.sqrt(ops.softplus(x))
 
 
-def gated(nonlinearity, gate, x):
+def gated(nonlinearity: Callable[[Tensor], Tensor], gate: Tensor, x: Tensor) -> Tensor:
     """Computes `nonlinearity(gate) * x` of arrays of one shape."""
     return nonlinearity(gate) * x
 
@@ -67,6 +70,6 @@ _OWN = {
 }
 
 
-def activation(name):
+def activation(name: str) -> Callable[[Tensor], Tensor]:
     """Returns the function of x with a name of `RGemmaConfig.activation`."""
     return _OWN[name] if name in _OWN else keras.activations.get(name)

@@ -1,9 +1,15 @@
 """Defines the layer that derives the places of all tokens once for all other layers."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_rgemma.ops.places import Places, places_of
 from keras_rgemma.shapes import check_same_rows
+from keras_rgemma.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -21,19 +27,19 @@ class DocumentPlaces(keras.layers.Layer):
         `Places`.
     """
 
-    def __init__(self, rope=None, **kwargs):
+    def __init__(self, rope: Sequence[Any] | None = None, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
         self.rope = rope and tuple(rope)
 
-    def call(self, positions):
+    def call(self, positions: Tensor) -> Places:
         shape = tuple(positions.shape)
         check_same_rows(shape, shape)
         return places_of(positions, self.rope)
 
-    def compute_output_spec(self, positions):
+    def compute_output_spec(self, positions: Tensor) -> keras.KerasTensor:
         batch, time = positions.shape
 
-        def tensor(*shape, dtype="int32"):
+        def tensor(*shape: int | None, dtype: str = "int32") -> keras.KerasTensor:
             return keras.KerasTensor(shape, dtype)
 
         mask, per_row = tensor(batch, time, dtype="bool"), tensor(batch)
@@ -44,5 +50,5 @@ class DocumentPlaces(keras.layers.Layer):
         first = tensor(batch, time, dtype="bool")
         return Places(tensor(batch, time), mask, first, per_row, tensor(batch), rotation)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rope": self.rope and list(self.rope)}

@@ -3,6 +3,7 @@
 import keras
 
 from keras_rgemma.ops.documents import document_positions
+from keras_rgemma.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -16,8 +17,8 @@ class DocumentPositions(keras.layers.Layer):
         int32 [B, T].
     """
 
-    def call(self, padding_mask):
+    def call(self, padding_mask: Tensor) -> Tensor:
         return document_positions(padding_mask)
 
-    def compute_output_spec(self, padding_mask):
+    def compute_output_spec(self, padding_mask: Tensor) -> keras.KerasTensor:
         return keras.KerasTensor(padding_mask.shape, "int32")

@@ -1,5 +1,9 @@
 """Defines the embedding, whose rounded matrix becomes floats some rows at a time."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -17,6 +21,7 @@ from keras_rgemma.ops.matmul import matmul
 from keras_rgemma.ops.soft_cap import soft_cap
 from keras_rgemma.sharding.activations import constrain, inputs_of_maps
 from keras_rgemma.sharding.entries import layout_in_force
+from keras_rgemma.types import Tensor
 
 _ELEMENTS = 1 << 24  # unpacked in one go, for the logits
 _ROUNDED_ELEMENTS = 1 << 21  # rounded in one go: Keras makes six arrays of float32
@@ -38,14 +43,14 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
     matrix_name = "embeddings"
 
     @property
-    def weight_shape(self):
+    def weight_shape(self) -> tuple[int, int]:
         """Returns the shape of the matrix before quantization, a tuple of ints."""
         return self.input_dim, self.output_dim
 
-    def place(self, variable):
+    def place(self, variable: keras.Variable) -> None:
         """Leaves a new variable where its entry in the layout map says, for any shape."""
 
-    def rounded(self, matrix):
+    def rounded(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """Rounds a matrix as `quantize` does, some rows at a time; see `Rounded`."""
         size = max(1, _ROUNDED_ELEMENTS // self.output_dim)
         if size > _ROWS_OF_A_MESH:  # so that each block can be laid out as the whole
@@ -63,7 +68,7 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
                 values[name][start : start + len(part)] = value
         return values
 
-    def table(self):
+    def table(self) -> Tensor:
         """Returns the matrix [V, D] of a step as floats: the rows that lookups give."""
         if not self.quantization_mode:
             return self.in_step().embeddings
@@ -71,7 +76,7 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         if layout_in_force("BV") is None:
             return self(tokens)
 
-        def row(arrays):
+        def row(arrays: dict[str, Tensor]) -> Tensor:
             whole = {name: ops.expand_dims(x, 0) for name, x in arrays.items()}
             return self._of_rows(whole).quantized_call(ops.zeros((), "int32"))
 
@@ -83,10 +88,10 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         }
         return ops.vectorized_map(row, arrays)
 
-    def call(self, inputs, reverse=False):
+    def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         return self.in_step()._call(inputs, reverse)
 
-    def _call(self, inputs, reverse):
+    def _call(self, inputs: Tensor, reverse: bool) -> Tensor:
         if not reverse:
             return super().call(inputs)
         inputs = inputs_of_maps(inputs)
@@ -99,13 +104,13 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
             logits = super(ReversibleEmbedding, without).call(inputs, reverse=True)
         return self._bounded(logits)
 
-    def _bounded(self, logits):
+    def _bounded(self, logits: Tensor) -> Tensor:
         """Bounds logits [..., V], each device its words where a mesh shares the vocabulary."""
         letters = {2: "BV", 3: "BTV"}.get(len(logits.shape))
         logits = constrain(logits, letters) if letters else logits
         return logits if self.logit_soft_cap is None else soft_cap(logits, self.logit_soft_cap)
 
-    def quantized_call(self, inputs, reverse=False, **kwargs):
+    def quantized_call(self, inputs: Tensor, reverse: bool = False, **kwargs: Any) -> Tensor:
         with after(inputs):
             if reverse:
                 inputs = inputs_of_maps(inputs)
@@ -113,7 +118,7 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
                 return self._bounded(without._quantized_call(inputs, True, **kwargs))
             return self.in_step()._quantized_call(inputs, reverse, **kwargs)
 
-    def _quantized_call(self, inputs, reverse, **kwargs):
+    def _quantized_call(self, inputs: Tensor, reverse: bool, **kwargs: Any) -> Tensor:
         is_plain = self.tie_weights and not self.lora_enabled
         if self.quantization_mode not in MODES or not is_plain or 0 in inputs.shape:
             return super().quantized_call(inputs, reverse=reverse, **kwargs)
@@ -126,14 +131,14 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         is_packed = self.quantization_mode == "int4"
         return self._lookup(inputs) if is_packed else super().quantized_call(inputs)
 
-    def _lookup(self, token_ids):
+    def _lookup(self, token_ids: Tensor) -> Tensor:
         """Returns embeddings [..., D] of token ids [...]."""
         flat = ops.cast(ops.reshape(token_ids, (-1,)), "int32")
         taken = {name: ops.take(x, flat, axis=0) for name, x in embedding_arrays(self).items()}
         rows_ND = self._of_rows(taken).quantized_call(ops.arange(ops.shape(flat)[0], dtype="int32"))
         return ops.reshape(rows_ND, (*ops.shape(token_ids), self.output_dim))
 
-    def _logits(self, x):
+    def _logits(self, x: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., D]."""
         arrays = embedding_arrays(self)
         size = max(1, _ELEMENTS // self.output_dim)
@@ -151,7 +156,7 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
         rest = {name: array[blocks * size :] for name, array in arrays.items()}
         return ops.concatenate([logits, self._logits_of_rows(rest, x)], axis=-1)
 
-    def _logits_of_rows(self, arrays, x):
+    def _logits_of_rows(self, arrays: dict[str, Tensor], x: Tensor) -> Tensor:
         """Returns the logits of some rows of the vocabulary."""
         size, zero = int4_group_size(self), arrays.get("embeddings_zero")
         is_int4 = self.quantization_mode == "int4" and self.output_dim % 2 == 0
@@ -164,6 +169,6 @@ class ReversibleEmbedding(Rounded, keras.layers.ReversibleEmbedding):
             arrays = {**arrays, "embeddings_scale": scale}
         return self._of_rows(arrays).quantized_call(x, reverse=True)
 
-    def _of_rows(self, arrays):
+    def _of_rows(self, arrays: dict[str, Tensor]) -> Any:
         """Returns Keras' layer with these rows for its matrix."""
         return super(ReversibleEmbedding, with_arrays(self, arrays))

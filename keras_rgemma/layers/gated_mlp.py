@@ -1,6 +1,8 @@
 """Defines the gated MLP."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -10,6 +12,7 @@ from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.linear import linear
 from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.sharding.activations import constrain, inputs_of_maps
+from keras_rgemma.types import Bind, LinearMap, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -32,14 +35,20 @@ class GatedMLP(RecomputedInShape, keras.layers.Layer):
         float [B, T, D].
     """
 
-    def __init__(self, intermediate_dim, activation="gelu_tanh", output_variance=1.0, **kwargs):
+    def __init__(
+        self,
+        intermediate_dim: int,
+        activation: str = "gelu_tanh",
+        output_variance: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
         self.activation_name = activation
         self.activation = activation_named(activation)  # Keras may recompute it
         self.output_variance = output_variance
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         dim, width, dtype = input_shape[-1], self.intermediate_dim, self.dtype_policy
         # Flax counts the axis of the two stacked matrices as fan-in, too: 2 D.
         self.ffw_gate = linear(width, 2 * dim, "ffw_gate", dtype)
@@ -50,10 +59,10 @@ class GatedMLP(RecomputedInShape, keras.layers.Layer):
         self.ffw_down.build((*input_shape[:-1], width))
         self.built = True
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return self.bound(unchanged)(x)
 
-    def bound(self, bind):
+    def bound(self, bind: Bind) -> Callable[..., Tensor]:
         """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(
             gated_mlp,
@@ -63,7 +72,7 @@ class GatedMLP(RecomputedInShape, keras.layers.Layer):
             ffw_down=bind(self.ffw_down),
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "intermediate_dim": self.intermediate_dim,
@@ -72,7 +81,13 @@ class GatedMLP(RecomputedInShape, keras.layers.Layer):
         }
 
 
-def gated_mlp(x, ffw_gate, ffw_up, ffw_down, multiply):
+def gated_mlp(
+    x: Tensor,
+    ffw_gate: LinearMap,
+    ffw_up: LinearMap,
+    ffw_down: LinearMap,
+    multiply: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
     """Computes `GatedMLP` with three linear maps [..., D] -> M, M and [..., M] -> D.
 
     `multiply` is a function of the gate and of what it is multiplied by.

@@ -4,12 +4,18 @@ Keras puts two columns into a byte, and its layers join them again before each p
 longer than the product. Here the even and the odd columns stay apart.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from keras import ops
 
 from keras_rgemma.ops.on_rows import on_rows
+from keras_rgemma.types import Tensor
 
 
-def is_fast(quantizer, zero, size):
+def is_fast(quantizer: Callable[..., Any] | None, zero: Tensor | None, size: int) -> bool:
     """Returns whether these functions compute what a layer in int4 does.
 
     Args:
@@ -20,12 +26,12 @@ def is_fast(quantizer, zero, size):
     return quantizer is None and zero is not None and size % 2 == 0
 
 
-def halves(packed):
+def halves(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Unpacks int4: int8 of the same shape from the low and from the high bits of each byte."""
     return ops.right_shift(ops.left_shift(packed, 4), 4), ops.right_shift(packed, 4)
 
 
-def dequantized(numbers, scale, zero, group_size):
+def dequantized(numbers: Tensor, scale: Tensor, zero: Tensor, group_size: int) -> Tensor:
     """Computes `(numbers - zero) * scale` for groups of consecutive rows.
 
     Args:
@@ -46,7 +52,15 @@ def dequantized(numbers, scale, zero, group_size):
     return ops.reshape((numbers - zero[:, None]) * scale[:, None], (rows, -1))
 
 
-def int4_product(inputs, packed, scale, zero, *, group_size, shape):
+def int4_product(
+    inputs: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    *,
+    group_size: int,
+    shape: tuple[int, ...],
+) -> Tensor:
     """Multiplies by a rounded matrix.
 
     Args:
@@ -64,14 +78,16 @@ def int4_product(inputs, packed, scale, zero, *, group_size, shape):
     dtype, half_shape = inputs.dtype, (*shape[:-1], shape[-1] // 2)
 
     @ops.custom_gradient
-    def product(inputs, packed, scale, zero):
-        def matrices():
+    def product(
+        inputs: Tensor, packed: Tensor, scale: Tensor, zero: Tensor
+    ) -> tuple[Tensor, Callable[..., Any]]:
+        def matrices() -> Iterator[Tensor]:
             """Computes the even and the odd columns as floats."""
             for i, numbers in enumerate(halves(packed)):
                 matrix = dequantized(numbers, scale[:, i::2], zero[:, i::2], group_size)
                 yield ops.reshape(ops.cast(matrix, dtype), half_shape)
 
-        def gradient(*args, upstream=None):
+        def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor | None, ...]:
             upstream = args[0] if upstream is None else upstream
             parts = []
             for i, matrix in enumerate(matrices()):
@@ -86,7 +102,9 @@ def int4_product(inputs, packed, scale, zero, *, group_size, shape):
     return product(inputs, packed, scale, zero)
 
 
-def int4_row_product(inputs, packed, scale, zero, group_size):
+def int4_row_product(
+    inputs: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, group_size: int
+) -> Tensor:
     """Multiplies by a rounded matrix whose rows are outputs, such as an embedding's.
 
     Args:
@@ -111,5 +129,5 @@ def int4_row_product(inputs, packed, scale, zero, group_size):
     )
 
 
-def _product_with(matrix):
+def _product_with(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda rows: ops.matmul(rows, matrix)

@@ -1,13 +1,26 @@
 """Multiplies by a matrix that is rounded to int8, as Keras' quantized layers do, but fast."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_rgemma.ops.int8_matmul import int8_matmul
 from keras_rgemma.ops.on_rows import on_rows
+from keras_rgemma.types import Tensor
 
 
-def int8_product(inputs, kernel, scale, quantizer, *, transpose_kernel=False):
+def int8_product(
+    inputs: Tensor,
+    kernel: Tensor,
+    scale: Tensor,
+    quantizer: Callable[..., Any],
+    *,
+    transpose_kernel: bool = False,
+) -> Tensor:
     """Rounds each row of inputs to int8 and multiplies by a rounded matrix.
 
     Args:
@@ -24,8 +37,8 @@ def int8_product(inputs, kernel, scale, quantizer, *, transpose_kernel=False):
     dtype = keras.backend.standardize_dtype(inputs.dtype)
 
     @ops.custom_gradient
-    def product(inputs, kernel, scale):
-        def gradient(*args, upstream=None):
+    def product(inputs: Tensor, kernel: Tensor, scale: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor | None, ...]:
             upstream = args[0] if upstream is None else upstream
             matrix = ops.cast(kernel, dtype)
             if not transpose_kernel:

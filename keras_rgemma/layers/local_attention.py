@@ -1,6 +1,8 @@
 """Defines local multi-query attention with rotary positions on part of each head."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -8,10 +10,12 @@ from keras import ops
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.linear import linear
 from keras_rgemma.layers.recomputed import RecomputedInShape
-from keras_rgemma.ops.places import places_of
+from keras_rgemma.ops.places import Places, places_of
 from keras_rgemma.ops.rope import apply_rotation
 from keras_rgemma.ops.window_attention import updated_ring, window_attention
 from keras_rgemma.sharding.activations import constrain, inputs_of_maps
+from keras_rgemma.state.records import AttentionState
+from keras_rgemma.types import Bind, LinearMap, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -42,15 +46,15 @@ class LocalAttention(RecomputedInShape, keras.layers.Layer):
 
     def __init__(
         self,
-        num_query_heads,
-        num_key_value_heads,
-        head_dim,
-        sliding_window_size,
-        rope_max_wavelength,
-        rotated_size,
-        output_variance=1.0,
-        **kwargs,
-    ):
+        num_query_heads: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        sliding_window_size: int,
+        rope_max_wavelength: float,
+        rotated_size: int,
+        output_variance: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         self.num_query_heads = num_query_heads
         self.num_key_value_heads = num_key_value_heads
@@ -60,7 +64,7 @@ class LocalAttention(RecomputedInShape, keras.layers.Layer):
         self.rotated_size = rotated_size
         self.output_variance = output_variance
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         dim = input_shape[-1]
         queries = self.num_query_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
@@ -77,14 +81,20 @@ class LocalAttention(RecomputedInShape, keras.layers.Layer):
         self.built = True
 
     @property
-    def rope(self):
+    def rope(self) -> tuple[float, int]:
         """Returns the arguments of `ops.rope.rotation` after the positions."""
         return self.rope_max_wavelength, self.rotated_size
 
-    def call(self, x, places, state=None, return_state=False):
+    def call(
+        self,
+        x: Tensor,
+        places: Places | Tensor,
+        state: AttentionState | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, AttentionState]:
         return self.bound(unchanged)(x, places, state, return_state)
 
-    def bound(self, bind):
+    def bound(self, bind: Bind) -> Callable[..., Any]:
         """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(
             local_attention,
@@ -102,7 +112,7 @@ class LocalAttention(RecomputedInShape, keras.layers.Layer):
             rope=self.rope,
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_query_heads": self.num_query_heads,
@@ -115,35 +125,35 @@ class LocalAttention(RecomputedInShape, keras.layers.Layer):
         }
 
 
-def split_heads(x, head_dim):
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """Splits features into heads: [B, T, H * K] -> [B, T, H, K]."""
     return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] // head_dim, head_dim))
 
 
-def join_heads(x):
+def join_heads(x: Tensor) -> Tensor:
     """Joins the features of heads: [B, T, H, K] -> [B, T, H * K]."""
     return ops.reshape(x, (-1, ops.shape(x)[1], x.shape[2] * x.shape[3]))
 
 
 def local_attention(
-    x,
-    places,
-    state=None,
-    return_state=False,
+    x: Tensor,
+    places: Places | Tensor,
+    state: AttentionState | None = None,
+    return_state: bool = False,
     *,
-    query,
-    key,
-    value,
-    attention_output,
-    split_heads,
-    join_heads,
-    rotate,
-    attend,
-    updated_ring,
-    head_dim,
-    window,
-    rope,
-):
+    query: LinearMap,
+    key: LinearMap,
+    value: LinearMap,
+    attention_output: LinearMap,
+    split_heads: Callable[[Tensor, int], Tensor],
+    join_heads: Callable[[Tensor], Tensor],
+    rotate: Callable[..., Tensor],
+    attend: Callable[..., Tensor],
+    updated_ring: Callable[..., AttentionState],
+    head_dim: int,
+    window: int,
+    rope: tuple[float, int],
+) -> Tensor | tuple[Tensor, AttentionState]:
     """Computes `LocalAttention` with four linear maps.
 
     Args:

@@ -1,7 +1,9 @@
 """Adds LoRA to linear layers: a second product, of low rank, with matrices of its own in files."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -23,6 +25,7 @@ from keras_rgemma.layers.recomputed import Recomputed
 from keras_rgemma.layers.rounded import FACTORS, MODES, Rounded, after
 from keras_rgemma.layers.turned import turned_array
 from keras_rgemma.sharding.activations import inputs_of_low_rank
+from keras_rgemma.types import LinearMap, Tensor
 
 _ALPHA = "lora_alpha"
 # Modes of quantization that look at the inputs of a layer.
@@ -40,7 +43,7 @@ class LinearMapParts(NamedTuple):
         lora_scale: float, or None without LoRA.
     """
 
-    variables: dict
+    variables: dict[str, keras.Variable]
     quantization_mode: str | None
     lora_scale: float | None
 
@@ -54,18 +57,22 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
     it loads a file: training cannot continue from that file.
     """
 
-    def call(self, inputs, training=None):
+    lora_enabled: bool
+    lora_rank: int | None
+    lora_alpha: float | None
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self.in_step()._call(inputs, training)
 
-    def _call(self, inputs, training):
+    def _call(self, inputs: Tensor, training: bool | None) -> Tensor:
         if not self.lora_enabled:
             return super().call(inputs, training)
         return super(LoRA, self._without_lora()).call(inputs, training) + self._low_rank(inputs)
 
-    def quantized_call(self, inputs, *args, **kwargs):
+    def quantized_call(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.in_step()._quantized_call(inputs, *args, **kwargs)
 
-    def _quantized_call(self, inputs, *args, **kwargs):
+    def _quantized_call(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._awaits_calibration():
             # Keras 3.15 looks at the inputs of `call`, but calls `quantized_call` alone. Without
             # `stop_gradient`, PyTorch would keep a graph for each of these inputs.
@@ -77,7 +84,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
                 y = base.quantized_call(inputs, *args, **kwargs)
             return y + self._low_rank(inputs) if self.lora_enabled else y
 
-    def _rounded_map(self, inputs):
+    def _rounded_map(self, inputs: Tensor) -> Tensor | None:
         """Computes in int8 or int4 what Keras computes, without LoRA; None where Keras has to."""
         mode = self.quantization_mode
         if mode not in MODES:
@@ -102,19 +109,19 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         y = y if self.bias is None else y + self.bias
         return y if self.activation is None else self.activation(y)
 
-    def _without_lora(self):
+    def _without_lora(self) -> Self:
         """Makes a copy of the layer with the same variables and without LoRA, for Keras' methods.
 
         A flag of the layer itself, off for the time of a call, would be off for other threads, too.
         """
         return with_attributes(self, lora_enabled=False)
 
-    def _awaits_calibration(self):
+    def _awaits_calibration(self) -> bool:
         """Returns whether GPTQ or AWQ has yet to round the kernel."""
         mode = self.quantization_mode
         return mode in CALIBRATED and not getattr(self, f"is_{mode}_calibrated")
 
-    def _low_rank(self, inputs):
+    def _low_rank(self, inputs: Tensor) -> Tensor:
         """Computes `(alpha / rank) (x A) B`."""
         # In a model of half precision A and B are float32, and Keras casts no variable.
         a = ops.cast(self.lora_kernel_a, self.compute_dtype)
@@ -122,7 +129,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         inputs = inputs_of_low_rank(inputs, f"{self.path}/lora_kernel_a")
         return ops.matmul(self._product(inputs, a), b)
 
-    def linear_map_parts(self):
+    def linear_map_parts(self) -> LinearMapParts:
         """Collects the variables and numbers that define the layer's outputs.
 
         Returns:
@@ -138,7 +145,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         variables = {name: variable for name, variable in variables.items() if variable is not None}
         return LinearMapParts(variables, mode, self.lora_scale if self.lora_enabled else None)
 
-    def linear_map(self, arrays=None):
+    def linear_map(self, arrays: Mapping[str, Tensor] | None = None) -> LinearMap:
         """Binds the function of the layer to arrays.
 
         The bound function reads no variable and costs no layer call.
@@ -158,11 +165,11 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         return bound.quantized_call if self.quantization_mode else bound.call
 
     @property
-    def lora_scale(self):
+    def lora_scale(self) -> float:
         """Returns alpha / rank, the factor of the product of A and B."""
         return self.lora_alpha / self.lora_rank
 
-    def enable_lora(self, rank, lora_alpha=None, **kwargs):
+    def enable_lora(self, rank: int, lora_alpha: float | None = None, **kwargs: Any) -> None:
         super().enable_lora(rank, lora_alpha, **kwargs)
         self.trainable = True
         for variable in variables_created_trainable(self):
@@ -170,18 +177,18 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         for name in FACTORS:
             getattr(self, name).trainable = True
 
-    def lora_values(self):
+    def lora_values(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Returns A, B and alpha as `assign_lora` takes them: NumPy arrays and a float."""
         a, b = (ops.convert_to_numpy(getattr(self, name)) for name in FACTORS)
         return a, b, float(self.lora_alpha)
 
-    def assign_lora(self, a, b, alpha):
+    def assign_lora(self, a: Tensor, b: Tensor, alpha: float) -> None:
         """Sets A and B of the layer's rank, and alpha."""
         self.lora_kernel_a.assign(a)
         self.lora_kernel_b.assign(b)
         self.lora_alpha = alpha
 
-    def disable_lora(self):
+    def disable_lora(self) -> None:
         """Removes A and B. The layer is the same as before `enable_lora`."""
         remove_variables(self, FACTORS)
         self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None
@@ -189,7 +196,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         for variable in variables_created_trainable(self):
             variable.trainable = True
 
-    def merge_lora(self):
+    def merge_lora(self) -> None:
         """Adds A B to the kernel, rounds a quantized kernel anew, and removes A and B."""
         if self.quantization_mode is None:
             factors = (ops.convert_to_numpy(getattr(self, name)) for name in FACTORS)
@@ -204,7 +211,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
 
     # === Files ===
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         if self._awaits_calibration():
             raise ValueError(
                 f"{self.path!r} was to be quantized by {self.quantization_mode}, which failed. "
@@ -216,7 +223,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
                 store[name] = getattr(self, name)
             store[_ALPHA] = np.array(self.lora_alpha, "float32")
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         """Loads kernel, bias, A and B; a layer without LoRA adds A B to its kernel.
 
         A layer that is rounded to int8 or int4 rounds a kernel of floats.
@@ -240,7 +247,7 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
         super().load_own_variables(stored)
         self.assign_lora(*(factors or initial), self.lora_alpha if alpha is None else alpha)
 
-    def check_stored_rank(self, rank):
+    def check_stored_rank(self, rank: int) -> None:
         """Raises ValueError if a file has A and B of another rank than the layer's LoRA."""
         if rank != self.lora_rank:
             raise ValueError(
@@ -249,13 +256,13 @@ class LoRA(Recomputed, SavesZeroPoint, Rounded):
                 "then it is merged."
             )
 
-    def _add_to_kernel(self, a, b, scale):
+    def _add_to_kernel(self, a: np.ndarray, b: np.ndarray, scale: float) -> None:
         """Adds `scale * A B` to the kernel."""
         kernel = stored_variable(self, "kernel")
         value = ops.convert_to_numpy(kernel.value).astype("float32")
         kernel.assign(value + scale * (a @ b))
 
 
-def lora_layers(model):
+def lora_layers(model: keras.Model) -> list[LoRA]:
     """Lists the layers of a model with LoRA."""
     return [x for x in layers_of(model) if isinstance(x, LoRA) and x.lora_enabled]

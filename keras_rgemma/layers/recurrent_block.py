@@ -1,6 +1,8 @@
 """Defines the recurrent block: two branches, one of them with a state."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -11,8 +13,10 @@ from keras_rgemma.layers.causal_conv1d import CausalConv1D
 from keras_rgemma.layers.linear import linear
 from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.layers.rg_lru import RGLRU
+from keras_rgemma.ops.places import Places
 from keras_rgemma.sharding.activations import constrain, inputs_of_maps
 from keras_rgemma.state.records import RecurrentState
+from keras_rgemma.types import Bind, LinearMap, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -41,13 +45,13 @@ class RecurrentBlock(RecomputedInShape, keras.layers.Layer):
 
     def __init__(
         self,
-        lru_dim,
-        num_blocks,
-        conv_width=4,
-        activation="gelu_tanh",
-        output_variance=1.0,
-        **kwargs,
-    ):
+        lru_dim: int,
+        num_blocks: int,
+        conv_width: int = 4,
+        activation: str = "gelu_tanh",
+        output_variance: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         self.lru_dim = lru_dim
         self.num_blocks = num_blocks
@@ -56,7 +60,7 @@ class RecurrentBlock(RecomputedInShape, keras.layers.Layer):
         self.activation = activation_named(activation)  # Keras may recompute it
         self.output_variance = output_variance
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         batch, time, dim = input_shape
         inner = (batch, time, self.lru_dim)
         dtype = self.dtype_policy
@@ -71,10 +75,16 @@ class RecurrentBlock(RecomputedInShape, keras.layers.Layer):
             layer.build(inner)
         self.built = True
 
-    def call(self, x, places, state=None, return_state=False):
+    def call(
+        self,
+        x: Tensor,
+        places: Places | Tensor,
+        state: RecurrentState | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, RecurrentState]:
         return self.bound(unchanged)(x, places, state, return_state)
 
-    def bound(self, bind):
+    def bound(self, bind: Bind) -> Callable[..., Any]:
         """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(
             recurrent_block,
@@ -86,7 +96,7 @@ class RecurrentBlock(RecomputedInShape, keras.layers.Layer):
             multiply=functools.partial(bind(gated), bind(self.activation)),
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "lru_dim": self.lru_dim,
@@ -98,18 +108,18 @@ class RecurrentBlock(RecomputedInShape, keras.layers.Layer):
 
 
 def recurrent_block(
-    x,
-    places,
-    state=None,
-    return_state=False,
+    x: Tensor,
+    places: Places | Tensor,
+    state: RecurrentState | None = None,
+    return_state: bool = False,
     *,
-    linear_y,
-    linear_x,
-    conv_1d,
-    rg_lru,
-    linear_out,
-    multiply,
-):
+    linear_y: LinearMap,
+    linear_x: LinearMap,
+    conv_1d: Callable[..., Any],
+    rg_lru: Callable[..., Any],
+    linear_out: LinearMap,
+    multiply: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor | tuple[Tensor, RecurrentState]:
     """Computes `RecurrentBlock` with linear maps, a convolution and a recurrence.
 
     `multiply` is a function of the gate and of what it is multiplied by.

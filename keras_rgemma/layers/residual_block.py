@@ -1,20 +1,26 @@
 """Defines the residual block and makes the residual blocks of a whole configuration."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_rgemma.backend import keep_choices
-from keras_rgemma.config import RECURRENT
+from keras_rgemma.config import RECURRENT, RGemmaConfig
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.local_attention import LocalAttention
 from keras_rgemma.layers.recurrent_block import RecurrentBlock
 from keras_rgemma.layers.rms_norm import RMSNorm
-from keras_rgemma.ops.places import places_of
+from keras_rgemma.ops.places import Places, places_of
 from keras_rgemma.shapes import check_same_rows
 from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.state.records import LayerState
+from keras_rgemma.types import Bind, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -47,14 +53,14 @@ class ResidualBlock(keras.layers.Layer):
 
     def __init__(
         self,
-        block_type,
-        temporal,
-        mlp,
-        layer_norm_epsilon=1e-6,
-        dropout=0.0,
-        gradient_checkpointing=False,
-        **kwargs,
-    ):
+        block_type: str,
+        temporal: Mapping[str, Any],
+        mlp: Mapping[str, Any],
+        layer_norm_epsilon: float = 1e-6,
+        dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+        **kwargs: Any,
+    ) -> None:
         # Without autocast the float32 part of a state stays float32 in mixed precision.
         super().__init__(autocast=False, **kwargs)
         self.block_type = block_type
@@ -77,26 +83,43 @@ class ResidualBlock(keras.layers.Layer):
             )
 
     @property
-    def temporal_block(self):
+    def temporal_block(self) -> RecurrentBlock | LocalAttention:
         """Returns the recurrent or the attention block of the layer."""
         return self.recurrent_block if self.block_type == RECURRENT else self.attention_block
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.temporal_pre_norm.build(input_shape)
         self.temporal_block.build(input_shape)
         self.channel_pre_norm.build(input_shape)
         self.mlp_block.build(input_shape)
         self.built = True
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
+    def rematerialized_call(
+        self, layer_call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Callable[..., Any]:
         is_chosen = super().rematerialized_call(layer_call, *args, **kwargs) is not layer_call
         return functools.partial(self._call, _remat) if is_chosen else layer_call
 
-    def call(self, x, places=None, state=None, return_state=False, training=None):
+    def call(
+        self,
+        x: Tensor,
+        places: Places | Tensor | None = None,
+        state: LayerState | None = None,
+        return_state: bool = False,
+        training: bool | None = None,
+    ) -> Tensor | tuple[Tensor, LayerState]:
         recompute = _remat if self.gradient_checkpointing and training else unchanged
         return self._call(recompute, x, places, state, return_state, training)
 
-    def _call(self, recompute, x, places=None, state=None, return_state=False, training=None):
+    def _call(
+        self,
+        recompute: Callable[[Callable[..., Any]], Callable[..., Any]],
+        x: Tensor,
+        places: Places | Tensor | None = None,
+        state: LayerState | None = None,
+        return_state: bool = False,
+        training: bool | None = None,
+    ) -> Tensor | tuple[Tensor, LayerState]:
         if places is None:
             ones = ops.ones_like(x[:, :, 0], dtype="int32")
             places = ops.cumsum(ones, axis=1) - 1
@@ -113,7 +136,7 @@ class ResidualBlock(keras.layers.Layer):
         x = ops.cast(x, self.compute_dtype)
         return with_recomputation(whole, block, x, places, state, return_state)
 
-    def _in_own_dtypes(self, state):
+    def _in_own_dtypes(self, state: LayerState | None) -> LayerState | None:
         """Returns a state in the dtypes of this layer's; a wrapper around it may have cast it."""
         if state is None:
             return None
@@ -124,7 +147,12 @@ class ResidualBlock(keras.layers.Layer):
             }
         )
 
-    def bound(self, bind, drop=unchanged, recompute=unchanged):
+    def bound(
+        self,
+        bind: Bind,
+        drop: Callable[[Tensor], Tensor] = unchanged,
+        recompute: Callable[[Callable[..., Any]], Callable[..., Any]] = unchanged,
+    ) -> Callable[..., Any]:
         """Returns the function of this layer with bound parts, see `binding.unchanged`.
 
         Args:
@@ -142,13 +170,20 @@ class ResidualBlock(keras.layers.Layer):
             recompute=recompute,
         )
 
-    def compute_output_spec(self, x, places=None, state=None, return_state=False, training=None):
+    def compute_output_spec(
+        self,
+        x: Tensor,
+        places: Any = None,
+        state: Any = None,
+        return_state: bool = False,
+        training: bool | None = None,
+    ) -> Any:
         if return_state:
             return super().compute_output_spec(x, places, state, return_state, training)
         # Without a trace of the layer, deep models are quick to build.
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "block_type": self.block_type,
@@ -160,12 +195,19 @@ class ResidualBlock(keras.layers.Layer):
         }
 
 
-def _remat(function):
+def _remat(function: Callable[..., Any]) -> Callable[..., Any]:
     """Applies `keras.remat` to a function, which then keeps its choice of implementations."""
     return keras.remat(keep_choices(function))
 
 
-def with_recomputation(recompute, function, x, places, state, return_state):
+def with_recomputation(
+    recompute: Callable[[Callable[..., Any]], Callable[..., Any]],
+    function: Callable[..., Any],
+    x: Tensor,
+    places: Places,
+    state: LayerState | None,
+    return_state: bool,
+) -> Any:
     """Calls a function of these arguments after the first, which may recompute its activations.
 
     Args:
@@ -176,7 +218,7 @@ def with_recomputation(recompute, function, x, places, state, return_state):
 
     # A new function in each call: JAX keeps the trace of a function that it knows, with the weights
     # of that time. TensorFlow would lose the gradients of a state that is no argument.
-    def run(x_BTD, *flat_state):
+    def run(x_BTD: Tensor, *flat_state: Tensor) -> Any:
         before = keras.tree.pack_sequence_as(state, flat_state) if flat_state else state
         return function(x_BTD, places, state=before, return_state=return_state)
 
@@ -185,18 +227,18 @@ def with_recomputation(recompute, function, x, places, state, return_state):
 
 
 def residual_block(
-    x,
-    places,
-    state=None,
-    return_state=False,
+    x: Tensor,
+    places: Places,
+    state: LayerState | None = None,
+    return_state: bool = False,
     *,
-    temporal_pre_norm,
-    temporal_block,
-    channel_pre_norm,
-    mlp_block,
-    drop=unchanged,
-    recompute=unchanged,
-):
+    temporal_pre_norm: Callable[[Tensor], Tensor],
+    temporal_block: Callable[..., Any],
+    channel_pre_norm: Callable[[Tensor], Tensor],
+    mlp_block: Callable[[Tensor], Tensor],
+    drop: Callable[[Tensor], Tensor] = unchanged,
+    recompute: Callable[[Callable[..., Any]], Callable[..., Any]] = unchanged,
+) -> Tensor | tuple[Tensor, LayerState]:
     """Computes `ResidualBlock` with two norms, a temporal block and an MLP.
 
     Args:
@@ -207,10 +249,10 @@ def residual_block(
         recompute: function that makes a function recompute its activations, as `keras.remat`.
     """
 
-    def temporal(x_BTD, *args, **kwargs):
+    def temporal(x_BTD: Tensor, *args: Any, **kwargs: Any) -> Any:
         return temporal_block(temporal_pre_norm(x_BTD), *args, **kwargs)
 
-    def channel(x_BTD):
+    def channel(x_BTD: Tensor) -> Tensor:
         return mlp_block(channel_pre_norm(x_BTD))
 
     x = constrain(x, "BTD")
@@ -222,7 +264,9 @@ def residual_block(
     return (out_BTD, state) if return_state else out_BTD
 
 
-def residual_blocks(config, dtype):
+def residual_blocks(
+    config: RGemmaConfig, dtype: str | keras.DTypePolicy | None
+) -> list[ResidualBlock]:
     """Makes the `ResidualBlock`s of an `RGemmaConfig`, a list."""
     output_variance = 2.0 / config.num_layers
     recurrent = {

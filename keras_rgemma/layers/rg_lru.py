@@ -1,6 +1,10 @@
 """Defines the real-gated linear recurrent unit."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -10,8 +14,9 @@ from keras_rgemma.layers.block_diagonal import block_diagonal_dense, from_blocks
 from keras_rgemma.layers.recomputed import RecomputedInShape
 from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
-from keras_rgemma.ops.places import places_of
+from keras_rgemma.ops.places import Places, places_of
 from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.types import Bind, LinearMap, Shape, Tensor
 
 MIN_RADIUS, MAX_RADIUS = 0.9, 0.999
 DECAY_SCALE = 8.0  # the paper's c
@@ -25,14 +30,14 @@ class RecurrenceInitializer(keras.initializers.Initializer):
     (arXiv 2402.19427), section 2.4.
     """
 
-    def __init__(self, seed=None):
+    def __init__(self, seed: int | None = None) -> None:
         self._uniform = keras.initializers.RandomUniform(MIN_RADIUS**2, MAX_RADIUS**2, seed=seed)
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Tensor:
         square = self._uniform(shape, dtype="float32")
         return ops.cast(ops.log(ops.expm1(-0.5 * ops.log(square))), dtype or "float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"seed": self._uniform.get_config()["seed"]}
 
 
@@ -62,13 +67,13 @@ class RGLRU(RecomputedInShape, keras.layers.Layer):
         h in the compute dtype [B, T, L], or with `return_state` a pair of it and float32 [B, L].
     """
 
-    def __init__(self, num_blocks, **kwargs):
+    def __init__(self, num_blocks: int, **kwargs: Any) -> None:
         # Without autocast, here and in `add_weight`, the state and `a_param` stay float32 in mixed
         # precision: a decay near 1 does not survive half precision.
         super().__init__(autocast=False, **kwargs)
         self.num_blocks = num_blocks
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         batch, time, width = input_shape
         self.input_gate = block_diagonal_dense(
             width, self.num_blocks, "input_gate", self.dtype_policy
@@ -81,20 +86,26 @@ class RGLRU(RecomputedInShape, keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, x, places, state=None, return_state=False):
+    def call(
+        self,
+        x: Tensor,
+        places: Places | Tensor,
+        state: Tensor | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         return self.bound(unchanged)(x, places, state, return_state)
 
-    def bound(self, bind):
+    def bound(self, bind: Bind) -> Callable[..., Any]:
         """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         split_blocks, join_blocks = bind(to_blocks), bind(from_blocks)
         input_gate, a_gate, count = bind(self.input_gate), bind(self.a_gate), self.num_blocks
 
-        def split(x_BTL):
+        def split(x_BTL: Tensor) -> Tensor:
             # A mesh that does not divide the blocks gets the inputs of all of them on each device.
             x_HBTK = split_blocks(constrain(x_BTL, "BTL", parts=count), count)
             return constrain(x_HBTK, "HBTK")
 
-        def join(x_HBTK):
+        def join(x_HBTK: Tensor) -> Tensor:
             return constrain(join_blocks(constrain(x_HBTK, "HBTK")), "BTL", parts=count)
 
         return functools.partial(
@@ -107,23 +118,23 @@ class RGLRU(RecomputedInShape, keras.layers.Layer):
             recurrence=bind(linear_recurrence),
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_blocks": self.num_blocks}
 
 
 def rg_lru(
-    x,
-    places,
-    state=None,
-    return_state=False,
+    x: Tensor,
+    places: Places | Tensor,
+    state: Tensor | None = None,
+    return_state: bool = False,
     *,
-    input_gate,
-    a_gate,
-    a_param,
-    to_blocks,
-    root,
-    recurrence,
-):
+    input_gate: LinearMap,
+    a_gate: LinearMap,
+    a_param: Tensor,
+    to_blocks: Callable[[Tensor], Tensor],
+    root: Callable[[Tensor], Tensor],
+    recurrence: Callable[..., tuple[Tensor, Tensor]],
+) -> Tensor | tuple[Tensor, Tensor]:
     """Computes `RGLRU` with two gates.
 
     Args:

@@ -1,12 +1,15 @@
 """Defines root-mean-square normalisation."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.recomputed import RecomputedInShape
+from keras_rgemma.types import Bind, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -32,30 +35,30 @@ class RMSNorm(RecomputedInShape, keras.layers.Layer):
     ```
     """
 
-    def __init__(self, epsilon=1e-6, **kwargs):
+    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
         # Without autocast, here and below, `scale` keeps its dtype: half precision would round it
         # away in `1 + scale`.
         super().__init__(autocast=False, **kwargs)
         self.epsilon = epsilon
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.scale = self.add_weight(
             name="scale", shape=(input_shape[-1],), initializer="zeros", autocast=False
         )
         self.built = True
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return self.bound(unchanged)(x)
 
-    def bound(self, bind):
+    def bound(self, bind: Bind) -> Callable[[Tensor], Tensor]:
         """Returns the function of this layer with bound parts, see `binding.unchanged`."""
         return functools.partial(bind(rms_norm), scale=bind(self.scale), epsilon=self.epsilon)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "epsilon": self.epsilon}
 
 
-def rms_norm(x, scale, epsilon):
+def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
     """Computes `RMSNorm` of x [..., D] with scale [D], in the dtype of x."""
     # Keras computes in float32 and rounds once, at the end.
     scale_D = 1.0 + ops.cast(scale, "float32")

@@ -1,8 +1,11 @@
 """Rounds the matrix of one layer while it is loaded, so that a file of floats fits int8 or int4."""
 
 import contextlib
+from collections.abc import Mapping
+from typing import Any, Self
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import backend_module
@@ -11,12 +14,13 @@ from keras_rgemma.keras_internals.variables import initialize, uninitialized_var
 from keras_rgemma.ops.int8_matmul import lay_out
 from keras_rgemma.sharding.host import alone_on_host
 from keras_rgemma.sharding.weights import check_weight, in_step, is_fully_sharded, place_scale
+from keras_rgemma.types import Tensor
 
 MODES = ("int8", "int4")
 FACTORS = ("lora_kernel_a", "lora_kernel_b")
 
 
-def rounding_config(mode, block_size=128):
+def rounding_config(mode: str, block_size: int = 128) -> keras.quantizers.QuantizationConfig:
     """Returns the configuration with which `quantize` rounds weights to one of `MODES`.
 
     Args:
@@ -28,7 +32,7 @@ def rounding_config(mode, block_size=128):
     return keras.quantizers.Int4QuantizationConfig(block_size=block_size)
 
 
-def after(tensor):
+def after(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Returns a context for what is computed from rounded weights, once a tensor is there.
 
     These products need nothing but the weights, so TensorFlow would make floats of all layers'
@@ -49,19 +53,19 @@ class Rounded:
     matrix_name = "kernel"
     _refused = None  # why the weights of a file were refused last, a str
 
-    def add_weight(self, *args, **kwargs):
+    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
         shape = args[0] if args else kwargs.get("shape", ())
         check_weight(f"{self.path}/{kwargs.get('name')}", shape)
         variable = super().add_weight(*args, **kwargs)
         self.place(variable)
         return variable
 
-    def place(self, variable):
+    def place(self, variable: keras.Variable) -> None:
         """Lays a new variable out over a mesh, where its layout depends on its shape."""
         if variable.name in (f"{self.matrix_name}_scale", f"{self.matrix_name}_zero"):
             place_scale(variable, f"{self.path}/{self.matrix_name}")
 
-    def in_step(self):
+    def in_step(self) -> Self:
         """Returns the layer as a step calls it, its matrices whole along the data axis."""
         if not is_fully_sharded():
             return self
@@ -69,19 +73,21 @@ class Rounded:
         variables = {name: stored_variable(self, name) for name in names}
         return with_arrays(self, {n: in_step(x) for n, x in variables.items() if x is not None})
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(
+        self, mode: str | None = None, type_check: bool = True, config: Any = None
+    ) -> None:
         # With the type check Keras quantizes no subclass of its layers.
         super().quantize(mode, type_check=False, config=config)
         self.lay_out()
 
-    def lay_out(self):
+    def lay_out(self) -> None:
         """Stores an int8 kernel as products read it; see `ops.int8_matmul.lay_out`."""
         if self.quantization_mode == "int8" and self.matrix_name == "kernel":
             kernel = stored_variable(self, self.matrix_name)
             if len(kernel.shape) == 2:
                 lay_out(kernel)
 
-    def rounded(self, matrix):
+    def rounded(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """Rounds a matrix as `quantize` does.
 
         Args:
@@ -92,12 +98,12 @@ class Rounded:
         """
         return self._rounded_by(matrix, self.get_config())
 
-    def _rounded_by(self, matrix, config):
+    def _rounded_by(self, matrix: np.ndarray, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Rounds a matrix in a layer of its own, made from a config."""
         with alone_on_host():
             return self._rounded_here(matrix, config)
 
-    def _rounded_here(self, matrix, config):
+    def _rounded_here(self, matrix: np.ndarray, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
         without = dict.fromkeys(("quantization_config", "lora_rank", "lora_alpha"))
         layer = type(self).from_config({**config, **without, "dtype": self.variable_dtype})
         with uninitialized_variables():
@@ -117,7 +123,7 @@ class Rounded:
         stored.pop("bias", None)
         return {name: ops.convert_to_numpy(x.value) for name, x in stored.items()}
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         """Loads the weights; a rounded layer rounds a matrix of floats.
 
         Raises:
@@ -138,7 +144,7 @@ class Rounded:
         if self.built:
             self.lay_out()
 
-    def _rounded_store(self, stored):
+    def _rounded_store(self, stored: dict[str, Any]) -> dict[str, Any]:
         """Rounds a matrix of floats that a file has for this layer, if the layer is rounded.
 
         Args:
@@ -163,7 +169,7 @@ class Rounded:
         return {str(i): arrays[name] for i, name in enumerate(_stored_variables(self, mode))}
 
 
-def _stored_variables(layer, mode):
+def _stored_variables(layer: keras.Layer, mode: str | None) -> dict[str, keras.Variable]:
     """Returns the variables that a file has of a layer in a mode, a dict of names, in order."""
     variables = {x: stored_variable(layer, x) for x in layer.variable_serialization_spec[mode]}
     return {name: x for name, x in variables.items() if x is not None}

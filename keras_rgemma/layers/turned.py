@@ -2,12 +2,17 @@
 
 import contextlib
 import contextvars
+from collections.abc import Iterator, Mapping
+
+import keras
+
+from keras_rgemma.types import Tensor
 
 _arrays = contextvars.ContextVar("turned", default=None)  # dict of the ids of variables to arrays
 
 
 @contextlib.contextmanager
-def turned_arrays(arrays):
+def turned_arrays(arrays: Mapping[int, Tensor]) -> Iterator[None]:
     """Gives layers arrays [J, I] of their variables [I, J] inside of a `with` block.
 
     Args:
@@ -20,7 +25,7 @@ def turned_arrays(arrays):
         _arrays.reset(token)
 
 
-def turned_array(variable):
+def turned_array(variable: keras.Variable | None) -> Tensor | None:
     """Returns the array [J, I] of a variable [I, J] in a program that has it, or None."""
     arrays = _arrays.get()
     return None if arrays is None else arrays.get(id(variable))

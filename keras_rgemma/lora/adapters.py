@@ -1,8 +1,11 @@
 """Writes and reads adapter files: A and B of each layer, and the fingerprint of the base."""
 
+from __future__ import annotations
+
 import hashlib
 import json
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -11,6 +14,7 @@ from keras_rgemma.files import new_file
 from keras_rgemma.layers.lora import FACTORS
 from keras_rgemma.lora import backbone as lora
 from keras_rgemma.state.fingerprint import Fingerprint, fingerprint
+from keras_rgemma.types import StrPath
 
 FORMAT = "keras-rgemma LoRA"
 VERSION = 1
@@ -32,7 +36,7 @@ class Adapter(NamedTuple):
     alpha: float
 
     @property
-    def rank(self):
+    def rank(self) -> int:
         return len(self.b)
 
 
@@ -50,7 +54,7 @@ class Base(NamedTuple):
     never_quantized: Fingerprint
 
     @classmethod
-    def of(cls, backbone):
+    def of(cls, backbone: Any) -> Self:
         """Describes the base of a backbone with or without LoRA."""
         layers = [*lora.linear_layers(backbone).values(), backbone.token_embedding]
         return cls(
@@ -64,14 +68,14 @@ class Base(NamedTuple):
             fingerprint(backbone, lambda name: name in _NEVER_QUANTIZED),
         )
 
-    def difference(self, other):
+    def difference(self, other: Base) -> str:
         """Describes how another base differs, str; empty if adapters of one base fit the other."""
         if self.quantization == other.quantization:
             return self.model.difference(other.model)
         return self.never_quantized.difference(other.never_quantized)
 
 
-def save(backbone, path):
+def save(backbone: Any, path: StrPath) -> None:
     """See `RGemmaBackbone.save_lora_weights`."""
     if not str(path).endswith(_SUFFIX):
         raise ValueError(f"The name of an adapter file ends in {_SUFFIX!r}. Received: {path!r}.")
@@ -92,7 +96,7 @@ def save(backbone, path):
                 group[name] = value
 
 
-def load(backbone, path):
+def load(backbone: Any, path: StrPath) -> None:
     """See `RGemmaBackbone.load_lora_weights`."""
     base, adapters = _read(path)
     if reason := base.difference(Base.of(backbone)):
@@ -103,7 +107,7 @@ def load(backbone, path):
     install(backbone, adapters, path)
 
 
-def adapters_by_path(backbone):
+def adapters_by_path(backbone: Any) -> dict[str, Adapter]:
     """Maps the paths of layers to their `Adapter`s.
 
     Raises:
@@ -113,7 +117,7 @@ def adapters_by_path(backbone):
     return {path: Adapter(*layer.lora_values()) for path, layer in layers.items()}
 
 
-def install(backbone, adapters, path):
+def install(backbone: Any, adapters: Mapping[str, Adapter], path: StrPath) -> None:
     """Assigns adapters to the layers of a backbone, and enables LoRA if it is not enabled.
 
     Args:
@@ -150,13 +154,13 @@ def install(backbone, adapters, path):
         layers[name].assign_lora(*adapter)
 
 
-def _shapes(layer, rank):
+def _shapes(layer: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Computes the shapes of A and B for a layer."""
     *inputs, output = layer.weight_shape
     return (*inputs, rank), (rank, output)
 
 
-def _read(path):
+def _read(path: StrPath) -> tuple[Base, dict[str, Adapter]]:
     """Reads the `Base` and the adapters of a file."""
     try:
         with h5py.File(path) as file:
@@ -182,7 +186,7 @@ def _read(path):
         raise ValueError(f"{str(path)!r} cannot be used: {error}.") from error
 
 
-def _hash(adapters):
+def _hash(adapters: Mapping[str, Adapter]) -> str:
     """Hashes adapters; returns a str."""
     digest = hashlib.sha256()
     for name, adapter in adapters.items():
@@ -191,7 +195,7 @@ def _hash(adapters):
     return digest.hexdigest()
 
 
-def _read_adapter(group):
+def _read_adapter(group: h5py.Group) -> Adapter:
     """Reads the `Adapter` of a group of the file, and checks its numbers."""
     a, b = (group[name][()] for name in FACTORS)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):

@@ -2,6 +2,8 @@
 
 import numbers
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from keras_rgemma.config import check_count
 from keras_rgemma.keras_internals.layers import layers_of
@@ -12,7 +14,12 @@ from keras_rgemma.layers.lora import CALIBRATED, LoRA, lora_layers
 _WITHOUT = (*CALIBRATED, "float8")
 
 
-def enable(backbone, rank, target_layer_names=None, alpha=None):
+def enable(
+    backbone: Any,
+    rank: int,
+    target_layer_names: str | Iterable[str] | None = None,
+    alpha: float | None = None,
+) -> None:
     """See `RGemmaBackbone.enable_lora`."""
     rank = check_count("rank", rank)
     alpha = rank if alpha is None else alpha
@@ -26,7 +33,7 @@ def enable(backbone, rank, target_layer_names=None, alpha=None):
     add_lora(backbone, dict.fromkeys(_targets(backbone, target_layer_names), (rank, alpha)))
 
 
-def add_lora(backbone, sizes, **initializers):
+def add_lora(backbone: Any, sizes: Mapping[str, tuple[int, float]], **initializers: Any) -> None:
     """Enables LoRA on layers, and freezes all other weights unless LoRA is enabled already.
 
     Args:
@@ -52,31 +59,31 @@ def add_lora(backbone, sizes, **initializers):
             layers[path].enable_lora(rank, alpha, **initializers)
 
 
-def disable(backbone):
+def disable(backbone: Any) -> None:
     """See `RGemmaBackbone.disable_lora`."""
     for layer in checked_layers(backbone).values():
         layer.disable_lora()
     _set_trainable(backbone, True)
 
 
-def merge(backbone):
+def merge(backbone: Any) -> None:
     """See `RGemmaBackbone.merge_lora`."""
     for layer in checked_layers(backbone).values():
         layer.merge_lora()
     _set_trainable(backbone, True)
 
 
-def linear_layers(backbone):
+def linear_layers(backbone: Any) -> dict[str, Any]:
     """Maps the paths of all linear layers, which can have LoRA, to the layers."""
     return {x.path: x for x in layers_of(backbone) if isinstance(x, LoRA)}
 
 
-def lora_layers_by_path(backbone):
+def lora_layers_by_path(backbone: Any) -> dict[str, Any]:
     """Maps the paths of the layers with LoRA to the layers."""
     return {layer.path: layer for layer in lora_layers(backbone)}
 
 
-def checked_layers(backbone):
+def checked_layers(backbone: Any) -> dict[str, Any]:
     """Maps the paths of the layers with LoRA to the layers, and checks that there are some.
 
     Raises:
@@ -94,12 +101,12 @@ def checked_layers(backbone):
     return layers
 
 
-def _set_trainable(backbone, value):
+def _set_trainable(backbone: Any, value: bool) -> None:
     for layer in layers_of(backbone, include_self=False):
         layer.trainable = value
 
 
-def _targets(backbone, patterns):
+def _targets(backbone: Any, patterns: str | Iterable[str] | None) -> list[str]:
     """Lists the paths of the layers that a pattern matches, by the whole name or path."""
     layers = linear_layers(backbone)
     if patterns is None:

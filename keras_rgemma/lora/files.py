@@ -1,16 +1,19 @@
 """Inspects the LoRA in a file of weights before any weight is loaded."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 from keras_rgemma.keras_internals.saving import h5_files, open_weights, saved_block
 from keras_rgemma.layers.lora import FACTORS
 from keras_rgemma.lora.backbone import add_lora, linear_layers, lora_layers_by_path
+from keras_rgemma.types import StrPath
 
 _BLOCK = "residual_block"  # Keras' name for the groups of these layers in a file
 
 
 @contextlib.contextmanager
-def keeping_lora(backbone, path, skip_mismatch=False):
+def keeping_lora(backbone: Any, path: StrPath, skip_mismatch: bool = False) -> Iterator[None]:
     """Restores A and B if loading weights in a `with` block raises a ValueError.
 
     Args:
@@ -37,7 +40,7 @@ def keeping_lora(backbone, path, skip_mismatch=False):
         raise
 
 
-def prepare(backbone, store):
+def prepare(backbone: Any, store: Any) -> None:
     """Enables LoRA on quantized layers with A and B in a file that has no LoRA in its config.
 
     The first versions described LoRA in no config. Layers that are not quantized add A B to their
@@ -57,7 +60,7 @@ def prepare(backbone, store):
         add_lora(backbone, sizes)
 
 
-def _ranks(store):
+def _ranks(store: Any) -> dict[str, int]:
     """Maps the paths of layers to the ranks of A and B in a store."""
     ranks = {}
     for file in h5_files(store):

@@ -6,19 +6,25 @@ transposed. The gates of the recurrence are parameters [H, I, J], which PEFT rea
 and `lora_A` [H * rank, J]. (Before version 0.19.1 the last two axes were the other way round.)
 """
 
+from __future__ import annotations
+
 import pathlib
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from keras_rgemma.checkpoints.adapter import CONFIG, WEIGHTS, check_is_adapter, read_tensors
 from keras_rgemma.checkpoints.names import weights
+from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.files import new_folder, read_json, write_json
 from keras_rgemma.layers.block_diagonal import BlockDiagonal
 from keras_rgemma.lora import adapters
 from keras_rgemma.lora.adapters import Adapter
 from keras_rgemma.lora.backbone import linear_layers
+from keras_rgemma.types import StrPath
 
 GATES_SINCE = "0.19.1"  # the first version of PEFT that reads gates in this layout
 _ROOT = "base_model.model."
@@ -44,7 +50,7 @@ _PLAIN = {
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def export(backbone, path, base_model, overwrite):
+def export(backbone: Any, path: StrPath, base_model: str | None, overwrite: bool) -> None:
     """See `RGemmaCausalLM.export_to_peft`."""
     by_path = adapters.adapters_by_path(backbone)
     names = {layer: _peft_name(backbone.config, layer) for layer in by_path}
@@ -80,7 +86,7 @@ def export(backbone, path, base_model, overwrite):
         safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load(backbone, path):
+def load(backbone: Any, path: StrPath) -> None:
     """See `RGemmaCausalLM.load_from_peft`."""
     folder = pathlib.Path(path)
     check_is_adapter(folder)
@@ -126,7 +132,7 @@ def load(backbone, path):
 # === Gates ===
 
 
-def _gate_module(name, names):
+def _gate_module(name: str, names: Iterable[str]) -> str:
     """Names the module that holds a gate's LoRA in PEFT: of two gates, the outer wraps the inner.
 
     Args:
@@ -139,7 +145,7 @@ def _gate_module(name, names):
     return module + (_WRAPPED if is_inner else "")
 
 
-def _gate_in(module, target_parameters):
+def _gate_in(module: str, target_parameters: Iterable[str]) -> str | None:
     """Names the gate with its LoRA in a module of PEFT: the inverse of `_gate_module`."""
     owner = module.removesuffix(_WRAPPED)
     gates = [f"{owner}.{gate}_gate_weight" for gate in ("input", "recurrent")]
@@ -153,14 +159,16 @@ def _gate_in(module, target_parameters):
     return adapted[0] if adapted and module == owner else None
 
 
-def _gate_to_file(adapter):
+def _gate_to_file(adapter: Adapter) -> tuple[np.ndarray, np.ndarray]:
     """Converts A and B of a gate to `lora_A` and `lora_B`, with the shared B in each block."""
     heads, inputs, rank = adapter.a.shape
     a = np.tile(adapter.b, (heads, 1))
     return a, adapter.a.transpose(1, 2, 0).reshape(inputs, rank * heads)
 
 
-def _gate_from_file(a, b, scale, layer, config):
+def _gate_from_file(
+    a: np.ndarray, b: np.ndarray, scale: float, layer: BlockDiagonal, config: Mapping[str, Any]
+) -> Adapter:
     """Converts `lora_A` and `lora_B` of a gate to A and B, with rank * H if blocks differ in B."""
     heads = layer.weight_shape[0]
     rank = len(a) // heads
@@ -180,13 +188,13 @@ def _gate_from_file(a, b, scale, layer, config):
 # === Files ===
 
 
-def _peft_name(config, path):
+def _peft_name(config: RGemmaConfig, path: str) -> str:
     """Returns PEFT's name of the layer with a path: a module, or for a gate a parameter."""
     kernel = next(weight for weight in weights(config) if weight.path == f"{path}/kernel")
     return kernel.huggingface.name.removesuffix(".weight")
 
 
-def _read_config(folder):
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     """Reads the config of an adapter and checks that A and B define the adapter."""
     config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
@@ -226,23 +234,23 @@ def _read_config(folder):
     return {**config, **patterns}
 
 
-def _split_most_common(values):
+def _split_most_common(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Splits a dict into its most common value and a dict of the entries with other values."""
     counted = list(values.values())
     most_common = max(set(counted), key=counted.count)
     return most_common, {name: value for name, value in values.items() if value != most_common}
 
 
-def _matching_value(patterns, name, default):
+def _matching_value(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     """Returns the value of the first pattern that matches a name in PEFT's way."""
     matching = (value for x, value in patterns.items() if re.match(rf"(.*\.)?({x})$", name))
     return next(matching, default)
 
 
-def _is_older(version, other):
+def _is_older(version: str | None, other: str) -> bool:
     """Returns whether a version is missing or before another."""
 
-    def numbers(text):
+    def numbers(text: str) -> list[int]:
         return [int(x) for x in re.findall(r"\d+", text.partition("@")[0])[:3]]
 
     return not version or numbers(version) < numbers(other)

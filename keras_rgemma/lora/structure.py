@@ -2,6 +2,10 @@
 
 import math
 import numbers
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
 
 from keras_rgemma.config import check_count
 from keras_rgemma.keras_internals.layers import layers_of
@@ -10,7 +14,7 @@ from keras_rgemma.lora.backbone import add_lora, linear_layers, lora_layers_by_p
 _SIZES = {"rank", "alpha"}
 
 
-def structure(backbone):
+def structure(backbone: Any) -> dict[str, Any] | None:
     """Describes the LoRA of a backbone for its config.
 
     Args:
@@ -36,7 +40,12 @@ def structure(backbone):
     return description
 
 
-def restore(backbone, structure, check_size=lambda count: None, **initializers):
+def restore(
+    backbone: Any,
+    structure: Mapping[str, Any],
+    check_size: Callable[[int], object] = lambda count: None,
+    **initializers: Any,
+) -> None:
     """Enables LoRA as described in a config.
 
     Args:
@@ -58,7 +67,7 @@ def restore(backbone, structure, check_size=lambda count: None, **initializers):
         _set_trainable(backbone, flags)
 
 
-def _checked_sizes(backbone, structure):
+def _checked_sizes(backbone: Any, structure: object) -> dict[str, tuple[int, float]]:
     """Reads the layers of a config, and returns a dict of path to a pair of rank and alpha."""
     layers = structure.get("layers") if isinstance(structure, dict) else None
     if not (layers and isinstance(layers, dict)):
@@ -85,18 +94,18 @@ def _checked_sizes(backbone, structure):
     return sizes
 
 
-def _element_count(layer, rank):
+def _element_count(layer: Any, rank: int) -> int:
     """Counts the elements of A and B of a layer."""
     *inputs, output = layer.weight_shape
     return rank * (math.prod(inputs) + output)
 
 
-def _layers(backbone):
+def _layers(backbone: Any) -> dict[str, keras.Layer]:
     """Maps the paths of the layers inside of a backbone to the layers."""
     return {x.path: x for x in layers_of(backbone, include_self=False) if x.path}
 
 
-def _trainable(backbone):
+def _trainable(backbone: Any) -> dict[str, list[str]]:
     """Lists the paths of trainable layers and weights, a dict of two lists."""
     return {
         "layers": sorted(path for path, layer in _layers(backbone).items() if layer.trainable),
@@ -104,13 +113,13 @@ def _trainable(backbone):
     }
 
 
-def _trainable_after_enabling(layers):
+def _trainable_after_enabling(layers: Mapping[str, Any]) -> dict[str, list[str]]:
     """Returns the result of `_trainable` for a backbone right after LoRA is enabled."""
     factors = [x for layer in layers.values() for x in (layer.lora_kernel_a, layer.lora_kernel_b)]
     return {"layers": sorted(layers), "weights": sorted(factor.path for factor in factors)}
 
 
-def _set_trainable(backbone, trainable):
+def _set_trainable(backbone: Any, trainable: Mapping[str, Iterable[str]]) -> None:
     """Applies a result of `_trainable` to a backbone."""
     layers, weights = (set(trainable[name]) for name in ("layers", "weights"))
     # From the outside to the inside: a layer sets the flags of all layers in it.

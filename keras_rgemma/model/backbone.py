@@ -1,5 +1,8 @@
 """Defines the RecurrentGemma network: token ids to hidden states."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
 import keras
 import keras_hub
 
@@ -30,6 +33,7 @@ from keras_rgemma.model.distributed import Distributed
 from keras_rgemma.model.keras_model import KerasModel
 from keras_rgemma.shapes import check_keywords
 from keras_rgemma.sharding.host import writes
+from keras_rgemma.types import StrPath
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -97,28 +101,28 @@ class RGemmaBackbone(
 
     def __init__(
         self,
-        vocabulary_size,
-        num_layers,
-        hidden_dim,
-        intermediate_dim,
-        num_query_heads,
-        num_key_value_heads=1,
-        head_dim=None,
-        lru_dim=None,
-        block_types=("recurrent", "recurrent", "attention"),
-        sliding_window_size=2048,
-        conv_width=4,
-        final_logit_soft_cap=30.0,
-        scale_embeddings=True,
-        rope_max_wavelength=10_000,
-        rope_fraction=0.5,
-        activation="gelu_tanh",
-        layer_norm_epsilon=1e-6,
-        dropout=0.0,
-        gradient_checkpointing=False,
-        dtype=None,
-        **kwargs,
-    ):
+        vocabulary_size: int,
+        num_layers: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        num_query_heads: int,
+        num_key_value_heads: int = 1,
+        head_dim: int | None = None,
+        lru_dim: int | None = None,
+        block_types: Sequence[str] = ("recurrent", "recurrent", "attention"),
+        sliding_window_size: int = 2048,
+        conv_width: int = 4,
+        final_logit_soft_cap: float | None = 30.0,
+        scale_embeddings: bool = True,
+        rope_max_wavelength: float = 10_000,
+        rope_fraction: float = 0.5,
+        activation: str = "gelu_tanh",
+        layer_norm_epsilon: float = 1e-6,
+        dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+        dtype: str | keras.DTypePolicy | None = None,
+        **kwargs: Any,
+    ) -> None:
         start_backend()
         check_keywords(kwargs, ("name", "trainable"), type(self).__name__)
         config = RGemmaConfig(
@@ -154,7 +158,7 @@ class RGemmaBackbone(
         for name, value in config.to_dict().items():
             setattr(self, name, value)
 
-    def _make_layers(self, config, dtype):
+    def _make_layers(self, config: RGemmaConfig, dtype: str | keras.DTypePolicy | None) -> None:
         with keras.RematScope(mode=None):  # JAX would take `reverse` for a tensor there
             self.token_embedding = ReversibleEmbedding(
                 input_dim=config.vocabulary_size,
@@ -169,7 +173,7 @@ class RGemmaBackbone(
         self.transformer_layers = residual_blocks(config, dtype)
         self.final_norm = RMSNorm(config.layer_norm_epsilon, dtype=dtype, name="final_norm")
 
-    def _make_graph(self, dtype, **kwargs):
+    def _make_graph(self, dtype: str | keras.DTypePolicy | None, **kwargs: Any) -> None:
         inputs = {
             "token_ids": keras.Input(shape=(None,), dtype="int32", name="token_ids"),
             "padding_mask": keras.Input(shape=(None,), dtype="int32", name="padding_mask"),
@@ -184,14 +188,14 @@ class RGemmaBackbone(
     @classmethod
     def from_preset(
         cls,
-        preset,
-        load_weights=True,
+        preset: StrPath,
+        load_weights: bool = True,
         *,
-        revision=None,
-        subfolder=None,
-        quantize=None,
-        **kwargs,
-    ):
+        revision: str | None = None,
+        subfolder: str | None = None,
+        quantize: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """Creates the backbone from a preset.
 
         Args:
@@ -230,7 +234,9 @@ class RGemmaBackbone(
         return backbone
 
     @classmethod
-    def from_folder(cls, folder, load_weights=True, quantize=None, **kwargs):
+    def from_folder(
+        cls, folder: str, load_weights: bool = True, quantize: str | None = None, **kwargs: Any
+    ) -> Self:
         """Creates the backbone from a folder or handle of `resolve_model`; see `from_preset`."""
         check_mode(quantize)
         checkpoint = open_checkpoint(folder)
@@ -239,7 +245,7 @@ class RGemmaBackbone(
         return keras_preset.load(super().from_preset, folder, load_weights, quantize, **kwargs)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         from_config, config = super().from_config, dict(config)
         lora = config.pop("lora", None)
         backbone = keras_preset.build_with_zeros(config, from_config)
@@ -251,7 +257,7 @@ class RGemmaBackbone(
         return backbone
 
     @writes
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(self, preset_dir: StrPath, max_shard_size: float | None = 10) -> None:
         """Writes the model to a preset folder, as KerasHub does.
 
         Enabled LoRA is loaded as LoRA: the same A, B, ranks and alphas, and the same trained
@@ -269,15 +275,17 @@ class RGemmaBackbone(
             super().save_to_preset(folder, max_shard_size)
 
     @writes
-    def export_to_transformers(self, path, dtype=None, overwrite=False):
+    def export_to_transformers(
+        self, path: StrPath, dtype: str | None = None, overwrite: bool = False
+    ) -> None:
         """Writes weights and config, as `RGemmaCausalLM.export_to_transformers` does."""
         export(self, None, path, "transformers", dtype, overwrite)
 
-    def get_quantization_layer_structure(self, mode):
+    def get_quantization_layer_structure(self, mode: str | None) -> dict[str, list[Any]] | None:
         """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""
         return calibration.structure(self) if mode in CALIBRATED else None
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         # The config of KerasHub has a map of policies without the layers that are not quantized,
         # which would then get the global policy.
         policy = self.dtype_policy
@@ -301,7 +309,7 @@ class RGemmaBackbone(
         }
 
 
-def _resolve_policies(layers):
+def _resolve_policies(layers: Iterable[keras.Layer]) -> None:
     """Sets the policy of each layer with a matrix to its entry in a map of policies.
 
     With the whole map, Keras quantizes no layer, and saves a quantized one as one that is not.

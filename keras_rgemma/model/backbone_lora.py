@@ -1,18 +1,28 @@
 """Defines the LoRA methods of a backbone."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from keras_rgemma.lora import adapters, files
 from keras_rgemma.lora import backbone as lora
 from keras_rgemma.sharding.host import reads, writes
+from keras_rgemma.types import StrPath
 
 
 class BackboneLoRA:
     """Mixin for `RGemmaBackbone` that enables, merges, saves and loads LoRA."""
 
-    def default_lora_layer_names(self):
+    def default_lora_layer_names(self) -> list[str]:
         """Returns the names of all linear layers of the blocks, for `enable_lora`."""
         return sorted({layer.name for layer in lora.linear_layers(self).values()})
 
-    def enable_lora(self, rank, target_layer_names=None, *, alpha=None):
+    def enable_lora(
+        self,
+        rank: int,
+        target_layer_names: str | Iterable[str] | None = None,
+        *,
+        alpha: float | None = None,
+    ) -> None:
         """Freezes the model and adds trainable matrices of low rank to linear layers.
 
         LoRA (arXiv 2106.09685, section 4.1): such a layer computes
@@ -41,7 +51,7 @@ class BackboneLoRA:
         """
         lora.enable(self, rank, target_layer_names, alpha)
 
-    def disable_lora(self):
+    def disable_lora(self) -> None:
         """Removes LoRA with its trained values. Every weight is trainable again.
 
         Raises:
@@ -49,7 +59,7 @@ class BackboneLoRA:
         """
         lora.disable(self)
 
-    def merge_lora(self):
+    def merge_lora(self) -> None:
         """Adds LoRA's product A B to the weights, and removes LoRA.
 
         Outputs stay the same up to the rounding of the weights' dtype; the weights of an int8 or
@@ -61,7 +71,7 @@ class BackboneLoRA:
         lora.merge(self)
 
     @writes
-    def save_lora_weights(self, filepath):
+    def save_lora_weights(self, filepath: StrPath) -> None:
         """Writes A and B of LoRA to an adapter file, without the base.
 
         The file (HDF5) is keyed by the paths of the layers and carries the rank and alpha of each,
@@ -76,7 +86,7 @@ class BackboneLoRA:
         """
         adapters.save(self, filepath)
 
-    def load_lora_weights(self, filepath):
+    def load_lora_weights(self, filepath: StrPath) -> None:
         """Loads an adapter file, and enables LoRA on its layers.
 
         If LoRA is enabled already, with the same ranks on the same layers, the file replaces A and
@@ -94,7 +104,7 @@ class BackboneLoRA:
         adapters.load(self, filepath)
 
     @reads
-    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+    def load_weights(self, filepath: StrPath, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """Loads weights, as `keras.Model.load_weights` does.
 
         Args:
@@ -109,6 +119,6 @@ class BackboneLoRA:
         with files.keeping_lora(self, filepath, skip_mismatch):
             super().load_weights(filepath, skip_mismatch, **kwargs)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         files.prepare(self, store)  # before Keras loads the layers
         super().load_own_variables(store)

@@ -2,7 +2,10 @@
 
 import functools
 import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import keras
 from keras import ops
 
 from keras_rgemma.config import ATTENTION
@@ -10,9 +13,11 @@ from keras_rgemma.layers.binding import unchanged
 from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.model.transformer_layers import TransformerLayers, as_block
 from keras_rgemma.ops.documents import continued_positions, document_positions
-from keras_rgemma.ops.places import next_places, places_of
+from keras_rgemma.ops.places import Places, next_places, places_of
 from keras_rgemma.sharding.activations import constrain
 from keras_rgemma.state import records
+from keras_rgemma.state.records import LayerState, ModelState
+from keras_rgemma.types import Bind, Tensor
 
 
 class BackboneState:
@@ -21,7 +26,7 @@ class BackboneState:
     _blocks = ()
 
     @property
-    def transformer_layers(self):
+    def transformer_layers(self) -> list[Any]:
         """Returns the residual blocks, a list in their order.
 
         An element may be replaced by another layer, such as a wrapper around the block: training,
@@ -46,11 +51,11 @@ class BackboneState:
         return self._blocks
 
     @transformer_layers.setter
-    def transformer_layers(self, layers):
+    def transformer_layers(self, layers: Iterable[keras.Layer]) -> list[Any]:
         # Keras would make a list of its own of it.
         object.__setattr__(self, "_blocks", TransformerLayers(self, layers))
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Tensor:
         in_graph = [layer for layer in self.layers if isinstance(layer, ResidualBlock)]
         current = self.transformer_layers
         if len(in_graph) == len(current) and all(map(operator.is_, in_graph, current)):
@@ -59,7 +64,7 @@ class BackboneState:
         token_ids, mask = (ops.convert_to_tensor(inputs[x]) for x in ("token_ids", "padding_mask"))
         return self.call_layers(token_ids, document_positions(mask))
 
-    def bound(self, bind):
+    def bound(self, bind: Bind) -> Callable[..., Any]:
         """Returns the forward pass with bound parts, see `layers.binding.unchanged`.
 
         Args:
@@ -87,19 +92,19 @@ class BackboneState:
         )
 
     @property
-    def rope(self):
+    def rope(self) -> tuple[float, int] | None:
         """Returns the last arguments of `ops.rope.rotation`; None without attention layers."""
         is_used = ATTENTION in self.config.layer_types
         return (self.config.rope_max_wavelength, self.config.rotated_size) if is_used else None
 
     def call_layers(
         self,
-        token_ids,
-        places,
-        layer_states=None,
-        return_state=False,
-        layer_intercept_fn=None,
-    ):
+        token_ids: Tensor,
+        places: Places | Tensor,
+        layer_states: Sequence[LayerState] | None = None,
+        return_state: bool = False,
+        layer_intercept_fn: Callable[..., Any] | None = None,
+    ) -> Any:
         """Runs all layers, in training, scoring, prefill and decoding alike.
 
         Args:
@@ -119,11 +124,17 @@ class BackboneState:
         run = self.bound(unchanged)
         return run(token_ids, places, layer_states, return_state, layer_intercept_fn)
 
-    def embed(self, token_ids):
+    def embed(self, token_ids: Tensor) -> Tensor:
         """Computes the first block's input [B, T, D] from token ids, int32 [B, T]."""
         return embed(token_ids, self.token_embedding, self.config.embedding_scale)
 
-    def step(self, token_ids, padding_mask, state, has_begun=False):
+    def step(
+        self,
+        token_ids: Tensor,
+        padding_mask: Tensor | None,
+        state: ModelState,
+        has_begun: bool = False,
+    ) -> tuple[Tensor, ModelState]:
         """Consumes more tokens of each row's document.
 
         Args:
@@ -138,17 +149,24 @@ class BackboneState:
         """
         return self.bound_step(unchanged)(token_ids, padding_mask, state, has_begun)
 
-    def bound_step(self, bind, compiled=unchanged):
+    def bound_step(
+        self, bind: Bind, compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = unchanged
+    ) -> Callable[..., Any]:
         """Returns `step` with bound parts, see `generation.model.GenerativeModel.bound`."""
         return functools.partial(step, compiled(self.bound(bind)), self.rope)
 
-    def initial_state(self, batch_size):
+    def initial_state(self, batch_size: int) -> ModelState:
         """Returns the `ModelState` of `batch_size` rows that have consumed no token."""
         with self.distribution_scope():
             return records.laid_out(records.zeros(self.config, batch_size, self.compute_dtype))
 
 
-def embed(token_ids, token_embedding, embedding_scale, intercept=unchanged):
+def embed(
+    token_ids: Tensor,
+    token_embedding: Callable[..., Any],
+    embedding_scale: float,
+    intercept: Callable[[Tensor], Tensor] = unchanged,
+) -> Tensor:
     """Looks up and scales embeddings: [B, T] -> [B, T, D]."""
     # Whole before it is divided over time: the compiler would rather gather the matrix.
     x = intercept(constrain(constrain(token_embedding(token_ids), "BTI"), "BTD"))
@@ -156,17 +174,17 @@ def embed(token_ids, token_embedding, embedding_scale, intercept=unchanged):
 
 
 def forward(
-    token_ids,
-    places,
-    layer_states=None,
-    return_state=False,
-    layer_intercept_fn=None,
+    token_ids: Tensor,
+    places: Places,
+    layer_states: Sequence[LayerState] | None = None,
+    return_state: bool = False,
+    layer_intercept_fn: Callable[..., Any] | None = None,
     *,
-    token_embedding,
-    embedding_scale,
-    blocks,
-    final_norm,
-):
+    token_embedding: Callable[..., Any],
+    embedding_scale: float,
+    blocks: Sequence[Callable[..., Any]],
+    final_norm: Callable[[Tensor], Tensor],
+) -> Any:
     """Computes `BackboneState.call_layers` with an embedding, blocks and a norm."""
     intercept = layer_intercept_fn or (lambda x, _: x)
     x = embed(token_ids, token_embedding, embedding_scale, lambda x: intercept(x, -1))
@@ -182,7 +200,14 @@ def forward(
     return (x, tuple(new_states)) if return_state else x
 
 
-def step(run, rope, token_ids, padding_mask, state, has_begun=False):
+def step(
+    run: Callable[..., Any],
+    rope: tuple[float, int] | None,
+    token_ids: Tensor,
+    padding_mask: Tensor | None,
+    state: ModelState,
+    has_begun: bool = False,
+) -> tuple[Tensor, ModelState]:
     """Computes `BackboneState.step` with a forward pass `run` and the arguments of RoPE."""
     state = records.laid_out(state)
     if token_ids.shape[1] == 1:

@@ -1,6 +1,7 @@
 """Describes the model to GPTQ and AWQ, which round layers by their inputs."""
 
 import warnings
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,9 +10,10 @@ from keras_rgemma.keras_internals.calibration import CalibratedBlock
 from keras_rgemma.keras_internals.layers import layers_of
 from keras_rgemma.layers.block_diagonal import BlockDiagonal
 from keras_rgemma.layers.lora import CALIBRATED, lora_layers
+from keras_rgemma.types import Tensor
 
 
-def check(model, mode):
+def check(model: keras.Model, mode: str | None) -> None:
     """Raises ValueError if LoRA is enabled, which GPTQ and AWQ would round into the kernels.
 
     Warns where GPTQ takes long.
@@ -30,7 +32,7 @@ def check(model, mode):
         )
 
 
-def structure(backbone):
+def structure(backbone: Any) -> dict[str, list[Any]]:
     """Returns the layers of a backbone in the order of its forward pass, for Keras' calibration."""
     return {
         "pre_block_layers": [backbone.embed],
@@ -44,14 +46,14 @@ class _Block(CalibratedBlock):
     Keras would treat them as layers of attention, and mix the inputs of blocks and of tokens.
     """
 
-    def __init__(self, layer):
+    def __init__(self, layer: Any) -> None:
         self.layer = layer
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         # Keras keeps the output of every sample for the next block. Norms and gates are trainable,
         # so PyTorch would keep the graph of each output, too.
         return ops.stop_gradient(self.layer(x))
 
-    def calibrated_layers(self):
+    def calibrated_layers(self) -> list[keras.Layer]:
         layers = layers_of(self.layer)
         return [layer for layer in layers if not isinstance(layer, BlockDiagonal)]

@@ -1,6 +1,9 @@
 """Defines the causal language model: logits, text generation, scoring, training."""
 
+import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import keras_hub
@@ -30,9 +33,12 @@ from keras_rgemma.model.training import Training
 from keras_rgemma.shapes import check_keywords
 from keras_rgemma.sharding.host import writes
 from keras_rgemma.state import records
-from keras_rgemma.state.fingerprint import fingerprint, fingerprint_later
+from keras_rgemma.state.fingerprint import Fingerprint, fingerprint, fingerprint_later
+from keras_rgemma.state.records import ModelState
+from keras_rgemma.types import Bind, StrPath, Tensor
 
 
+@keras.saving.register_keras_serializable(package="keras_rgemma")
 class CausalLM(
     PresetLoading,
     TextGeneration,
@@ -78,7 +84,12 @@ class RGemmaCausalLM(CausalLM):
     preprocessor_cls = RGemmaCausalLMPreprocessor
     presets = Presets()
 
-    def __init__(self, backbone, preprocessor=None, **kwargs):
+    def __init__(
+        self,
+        backbone: RGemmaBackbone,
+        preprocessor: RGemmaCausalLMPreprocessor | None = None,
+        **kwargs: Any,
+    ) -> None:
         check_keywords(kwargs, ("name", "trainable", "compile"), type(self).__name__)
         if not isinstance(backbone, RGemmaBackbone):
             raise TypeError(
@@ -98,8 +109,14 @@ class RGemmaCausalLM(CausalLM):
 
     @normal_tensors()
     def compile(
-        self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="greedy", **kwargs
-    ):
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        weighted_metrics: Any = "auto",
+        sampler: str | keras_hub.samplers.Sampler = "greedy",
+        **kwargs: Any,
+    ) -> None:
         """Configures training and generation, as `keras_hub.models.CausalLM.compile` does.
 
         Args:
@@ -125,13 +142,15 @@ class RGemmaCausalLM(CausalLM):
         )
 
     @writes
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(self, preset_dir: StrPath, max_shard_size: float | None = 10) -> None:
         """Writes the model to a preset folder: see `RGemmaBackbone.save_to_preset`."""
         with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
 
     @writes
-    def export_to_transformers(self, path, dtype=None, overwrite=False):
+    def export_to_transformers(
+        self, path: StrPath, dtype: str | None = None, overwrite: bool = False
+    ) -> None:
         """Writes the model to a folder that Hugging Face's transformers loads.
 
         The folder holds the weights (with LoRA merged, if it is enabled), the config and, if there
@@ -156,12 +175,14 @@ class RGemmaCausalLM(CausalLM):
         tokenizer = getattr(self.preprocessor, "tokenizer", None)
         export(self.backbone, tokenizer, path, "transformers", dtype, overwrite)
 
-    def get_quantization_layer_structure(self, mode):
+    def get_quantization_layer_structure(self, mode: str | None) -> dict[str, list[Any]] | None:
         """Returns the layers for GPTQ and AWQ in order, a dict; None for other modes."""
         return self.backbone.get_quantization_layer_structure(mode)
 
     @writes
-    def export_to_peft(self, path, base_model=None, overwrite=False):
+    def export_to_peft(
+        self, path: StrPath, base_model: str | None = None, overwrite: bool = False
+    ) -> None:
         """Writes A and B of LoRA to an adapter that Hugging Face PEFT loads.
 
         The adapter fits the original checkpoint, or a folder that `export_to_transformers` wrote
@@ -189,7 +210,9 @@ class RGemmaCausalLM(CausalLM):
         """
         peft.export(self.backbone, path, base_model, overwrite)
 
-    def load_from_peft(self, path, *, revision=None, subfolder=None):
+    def load_from_peft(
+        self, path: StrPath, *, revision: str | None = None, subfolder: str | None = None
+    ) -> None:
         """Loads an adapter of Hugging Face PEFT, and enables LoRA on its layers.
 
         In PEFT each block of a gate has its own matrix B; here all blocks share one B. Where blocks
@@ -213,7 +236,7 @@ class RGemmaCausalLM(CausalLM):
 
     # === Methods of `generation.model.GenerativeModel` ===
 
-    def distribution_scope(self):
+    def distribution_scope(self) -> contextlib.AbstractContextManager[Any]:
         """Returns a context with the `keras.distribution` that the backbone was made in.
 
         Raises:
@@ -221,36 +244,44 @@ class RGemmaCausalLM(CausalLM):
         """
         return self.backbone.distribution_scope()
 
-    def initial_state(self, batch_size):
+    def initial_state(self, batch_size: int) -> ModelState:
         """Returns the `ModelState` of `batch_size` rows that have consumed no token."""
         return self.backbone.initial_state(batch_size)
 
-    def state_specification(self):
+    def state_specification(self) -> ModelState:
         """Returns the `ModelState` with a `keras.KerasTensor` in place of each array."""
         return records.specification(self.backbone.config, self.backbone.compute_dtype)
 
-    def fingerprint(self):
+    def fingerprint(self) -> Fingerprint:
         """Returns the `state.fingerprint.Fingerprint` of the architecture and the weights."""
         return fingerprint(self.backbone)
 
-    def fingerprint_later(self):
+    def fingerprint_later(self) -> Callable[[], Fingerprint]:
         """Returns a function that returns the fingerprint of the weights as they are now."""
         return fingerprint_later(self.backbone)
 
-    def step(self, token_ids, padding_mask, state, has_begun=False):
+    def step(
+        self,
+        token_ids: Tensor,
+        padding_mask: Tensor | None,
+        state: ModelState,
+        has_begun: bool = False,
+    ) -> tuple[Tensor, ModelState]:
         """Consumes more tokens of each row: see `RGemmaBackbone.step`."""
         return self.backbone.step(token_ids, padding_mask, state, has_begun)
 
-    def bound(self, bind, compiled=unchanged):
+    def bound(
+        self, bind: Bind, compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = unchanged
+    ) -> BoundModel:
         """Returns the `BoundModel` of bound parts, see `generation.model.GenerativeModel`."""
         logits = functools.partial(bind(self.backbone.token_embedding), reverse=True)
         return BoundModel(self.backbone.bound_step(bind, compiled), compiled(logits))
 
-    def compute_logits(self, hidden):
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         """Returns the logits [..., V] of final hidden states [..., D], soft cap included."""
         return self.backbone.token_embedding(hidden, reverse=True)
 
-    def make_generate_function(self):
+    def make_generate_function(self) -> GenerationPrograms:
         """Returns the programs of `generate`, made anew after weights or settings were replaced."""
         self.sync_weights()
         sampler = self.sampler = read_sampler(self.sampler, self.backbone.vocabulary_size)
@@ -264,7 +295,7 @@ class RGemmaCausalLM(CausalLM):
             )
         return self.generate_function
 
-    def text_preprocessor(self, text):
+    def text_preprocessor(self, text: object) -> RGemmaCausalLMPreprocessor:
         """Returns the preprocessor, and checks that it fits the model.
 
         Args:

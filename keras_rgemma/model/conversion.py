@@ -10,7 +10,14 @@ from keras_rgemma.files import check_free, new_folder
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 
 
-def convert(source, destination, to, revision=None, dtype=None, overwrite=False):
+def convert(
+    source: str,
+    destination: str,
+    to: str,
+    revision: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> str:
     """Writes a checkpoint in a format into a folder that gets its name when it is complete.
 
     Args:

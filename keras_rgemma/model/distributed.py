@@ -1,7 +1,11 @@
 """Runs a model under the `keras.distribution` that it was made in."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import keras
 
@@ -9,6 +13,10 @@ from keras_rgemma.checkpoints.names import dimensions_by_path
 from keras_rgemma.keras_internals.variables import replicate_unplaced
 from keras_rgemma.sharding.checks import check_same_distribution, check_sizes
 from keras_rgemma.sharding.layout_map import layout_map
+
+_M = TypeVar("_M")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Distributed:
@@ -18,13 +26,13 @@ class Distributed:
 
     @staticmethod
     def get_layout_map(
-        device_mesh,
-        model_parallel_dim_name="model",
-        data_parallel_dim_name="batch",
+        device_mesh: keras.distribution.DeviceMesh,
+        model_parallel_dim_name: str = "model",
+        data_parallel_dim_name: str = "batch",
         *,
-        fully_sharded=False,
-        sequence_parallel_dim_name=None,
-    ):
+        fully_sharded: bool = False,
+        sequence_parallel_dim_name: str | None = None,
+    ) -> keras.distribution.LayoutMap:
         """Makes the `keras.distribution.LayoutMap` of this architecture, in any size, on JAX.
 
         Along the model axis are divided: the vocabulary, the inner width of the MLP, the channels
@@ -76,12 +84,12 @@ class Distributed:
             sequence_parallel_dim_name,
         )
 
-    def remember_distribution(self):
+    def remember_distribution(self) -> None:
         """Remembers the distribution in force, if its mesh divides the sizes of the model."""
         check_sizes(self.config)
         self._made_in = keras.distribution.distribution()
 
-    def distribution_scope(self):
+    def distribution_scope(self) -> contextlib.AbstractContextManager[Any]:
         """Returns a context with the distribution that the model was made in.
 
         Raises:
@@ -91,7 +99,7 @@ class Distributed:
         return contextlib.nullcontext() if self._made_in is None else self._made_in.scope()
 
 
-def replicate_rest(task):
+def replicate_rest(task: keras.Model) -> None:
     """Gives all variables of a task that lie nowhere yet a copy on each device of the mesh.
 
     Args:
@@ -104,11 +112,11 @@ def replicate_rest(task):
             replicate_unplaced([*task.variables, *slots, *task.metrics_variables])
 
 
-def in_distribution(method):
+def in_distribution(method: Callable[Concatenate[_M, _P], _R]) -> Callable[Concatenate[_M, _P], _R]:
     """Decorates a method of a task, such as `fit`: it runs in the `distribution_scope`."""
 
     @functools.wraps(method)
-    def run(self, *args, **kwargs):
+    def run(self: _M, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         with self.backbone.distribution_scope():
             return method(self, *args, **kwargs)
 

@@ -1,7 +1,11 @@
 """Turns the arguments of `fit`, `evaluate` and `predict` with examples into those of Keras."""
 
+from __future__ import annotations
+
 import contextlib
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,7 +21,7 @@ from keras_rgemma.text.rows import make_rows
 from keras_rgemma.text.sources import is_prepared, is_source, is_spec_of_rows
 
 
-def fit_arguments(task, arguments):
+def fit_arguments(task: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Reads the examples among the arguments of `fit`.
 
     Args:
@@ -42,7 +46,7 @@ def fit_arguments(task, arguments):
     return arguments, is_read
 
 
-def _read_for_fit(task, arguments):
+def _read_for_fit(task: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Reads the examples as `fit_arguments` does."""
     validation = _split(arguments["validation_data"])
     if not _reads_examples(task.preprocessor):
@@ -69,7 +73,7 @@ def _read_for_fit(task, arguments):
     return read, True
 
 
-def evaluate_arguments(task, arguments):
+def evaluate_arguments(task: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Reads the examples among the arguments of `evaluate`, as `fit_arguments` does."""
     if not _reads_examples(task.preprocessor):
         return arguments, False
@@ -77,7 +81,7 @@ def evaluate_arguments(task, arguments):
     return _read(task, arguments, arguments["batch_size"], steps=steps), True
 
 
-def predict_arguments(task, arguments):
+def predict_arguments(task: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Reads the examples among the arguments of `predict`, each a row, as `fit_arguments` does."""
     if not _reads_examples(task.preprocessor):
         return arguments, False
@@ -88,13 +92,13 @@ def predict_arguments(task, arguments):
     return read, True
 
 
-def _reads_examples(preprocessor):
+def _reads_examples(preprocessor: Any) -> bool:
     """Returns whether a preprocessor is ours, and no subclass with a `call` of its own."""
     return getattr(type(preprocessor), "call", None) is RGemmaCausalLMPreprocessor.call
 
 
 @contextlib.contextmanager
-def reading(arguments):
+def reading(arguments: dict[str, Any]) -> Iterator[None]:
     """Reports examples that were cut at the end of a block that reads lazily.
 
     Args:
@@ -120,14 +124,14 @@ def reading(arguments):
 
 
 def _read(
-    task,
-    arguments,
-    batch_size,
-    steps=None,
-    is_kept=False,
-    default=None,
-    has_row_each=False,
-):
+    task: Any,
+    arguments: dict[str, Any],
+    batch_size: int | None,
+    steps: int | None = None,
+    is_kept: bool = False,
+    default: int | None = None,
+    has_row_each: bool = False,
+) -> dict[str, Any]:
     """Replaces `x`, `y` and `sample_weight` among arguments by rows, or by an adapter of batches.
 
     Args:
@@ -182,7 +186,9 @@ def _read(
     return {**read, "x": BatchesAdapter(batches, x, warns_of_end=steps is not None)}
 
 
-def _rows(preprocessor, x, sample_weight, packing, lost):
+def _rows(
+    preprocessor: Any, x: Any, sample_weight: Any, packing: bool, lost: str
+) -> tuple[Any, ...]:
     """Makes rows of examples in memory."""
     examples, is_batch = read_examples(x, preprocessor.columns)
     if not is_batch and isinstance(examples[0], (str, Tokens)):
@@ -194,10 +200,10 @@ def _rows(preprocessor, x, sample_weight, packing, lost):
     return make_rows(preprocessor, examples, length, packing, lost, sample_weight)
 
 
-def _prepared(x, y, sample_weight, has_labels):
+def _prepared(x: Any, y: Any, sample_weight: Any, has_labels: bool) -> tuple[Any, Any, Any]:
     """Turns lists into arrays; adds labels to prepared rows without if they need them."""
 
-    def array(value):
+    def array(value: Any) -> Any:
         return value if value is None or hasattr(value, "shape") else np.asarray(value)
 
     x, y, sample_weight = {key: array(x[key]) for key in x}, array(y), array(sample_weight)
@@ -209,7 +215,7 @@ def _prepared(x, y, sample_weight, has_labels):
     return x, y, sample_weight
 
 
-def _split(validation_data):
+def _split(validation_data: Any) -> tuple[Any, ...] | None:
     """Splits validation data into x, y and weights; returns None if there are none.
 
     A tuple is `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as in Keras, if it is not of texts.
@@ -222,7 +228,7 @@ def _split(validation_data):
     return validation_data, None, None
 
 
-def _is_of_tensors(data):
+def _is_of_tensors(data: Any) -> bool:
     """Returns whether data are None, or a tuple of arrays that Keras can slice and shuffle."""
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     is_rows = data is None or (is_row(data[0]) and is_prepared(data[0]))

@@ -1,10 +1,14 @@
 """Fits the models of KerasHub to PyTorch's parameters, `keras.RematScope` and quantization."""
 
+from collections.abc import Callable
+from typing import Any
+
 from keras_rgemma.keras_internals.layers import small_collections
 from keras_rgemma.keras_internals.parameters import ParametersOfVariables, normal_tensors
 from keras_rgemma.model import calibration
 from keras_rgemma.model.quantizable import quantizable
 from keras_rgemma.sharding.host import writes
+from keras_rgemma.types import StrPath
 
 
 class KerasModel(ParametersOfVariables):
@@ -14,20 +18,22 @@ class KerasModel(ParametersOfVariables):
     activations one by one: a whole model that is recomputed at once saves no memory.
     """
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
+    def rematerialized_call(
+        self, layer_call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Callable[..., Any]:
         return layer_call
 
     @writes
-    def save(self, filepath, *args, **kwargs):
+    def save(self, filepath: StrPath, *args: Any, **kwargs: Any) -> None:
         """Writes the model into a file, as `keras.Model.save` does."""
         super().save(filepath, *args, **kwargs)
 
     @writes
-    def save_weights(self, filepath, *args, **kwargs):
+    def save_weights(self, filepath: StrPath, *args: Any, **kwargs: Any) -> None:
         """Writes the weights into a file, as `keras.Model.save_weights` does."""
         super().save_weights(filepath, *args, **kwargs)
 
-    def quantize(self, mode=None, config=None, **kwargs):
+    def quantize(self, mode: str | None = None, config: Any = None, **kwargs: Any) -> None:
         """Rounds the weights, as `keras.Model.quantize` does.
 
         GPTQ and AWQ leave embeddings and RG-LRU gates as they are.

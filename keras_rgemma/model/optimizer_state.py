@@ -1,13 +1,17 @@
 """Loads the state of an optimizer from files that hold one, and is silent about the others."""
 
 import contextvars
+from collections.abc import Mapping
+from typing import Any
 
+import keras
 from keras import ops
 
 from keras_rgemma.checkpoints import orbax_training
 from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.keras_internals.saving import open_weights, saved_optimizer_size
 from keras_rgemma.keras_internals.training import sync_weights
+from keras_rgemma.types import StrPath
 
 # Whether weights alone are being loaded, and no model with its optimizer.
 _WEIGHTS_ALONE = contextvars.ContextVar("weights_alone", default=False)
@@ -23,7 +27,9 @@ class OptimizerState:
     List this before the Keras class.
     """
 
-    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+    optimizer: Any
+
+    def load_weights(self, filepath: StrPath, skip_mismatch: bool = False, **kwargs: Any) -> None:
         if orbax_training.is_checkpoint(filepath):
             orbax_training.restore(self, filepath)
             return
@@ -42,7 +48,7 @@ class OptimizerState:
         finally:
             _WEIGHTS_ALONE.reset(token)
 
-    def get_state_tree(self, *args, **kwargs):
+    def get_state_tree(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the values of all variables, as `keras.Model.get_state_tree` does.
 
         On JAX, Keras keeps the weights elsewhere between the batches of an epoch, when callbacks
@@ -51,7 +57,7 @@ class OptimizerState:
         sync_weights(self)
         return super().get_state_tree(*args, **kwargs)
 
-    def set_state_tree(self, state_tree):
+    def set_state_tree(self, state_tree: Mapping[str, Any]) -> None:
         """Assigns values to variables, as `keras.Model.set_state_tree` does.
 
         Raises:
@@ -59,7 +65,7 @@ class OptimizerState:
         """
         orbax_training.assign(self, state_tree)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         optimizer = getattr(self, "optimizer", None)
         if not _WEIGHTS_ALONE.get() and getattr(optimizer, "built", False):
             # Keras builds the optimizer of a model that it loads, whatever was saved.
@@ -71,10 +77,10 @@ class OptimizerState:
         super().load_own_variables(store)
 
 
-def _size_before_build(optimizer):
+def _size_before_build(optimizer: keras.Optimizer) -> int:
     """Counts the variables that an optimizer has before it is built, such as its learning rate."""
     return len(_unbuilt(optimizer).variables)
 
 
-def _unbuilt(optimizer):
+def _unbuilt(optimizer: keras.Optimizer) -> keras.Optimizer:
     return type(optimizer).from_config(optimizer.get_config())

@@ -1,6 +1,8 @@
 """Turns text into model inputs, for training and for generation."""
 
 import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import keras
 import keras_hub
@@ -23,6 +25,7 @@ from keras_rgemma.text.examples import check_columns, check_no_labels, find_colu
 from keras_rgemma.text.forms import is_row, is_text
 from keras_rgemma.text.rows import make_rows
 from keras_rgemma.text.sources import is_prepared
+from keras_rgemma.types import StrPath
 
 LOST = ("auto", "error", "skip", "keep")
 
@@ -80,15 +83,15 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
 
     def __init__(
         self,
-        tokenizer,
-        sequence_length=1024,
-        add_start_token=True,
-        add_end_token=True,
-        packing=False,
-        columns=None,
-        lost_responses="auto",
-        **kwargs,
-    ):
+        tokenizer: RGemmaTokenizer,
+        sequence_length: int = 1024,
+        add_start_token: bool = True,
+        add_end_token: bool = True,
+        packing: bool = False,
+        columns: Mapping[str, str] | None = None,
+        lost_responses: str = "auto",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             tokenizer,
             sequence_length=check_count("sequence_length", sequence_length),
@@ -100,7 +103,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         self.columns = columns
         self.lost_responses = lost_responses
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "packing": self.packing,
@@ -109,26 +112,26 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         }
 
     @property
-    def columns(self):
+    def columns(self) -> dict[str, str]:
         """The names of columns, a dict; see the arguments."""
         return dict(self._columns)
 
     @columns.setter
-    def columns(self, value):
+    def columns(self, value: Mapping[str, str] | None) -> dict[str, str]:
         self._columns = check_columns(value)
 
     @property
-    def lost_responses(self):
+    def lost_responses(self) -> str:
         """The treatment of responses that do not fit into a row, a str; see the arguments."""
         return self._lost_responses
 
     @lost_responses.setter
-    def lost_responses(self, value):
+    def lost_responses(self, value: str) -> str:
         if value not in LOST:
             raise ValueError(f"`lost_responses` is one of {LOST}. Received: {value!r}.")
         self._lost_responses = value
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         with _BUILDING:
             if self.built:
                 return
@@ -137,7 +140,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             self.packer.built = True
 
     @classmethod
-    def from_preset(cls, preset, *, revision=None, **kwargs):
+    def from_preset(cls, preset: StrPath, *, revision: str | None = None, **kwargs: Any) -> Self:
         """Creates the layer from a preset; no weights are fetched.
 
         Args:
@@ -152,13 +155,19 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             return cls(cls.tokenizer_cls.from_preset(folder), **kwargs)
         return super().from_preset(folder, **kwargs)
 
-    def __call__(self, x, *args, **kwargs):
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         # KerasHub takes a tuple of two or three for x, y and weights.
         if isinstance(x, tuple) and not args and all(map(is_text, x)) and not runs_in_grain():
             x = list(x)
         return super().__call__(x, *args, **kwargs)
 
-    def call(self, x, y=None, sample_weight=None, sequence_length=None):
+    def call(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any | None = None,
+        sequence_length: int | None = None,
+    ) -> Any:
         length = sequence_length or self.sequence_length
         if is_prepared(x):
             is_bare = y is None and sample_weight is None and not runs_in_graph(self)
@@ -174,7 +183,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         shape = (length,) if is_one else (None, length)
         return python_rows(lambda x: self._rows(x, None, length), x, shape)
 
-    def _rows(self, x, sample_weight, length):
+    def _rows(self, x: Any, sample_weight: Any, length: int) -> Any:
         """Makes rows of examples in memory; one example alone gets a row without a batch axis."""
         examples, is_batch = read_all(x, self.columns)
         lost = "error" if self.lost_responses == "error" else "keep"
@@ -184,7 +193,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             return outputs
         return keras.tree.map_structure(lambda array: array[0], outputs)
 
-    def generation_inputs(self, x, sequence_length=None):
+    def generation_inputs(self, x: Any, sequence_length: int | None = None) -> dict[str, Any]:
         """Returns `token_ids` and `padding_mask` of prompts, a dict; see `generate_preprocess`."""
         if not self.built:
             self.build(None)
@@ -196,7 +205,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         )
         return {"token_ids": token_ids, "padding_mask": padding_mask}
 
-    def generate_postprocess(self, x):
+    def generate_postprocess(self, x: Mapping[str, Any]) -> Any:
         """Returns the text of a dict of `token_ids` and an integer or boolean `padding_mask`."""
         mask = x["padding_mask"]
         mask = np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
@@ -204,7 +213,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
             mask = mask != 0
         return super().generate_postprocess({**x, "padding_mask": mask})
 
-    def prompt_token_ids(self, texts, continued=False):
+    def prompt_token_ids(self, texts: Sequence[str], continued: bool = False) -> list[np.ndarray]:
         """Returns the token ids of prompts, with the start token and uncut.
 
         Args:
@@ -230,7 +239,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
                 )
         return prompts
 
-    def text_of(self, rows):
+    def text_of(self, rows: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         """Returns the text of token ids, without pads and start and end tokens.
 
         Args:

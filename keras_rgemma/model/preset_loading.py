@@ -2,14 +2,17 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Container
+from typing import Any, Self
 
 from keras_rgemma.checkpoints import keras_preset
-from keras_rgemma.checkpoints.folder import open_checkpoint, tokenizer_file
+from keras_rgemma.checkpoints.folder import Checkpoint, open_checkpoint, tokenizer_file
 from keras_rgemma.checkpoints.hub import CONFIG, WEIGHTS
 from keras_rgemma.checkpoints.presets import has_tokenizer, resolve_model
 from keras_rgemma.checkpoints.rounding import check_mode
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.lora import peft
+from keras_rgemma.types import StrPath
 
 _SIZES = {field.name for field in dataclasses.fields(RGemmaConfig)}
 
@@ -20,14 +23,14 @@ class PresetLoading:
     @classmethod
     def from_preset(
         cls,
-        preset,
-        load_weights=True,
+        preset: StrPath,
+        load_weights: bool = True,
         *,
-        revision=None,
-        subfolder=None,
-        quantize=None,
-        **kwargs,
-    ):
+        revision: str | None = None,
+        subfolder: str | None = None,
+        quantize: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """Creates the model from a preset, with a preprocessor if the preset has a tokenizer.
 
         Args:
@@ -53,7 +56,9 @@ class PresetLoading:
         return lm
 
     @classmethod
-    def _from_folder(cls, folder, load_weights, quantize, **kwargs):
+    def _from_folder(
+        cls, folder: str, load_weights: bool, quantize: str | None, **kwargs: Any
+    ) -> Self:
         checkpoint = open_checkpoint(folder)
         if checkpoint:
             return cls._from_checkpoint(checkpoint, load_weights, quantize, **kwargs)
@@ -69,7 +74,14 @@ class PresetLoading:
         return keras_preset.load(super().from_preset, folder, load_weights, quantize, **kwargs)
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint, load_weights, quantize, dtype=None, **kwargs):
+    def _from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        load_weights: bool,
+        quantize: str | None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> Self:
         if "preprocessor" not in kwargs and tokenizer_file(checkpoint.path):
             kwargs["preprocessor"] = cls.preprocessor_cls.from_preset(checkpoint.path)
         # Checked before gigabytes are read.
@@ -81,12 +93,12 @@ class PresetLoading:
         return cls(backbone, **kwargs)
 
 
-def _pop(kwargs, names):
+def _pop(kwargs: dict[str, Any], names: Container[str]) -> dict[str, Any]:
     """Removes arguments from a dict and returns a dict of the removed arguments."""
     return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
 
 
-def check_vocabularies(preprocessor, vocabulary_size):
+def check_vocabularies(preprocessor: Any, vocabulary_size: int) -> None:
     """Raises ValueError if a tokenizer has more tokens than a model has embeddings."""
     tokenizer = getattr(preprocessor, "tokenizer", None)
     # A tokenizer that is being loaded has no vocabulary yet.

@@ -2,6 +2,8 @@
 
 import math
 import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,12 +17,12 @@ from keras_rgemma.text.batches import BATCH_SIZE
 _PAGE = "See docs/several_processes.md."
 
 
-def process_count():
+def process_count() -> int:
     """Returns the number of processes that compute together, int."""
     return backend_module("keras_rgemma.sharding").process_count()
 
 
-def check(method):
+def check(method: str) -> None:
     """Checks that the processes of a job train or evaluate one model together.
 
     Where they know nothing of each other, each may evaluate for itself.
@@ -62,7 +64,7 @@ def check(method):
         )
 
 
-def own_rows(arguments):
+def own_rows(arguments: dict[str, Any]) -> dict[str, Any]:
     """Replaces data among arguments of `fit` or `evaluate` by rows of this process.
 
     Every process has the same data, and takes its rows of each batch. Nothing is replaced with one
@@ -102,7 +104,9 @@ def own_rows(arguments):
     return arguments
 
 
-def _own(x, y, sample_weight, batch_size, steps, shuffle):
+def _own(
+    x: Any, y: Any, sample_weight: Any, batch_size: int | None, steps: int | None, shuffle: bool
+) -> Any:
     """Returns an adapter of data in memory or of a `BatchesAdapter`; other data as they are."""
     if isinstance(x, BatchesAdapter):
         x.part = _rows_of_process
@@ -124,7 +128,7 @@ class _InMemory:
         shuffle: bool, whether each epoch has an order of its own.
     """
 
-    def __init__(self, data, batch_size, steps, shuffle):
+    def __init__(self, data: Any, batch_size: int | None, steps: int | None, shuffle: bool) -> None:
         self._data = keras.tree.map_structure(_numpy, data)
         self._count = len(keras.tree.flatten(self._data[0])[0])
         self._size = batch_size or (math.ceil(self._count / steps) if steps else BATCH_SIZE)
@@ -135,32 +139,32 @@ class _InMemory:
             self._random = np.random.RandomState(seed)
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int:
         return math.ceil(self._count / self._size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         order = np.arange(self._count)
         if self._random is not None:
             order = self._random.permutation(order)
         for start in range(0, self._count, self._size):
             yield self._batch(order[start : start + self._size])
 
-    def _batch(self, rows):
+    def _batch(self, rows: np.ndarray) -> tuple[Any, ...]:
         taken = keras.tree.map_structure(lambda x: None if x is None else x[rows], self._data)
         return keras.utils.pack_x_y_sample_weight(*taken)
 
-    def forget(self):
+    def forget(self) -> None:
         """Does nothing: a pass keeps no batches."""
 
-    def warn(self):
+    def warn(self) -> None:
         """Does nothing: rows are complete."""
 
 
-def _numpy(array):
+def _numpy(array: Any) -> np.ndarray | None:
     return None if array is None else keras.ops.convert_to_numpy(array)
 
 
-def _rows_of_process(batch, is_first):
+def _rows_of_process(batch: tuple[Any, ...], is_first: bool) -> tuple[Any, ...]:
     """Takes the rows of a batch that lie on devices of this process.
 
     Args:
@@ -184,7 +188,7 @@ def _rows_of_process(batch, is_first):
     return keras.tree.map_structure(lambda x: None if x is None else np.asarray(x)[rows], batch)
 
 
-def _check_same(arrays):
+def _check_same(arrays: Iterable[Any]) -> None:
     checksum = 0
     for array in arrays:
         checksum = zlib.crc32(np.ascontiguousarray(array), checksum)

@@ -1,11 +1,14 @@
 """Chooses the layers that `quantize` of a model reaches."""
 
+from __future__ import annotations
+
 import re
+from typing import Any
 
 import keras
 
 
-def quantizable(filters=None):
+def quantizable(filters: Any = None) -> Any:
     """Returns `filters` of `keras.Model.quantize` that leave out layers which cannot be quantized.
 
     Keras warns of each layer that has no `quantize` of its own, such as a norm, as if it were an
@@ -21,7 +24,7 @@ def quantizable(filters=None):
     if not (filters is None or is_list or callable(filters)):
         return filters  # which Keras refuses
 
-    def reaches(layer):
+    def reaches(layer: keras.Layer) -> bool:
         if type(layer).quantize is keras.Layer.quantize:
             return False
         if is_list:

@@ -1,9 +1,12 @@
 """Checks KerasHub's samplers, and tells generation how each works."""
 
 import difflib
+from typing import Any
 
 import keras_hub
 from keras import ops
+
+from keras_rgemma.types import Tensor
 
 NAMES = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
 # The attribute of each sampler that counts the tokens of the vocabulary that it looks at.
@@ -18,28 +21,30 @@ COUNTS = {
 class _ArgmaxSampler(keras_hub.samplers.GreedySampler):
     """Chooses the most probable token without a softmax, which does not change the choice."""
 
-    def compute_probabilities(self, logits):
+    def compute_probabilities(self, logits: Tensor) -> Tensor:
         return ops.cast(logits, "float32")
 
 
-def without_softmax(sampler):
+def without_softmax(sampler: keras_hub.samplers.Sampler) -> keras_hub.samplers.Sampler:
     """Returns a sampler of the same tokens that skips the softmax where no choice needs it."""
     return _ArgmaxSampler() if type(sampler) is keras_hub.samplers.GreedySampler else sampler
 
 
-def compares_hidden_states(sampler):
+def compares_hidden_states(sampler: keras_hub.samplers.Sampler) -> bool:
     """Returns whether a sampler needs the hidden states of the prompt."""
     return isinstance(sampler, keras_hub.samplers.ContrastiveSampler)
 
 
-def is_stepwise(sampler):
+def is_stepwise(sampler: keras_hub.samplers.Sampler) -> bool:
     """Returns whether a sampler never changes a token that it has chosen."""
     return not isinstance(
         sampler, (keras_hub.samplers.BeamSampler, keras_hub.samplers.ContrastiveSampler)
     )
 
 
-def read_sampler(sampler, vocabulary_size):
+def read_sampler(
+    sampler: str | dict[str, Any] | keras_hub.samplers.Sampler, vocabulary_size: int
+) -> keras_hub.samplers.Sampler:
     """Returns the sampler of a name, a config or an instance, and checks it.
 
     Args:
@@ -75,7 +80,7 @@ def read_sampler(sampler, vocabulary_size):
     return sampler
 
 
-def _check_numbers(sampler, vocabulary_size):
+def _check_numbers(sampler: keras_hub.samplers.Sampler, vocabulary_size: int) -> None:
     if not sampler.temperature > 0:
         raise ValueError(
             f"`temperature` must be above 0. Received: {sampler.temperature!r}. For the most "

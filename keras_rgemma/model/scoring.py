@@ -1,18 +1,26 @@
 """Computes logits and losses of given tokens: the work of `score`."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
+from keras_rgemma.generation.compiling import Programs
 from keras_rgemma.generation.inputs import holds_numbers
-from keras_rgemma.generation.programs import SMALLEST_BUFFER, Programs
+from keras_rgemma.generation.programs import SMALLEST_BUFFER
 from keras_rgemma.generation.prompts import input_rows, pad_right
 from keras_rgemma.ops.cross_entropy import cross_entropy, in_chunks, of_tokens
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_padding_mask, check_token_ids
 from keras_rgemma.sharding.host import numpy_of
-from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_column
+from keras_rgemma.state.records import ModelState
+from keras_rgemma.state.rgemma_state import RGemmaState, consumed_by, prepend_carried_column
+from keras_rgemma.types import Tensor
 
 _PADDING_MULTIPLE = 256
 
@@ -22,14 +30,14 @@ class Scoring:
 
     def score(
         self,
-        token_ids,
-        padding_mask=None,
-        scoring_mode="logits",
-        layer_intercept_fn=None,
-        target_ids=None,
+        token_ids: Any,
+        padding_mask: Any = None,
+        scoring_mode: str = "logits",
+        layer_intercept_fn: Callable[..., Any] | None = None,
+        target_ids: Any = None,
         *,
-        state=None,
-    ):
+        state: RGemmaState | None = None,
+    ) -> Tensor:
         """Computes logits or losses of tokens, as `keras_hub.models.GemmaCausalLM.score` does.
 
         Args:
@@ -100,7 +108,9 @@ class Scoring:
             targets = np.pad(targets, [(0, 0), (1, 0)])
         return self._score(ids, mask, targets, consumed_by(self, state), layer_intercept_fn)[:, 1:]
 
-    def log_probabilities(self, rows, state=None):
+    def log_probabilities(
+        self, rows: Sequence[Sequence[int] | np.ndarray], state: RGemmaState | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Computes the log-probability of each token of rows from the tokens before it.
 
         Args:
@@ -135,7 +145,13 @@ class Scoring:
             (-losses[row, :length], hits[row, :length] > 0) for row, length in enumerate(lengths)
         ]
 
-    def _score_texts(self, texts, scoring_mode, state, layer_intercept_fn):
+    def _score_texts(
+        self,
+        texts: Any,
+        scoring_mode: str,
+        state: RGemmaState | None,
+        layer_intercept_fn: Callable[..., Any] | None,
+    ) -> Tensor:
         """Computes logits of texts, or the loss of each token from those before it."""
         ids, mask, consumed = self._columns(*input_rows(self, texts, state))
         if scoring_mode == "logits":
@@ -145,7 +161,9 @@ class Scoring:
         has_next = np.pad(mask[:, 1:], [(0, 0), (0, 1)]) > 0
         return ops.where(has_next, losses, ops.zeros_like(losses))
 
-    def _columns(self, rows, state):
+    def _columns(
+        self, rows: Sequence[Sequence[int] | np.ndarray], state: RGemmaState | None
+    ) -> tuple[np.ndarray, np.ndarray, ModelState | tuple[()]]:
         """Pads rows of tokens, behind the token that a state carries if there is one.
 
         Returns:
@@ -156,7 +174,15 @@ class Scoring:
             return ids, mask, ()
         return *prepend_carried_column(state, ids, mask), consumed_by(self, state)
 
-    def _score(self, ids, mask, targets, consumed, layer_intercept_fn, function=None):
+    def _score(
+        self,
+        ids: np.ndarray,
+        mask: np.ndarray,
+        targets: np.ndarray | None,
+        consumed: ModelState | tuple[()],
+        layer_intercept_fn: Callable[..., Any] | None,
+        function: Callable[..., Any] | None = None,
+    ) -> Any:
         """Computes logits [B, T, V], or losses [B, T] if there are targets.
 
         All layers are one program unless activations are intercepted. `function` computes another
@@ -175,7 +201,13 @@ class Scoring:
         results = self._scoring_programs.compiled(function)(*rows, consumed)
         return keras.tree.map_structure(lambda x: x[:, :length], results)
 
-    def _hidden(self, token_ids, padding_mask, consumed=(), layer_intercept_fn=None):
+    def _hidden(
+        self,
+        token_ids: Tensor,
+        padding_mask: Tensor,
+        consumed: ModelState | tuple[()] = (),
+        layer_intercept_fn: Callable[..., Any] | None = None,
+    ) -> Tensor:
         """Computes the final hidden states [B, T, D]."""
         if consumed:
             positions = continued_positions(padding_mask, consumed.num_tokens)
@@ -188,13 +220,15 @@ class Scoring:
 
     # A program passes the model, on PyTorch a `BoundModel`, as the first argument.
 
-    def _logits(self, _, *args):
+    def _logits(self, _: object, *args: Any) -> Tensor:
         return self.compute_logits(self._hidden(*args))
 
-    def _token_losses(self, *args):
+    def _token_losses(self, *args: Any) -> Tensor:
         return self._token_scores(*args)[0]
 
-    def _token_scores(self, _, token_ids, padding_mask, target_ids, *args):
+    def _token_scores(
+        self, _: object, token_ids: Tensor, padding_mask: Tensor, target_ids: Tensor, *args: Any
+    ) -> tuple[Tensor, Tensor]:
         """Computes losses and hits of targets without all of the logits at a time."""
         hidden = self._hidden(token_ids, padding_mask, *args)
         head = self.backbone.token_embedding
@@ -203,13 +237,13 @@ class Scoring:
         table = ops.cast(head.table(), hidden.dtype)
         return cross_entropy(hidden, table, target_ids, head.logit_soft_cap)
 
-    def _quantized_scores(self, hidden, labels):
+    def _quantized_scores(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         # Keras converts labels, too, to the loss' dtype: floatx may have no number for a token id.
         loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction="none", dtype="float32"
         )
 
-        def scores(chunk):
+        def scores(chunk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             logits, labels = self.compute_logits(chunk[0]), chunk[1]
             hits = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), labels)
             return loss(labels, logits), ops.cast(hits, "float32")
@@ -218,12 +252,12 @@ class Scoring:
         return [of_tokens(x, ops.shape(labels)) for x in ops.map(scores, chunks)]
 
 
-def _numpy(x):
+def _numpy(x: Any) -> Any:
     """Converts a tensor on any device to a NumPy array; returns other values unchanged."""
     return numpy_of(x) if ops.is_tensor(x) else x
 
 
-def _padded_length(length):
+def _padded_length(length: int) -> int:
     """Returns the padded length of a row for scoring: a power of two, or a multiple of 256."""
     power = max(SMALLEST_BUFFER, 1 << (length - 1).bit_length())
     return min(power, -(-length // _PADDING_MULTIPLE) * _PADDING_MULTIPLE)

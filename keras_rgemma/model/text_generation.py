@@ -1,9 +1,15 @@
 """Defines the methods of a causal language model that write and read text."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from keras_rgemma.config import check_count
 from keras_rgemma.generation import generate, prefill, stream
 from keras_rgemma.generation.chat import Chat
 from keras_rgemma.generation.request import Request
+from keras_rgemma.generation.stream import Stream
+from keras_rgemma.state.rgemma_state import RGemmaState
+from keras_rgemma.types import StrPath
 
 
 class TextGeneration:
@@ -11,18 +17,18 @@ class TextGeneration:
 
     def generate(
         self,
-        inputs,
-        max_length=None,
-        stop_token_ids="auto",
-        strip_prompt=False,
+        inputs: Any,
+        max_length: int | None = None,
+        stop_token_ids: str | Sequence[int] | None = "auto",
+        strip_prompt: bool = False,
         *,
-        max_new_tokens=None,
-        stop=None,
-        num_return_sequences=1,
-        state=None,
-        return_state=False,
-        batch_size=None,
-    ):
+        max_new_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        num_return_sequences: int = 1,
+        state: RGemmaState | None = None,
+        return_state: bool = False,
+        batch_size: int | None = None,
+    ) -> Any:
         """Continues prompts with the sampler of `compile`.
 
         With a deterministic sampler a row's answer depends on that row alone: not on the rows
@@ -96,14 +102,14 @@ class TextGeneration:
 
     def stream(
         self,
-        inputs,
-        max_length=None,
-        stop_token_ids="auto",
+        inputs: Any,
+        max_length: int | None = None,
+        stop_token_ids: str | Sequence[int] | None = "auto",
         *,
-        max_new_tokens=None,
-        stop=None,
-        state=None,
-    ):
+        max_new_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        state: RGemmaState | None = None,
+    ) -> Stream:
         """Continues prompts and iterates over deltas, the new text of each step.
 
         The deltas joined are the result of `generate(..., strip_prompt=True)`. No delta ends with
@@ -138,7 +144,9 @@ class TextGeneration:
         )
         return stream.stream(self, inputs, request)
 
-    def prefill(self, inputs, state=None, chunk_size=2048):
+    def prefill(
+        self, inputs: Any, state: RGemmaState | None = None, chunk_size: int = 2048
+    ) -> RGemmaState:
         """Reads text of any length into a state of fixed size.
 
         Args:
@@ -169,7 +177,12 @@ class TextGeneration:
         """
         return prefill.prefill(self, inputs, state, check_count("chunk_size", chunk_size))
 
-    def chat(self, history=(), max_new_tokens=None, stop=None):
+    def chat(
+        self,
+        history: Iterable[Mapping[str, Any]] = (),
+        max_new_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> Chat:
         """Begins a conversation in the format that instruction-tuned models are trained with.
 
         Args:
@@ -201,7 +214,12 @@ class TextGeneration:
         """
         return Chat(self, history, max_new_tokens=max_new_tokens, stop=stop)
 
-    def load_chat(self, path, max_new_tokens=None, stop=None):
+    def load_chat(
+        self,
+        path: StrPath,
+        max_new_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> Chat:
         """Loads a conversation that `Chat.save` wrote on any backend.
 
         Args:

@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+from collections.abc import Sequence
+from typing import Any, Self
 
 import keras
 import keras_hub
@@ -14,6 +16,7 @@ from keras_rgemma.keras_internals.tokenizers import WrapsProcessors, add_special
 from keras_rgemma.model.backbone import RGemmaBackbone
 from keras_rgemma.text.literal_space import ids_of, spelled_apart, with_literal_spaces
 from keras_rgemma.text.quiet_model import with_table
+from keras_rgemma.types import StrPath
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -51,7 +54,13 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
     end_token2 = "<end_of_turn>"
     presets = Presets()
 
-    def __init__(self, proto=None, *, control_tokens=(), **kwargs):
+    def __init__(
+        self,
+        proto: StrPath | bytes | None = None,
+        *,
+        control_tokens: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         self._end_token2_id = None
         self._control_tokens = tuple(control_tokens)
         add_special_token(self, "<bos>", "start_token")
@@ -62,7 +71,7 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         self.built = True
 
     @classmethod
-    def from_preset(cls, preset, *, revision=None, **kwargs):
+    def from_preset(cls, preset: StrPath, *, revision: str | None = None, **kwargs: Any) -> Self:
         """Creates the layer from a preset; no weights are fetched.
 
         Args:
@@ -85,25 +94,25 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         return super().from_preset(folder, **kwargs)
 
     @property
-    def end_token2_id(self):
+    def end_token2_id(self) -> int:
         """Returns the id of `<end_of_turn>`. KerasHub asks by `hasattr` whether there is one."""
         if self._end_token2_id is None:
             raise AttributeError("end_token2_id")
         return self._end_token2_id
 
     @property
-    def control_tokens(self):
+    def control_tokens(self) -> tuple[str, ...]:
         """Returns the tuple of further tokens that are recognised in text."""
         return self._control_tokens
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         # Left out where there are none: presets of before look the same.
         return config | (
             {"control_tokens": list(self._control_tokens)} if self._control_tokens else {}
         )
 
-    def literal_token_ids(self, text):
+    def literal_token_ids(self, text: str) -> list[int]:
         """Returns the token ids of text without recognising control tokens.
 
         `<end_of_turn>` in the text becomes plain characters, which decode to the same text.
@@ -117,7 +126,7 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         parts = self._literal_parts(text)
         return [int(id) for row in self.token_id_rows(parts) for id in row]
 
-    def _literal_parts(self, text):
+    def _literal_parts(self, text: str) -> list[str]:
         """Cuts a text so that no part has a control token in it."""
         controls = {*self.special_tokens, self.start_of_turn, self.end_token2}
         controls |= {token for token in self._control_tokens if len(token) > 1}
@@ -129,12 +138,12 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
             parts += [part[:1], *self._literal_parts(part[1:])] if part in controls else [part]
         return parts
 
-    def token_id_rows(self, texts):
+    def token_id_rows(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of several texts, uncut and unpadded: a list of lists of ints."""
         ids = self.tokenize(texts)
         return ids.to_list() if hasattr(ids, "to_list") else ids
 
-    def control_token_ids(self):
+    def control_token_ids(self) -> tuple[int, int]:
         """Returns the ids of `<start_of_turn>` and `<end_of_turn>`.
 
         Raises:
@@ -149,7 +158,7 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
                 )
         return tuple(ids.values())
 
-    def turn_token_ids(self, role, content, is_first=False):
+    def turn_token_ids(self, role: str, content: str, is_first: bool = False) -> list[int]:
         """Returns the token ids of a turn of a conversation without its end.
 
         The text is `<start_of_turn>ROLE\\nCONTENT`, after a line break except in the first turn.
@@ -167,7 +176,7 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         start_of_turn, _ = self.control_token_ids()
         return [*between, start_of_turn, *self.literal_token_ids(f"{role}\n{content.strip()}")]
 
-    def set_proto(self, proto):
+    def set_proto(self, proto: StrPath | bytes | None) -> None:
         try:
             super().set_proto(proto)
         except ValueError:
@@ -180,16 +189,16 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         has_end_token2 = self.proto is not None and self.end_token2 in self.get_vocabulary()
         self._end_token2_id = self.token_to_id(self.end_token2) if has_end_token2 else None
 
-    def loaded_proto(self, proto):
+    def loaded_proto(self, proto: bytes) -> bytes:
         """Returns the bytes of a model that loads without a word; see `WrapsProcessors`."""
         return with_table(proto)
 
-    def wrap_processor(self, processor):
+    def wrap_processor(self, processor: Any) -> Any:
         """Wraps a SentencePiece processor to keep a literal U+2581; see `WrapsProcessors`."""
         as_text = is_text(self.compute_dtype)
         return with_literal_spaces(processor, as_text, self._control_tokens)
 
-    def wrap_graph_processor(self, processor, proto):
+    def wrap_graph_processor(self, processor: Any, proto: bytes) -> Any:
         """Wraps the processor of TensorFlow graphs likewise, if the tokenizer returns plain ids."""
         from keras_rgemma.text.tensorflow import with_literal_spaces as in_graphs
 
@@ -200,6 +209,6 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         return in_graphs(processor, ids_of(other, spelled_apart(other, self._control_tokens)))
 
 
-def is_text(dtype):
+def is_text(dtype: object) -> bool:
     """Returns whether a tokenizer with this dtype returns strings instead of ids."""
     return "str" in str(dtype)

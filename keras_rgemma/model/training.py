@@ -4,6 +4,7 @@ import functools
 import operator
 import pathlib
 import types
+from typing import Any
 
 import keras
 from keras import ops
@@ -30,6 +31,7 @@ from keras_rgemma.ops.cross_entropy import cross_entropy
 from keras_rgemma.sharding.checks import check_length
 from keras_rgemma.sharding.host import reads, writes
 from keras_rgemma.text.sources import is_prepared
+from keras_rgemma.types import StrPath, Tensor
 
 _LABELS = "keras_rgemma/labels"  # the key of the labels among the inputs of a step
 
@@ -44,10 +46,19 @@ class Training(RecoverableSteps):
     whole step.
     """
 
+    optimizer: Any
+
     _is_chunked = False
     _backups = ()
 
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        weighted_metrics: Any = "auto",
+        **kwargs: Any,
+    ) -> None:
         needs_logits = any(kwargs.get(name) for name in ("metrics", "loss_weights"))
         is_default = TokenCrossEntropy.is_meant_by(loss)
         is_default &= not weighted_metrics or TokenAccuracy.is_meant_by(weighted_metrics)
@@ -61,7 +72,7 @@ class Training(RecoverableSteps):
         report_loss_in_float32(self)
 
     @normal_tensors()
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
@@ -71,13 +82,13 @@ class Training(RecoverableSteps):
     @recovers
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        sample_weight=None,
-        validation_data=None,
-        **kwargs,
-    ):
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        sample_weight: Any | None = None,
+        validation_data: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains the model, as `keras.Model.fit` does.
 
         Args:
@@ -125,7 +136,14 @@ class Training(RecoverableSteps):
     @in_distribution
     @recovers
     @normal_tensors()  # the variables of metrics are made here
-    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        sample_weight: Any | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Computes the loss and metrics on data in any form that `fit` takes."""
         arguments = {"x": x, "y": y, "batch_size": batch_size, "sample_weight": sample_weight}
         if nested_evaluation(kwargs):  # `fit` has read these data
@@ -139,7 +157,7 @@ class Training(RecoverableSteps):
 
     @in_distribution
     @recovers
-    def predict(self, x=None, batch_size=None, **kwargs):
+    def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does."""
         processes.check("predict")
         arguments = {"x": x, "batch_size": batch_size, **kwargs}
@@ -148,13 +166,13 @@ class Training(RecoverableSteps):
         with examples.reading(arguments):
             return predict(**arguments)
 
-    def preprocess_samples(self, x, y=None, sample_weight=None):
+    def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any | None = None) -> Any:
         if is_prepared(x):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         return super().preprocess_samples(x, y, sample_weight)
 
     @writes
-    def save_weights(self, filepath, overwrite=True, **kwargs):
+    def save_weights(self, filepath: StrPath, overwrite: bool = True, **kwargs: Any) -> None:
         """Writes the weights, A and B of LoRA included, as `keras.Model.save_weights` does.
 
         A file gets its name when it is complete: with `keras.callbacks.BackupAndRestore`, training
@@ -171,7 +189,7 @@ class Training(RecoverableSteps):
                     backup.sign(partial, callback)
 
     @reads
-    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+    def load_weights(self, filepath: StrPath, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """Loads weights, as `keras.Model.load_weights` does.
 
         Raises:
@@ -183,7 +201,7 @@ class Training(RecoverableSteps):
 
     # === Steps ===
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if not _has_labels(inputs):
             return super().call(inputs, training=training, mask=mask)
         inputs = dict(inputs)
@@ -201,21 +219,30 @@ class Training(RecoverableSteps):
         )
         return {"losses": losses, "hits": hits}
 
-    def hidden_states(self, inputs, training):
+    def hidden_states(self, inputs: Any, training: bool | None) -> Tensor:
         """Computes the final hidden states [B, T, D] of a step."""
         return self.backbone(inputs, training=training)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any | None = None,
+        sample_weight: Any | None = None,
+        training: bool | None = True,
+    ) -> Tensor:
         y_pred = y_pred["losses"] if isinstance(y_pred, dict) else y_pred
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any | None = None
+    ) -> dict[str, Any]:
         y_pred = y_pred["hits"] if isinstance(y_pred, dict) else y_pred
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     # Data are the last argument on each backend; on JAX the state comes before.
 
-    def train_step(self, *inputs):
+    def train_step(self, *inputs: Any) -> Any:
         *state, data = inputs
         data = self._labelled(data)
         if self.backbone.token_embedding.quantization_mode and not _has_labels(data[0]):
@@ -227,11 +254,11 @@ class Training(RecoverableSteps):
             )
         return super().train_step(*state, data)
 
-    def test_step(self, *inputs):
+    def test_step(self, *inputs: Any) -> Any:
         *state, data = inputs
         return super().test_step(*state, self._labelled(data))
 
-    def _labelled(self, data):
+    def _labelled(self, data: Any) -> tuple[Any, Any, Any]:
         """Adds the labels of a step to its inputs: the model then returns losses and hits."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         is_chunked = self._is_chunked and not sees_logits(self)
@@ -242,7 +269,7 @@ class Training(RecoverableSteps):
             x = {**x, _LABELS: y}
         return x, y, sample_weight
 
-    def sync_weights(self):
+    def sync_weights(self) -> None:
         """Writes the weights into their variables in a callback of `fit`.
 
         Between the batches of an epoch, Keras on JAX keeps the weights elsewhere.
@@ -251,12 +278,12 @@ class Training(RecoverableSteps):
 
     # === Compiled programs, which LoRA makes stale ===
 
-    def compile_key(self):
+    def compile_key(self) -> tuple[Any, ...]:
         """Lists the objects that a compiled program depends on, a tuple to compare by identity."""
         alphas = (layer.lora_alpha for layer in lora_layers(self.backbone))
         return (*self.weights, *alphas, *self.backbone.transformer_layers, implementation_key())
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> Any:
         processes.check("fit")  # for `train_on_batch`, too
         self._check_optimizer()
         if self.optimizer is not None and not self.optimizer.built:
@@ -265,14 +292,14 @@ class Training(RecoverableSteps):
         distributed.replicate_rest(self)
         return super().make_train_function(force or self._is_stale("train"))
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> Any:
         distributed.replicate_rest(self)
         return super().make_test_function(force or self._is_stale("test"))
 
-    def make_predict_function(self, force=False):
+    def make_predict_function(self, force: bool = False) -> Any:
         return super().make_predict_function(force or self._is_stale("predict"))
 
-    def _is_stale(self, name):
+    def _is_stale(self, name: str) -> bool:
         """Returns whether a function was compiled with another key; remembers the current key."""
         if not hasattr(self, "_compile_keys"):
             self._compile_keys = types.SimpleNamespace()  # Keras would track weights in a dict
@@ -282,7 +309,7 @@ class Training(RecoverableSteps):
         setattr(self._compile_keys, name, key)
         return len(before) != len(key) or not all(map(operator.is_, before, key))
 
-    def _check_optimizer(self):
+    def _check_optimizer(self) -> None:
         """Makes the optimizer anew if it was built for other weights and has made no step.
 
         Raises:
@@ -306,14 +333,14 @@ class Training(RecoverableSteps):
         self.optimizer.build(self.trainable_variables)
 
 
-def callbacks_of(callbacks):
+def callbacks_of(callbacks: Any) -> list[keras.callbacks.Callback]:
     """Lists the `callbacks` of `fit`, given as one, several, None or a `CallbackList`."""
     return keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or [])
 
 
-def _has_labels(inputs):
+def _has_labels(inputs: Any) -> bool:
     return isinstance(inputs, dict) and _LABELS in inputs
 
 
-def _is_auto(value):
+def _is_auto(value: Any) -> bool:
     return isinstance(value, str) and value == "auto"

@@ -2,6 +2,8 @@
 
 import inspect
 import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 
@@ -11,7 +13,7 @@ from keras_rgemma.layers.residual_block import ResidualBlock
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-class TransformerLayers(list):
+class TransformerLayers(list[Any]):
     """Lists the layers of a backbone in order; a layer that replaces one is trained with the rest.
 
     Args:
@@ -19,12 +21,12 @@ class TransformerLayers(list):
         layers: iterable of layers.
     """
 
-    def __init__(self, backbone, layers):
+    def __init__(self, backbone: Any, layers: Iterable[keras.Layer]) -> None:
         super().__init__(map(_checked, layers))
         self._backbone = weakref.ref(backbone)
         self._own_layers()
 
-    def __setitem__(self, index, layers):
+    def __setitem__(self, index: Any, layers: Any) -> None:
         if isinstance(index, slice):
             layers = list(map(_checked, layers))
         else:
@@ -32,7 +34,7 @@ class TransformerLayers(list):
         super().__setitem__(index, layers)
         self._own_layers()
 
-    def _own_layers(self):
+    def _own_layers(self) -> None:
         backbone = self._backbone()
         for layer in self:
             if isinstance(layer, keras.layers.Layer):
@@ -41,7 +43,7 @@ class TransformerLayers(list):
                 track_layer(backbone, layer)
 
 
-def _checked(layer):
+def _checked(layer: Any) -> Any:
     """Returns a layer; raises TypeError if it cannot be called as a `ResidualBlock` is."""
     if isinstance(layer, keras.layers.Layer) and not isinstance(layer, ResidualBlock):
         try:
@@ -57,7 +59,7 @@ def _checked(layer):
     return layer
 
 
-def as_block(layer):
+def as_block(layer: Any) -> Callable[..., Any]:
     """Returns a layer as a function of what a `ResidualBlock` takes.
 
     Keras refuses tensors and flags that meet in `*args` or `**kwargs` of a layer, so the `call` of

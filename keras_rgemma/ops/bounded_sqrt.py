@@ -3,11 +3,12 @@
 from keras import ops
 
 from keras_rgemma.ops.bounds import at_least
+from keras_rgemma.types import Tensor
 
 MAX_GRADIENT = 1000.0
 
 
-def bounded_sqrt(x):
+def bounded_sqrt(x: Tensor) -> Tensor:
     """Computes `sqrt(x)`, with the derivative at `max(x, 1 / (4 * 1000^2))`, so at most 1000.
 
     The RG-LRU computes the root of `1 - a^2`; as a goes to 1 the true derivative goes to infinity

@@ -5,12 +5,14 @@
 
 from keras import ops
 
+from keras_rgemma.types import Tensor
 
-def at_least(x, bound):
+
+def at_least(x: Tensor, bound: float) -> Tensor:
     """Computes the maximum of an array and a Python scalar, in the dtype of the array."""
     return ops.maximum(x, ops.cast(bound, x.dtype))
 
 
-def at_most(x, bound):
+def at_most(x: Tensor, bound: float) -> Tensor:
     """Computes the minimum of an array and a Python scalar, in the dtype of the array."""
     return ops.minimum(x, ops.cast(bound, x.dtype))

@@ -8,9 +8,10 @@ token sees as many tokens to its left as its position says.
 from keras import ops
 
 from keras_rgemma.ops.bounds import at_least
+from keras_rgemma.types import Tensor
 
 
-def document_positions(padding_mask):
+def document_positions(padding_mask: Tensor) -> Tensor:
     """Computes the positions of a row's tokens in their documents.
 
     A document is a run of equal positive numbers in the mask; at its first token the mask differs
@@ -40,7 +41,7 @@ def document_positions(padding_mask):
     return ops.where(mask_BT > 0, index_BT - start_BT, ops.full_like(index_BT, -1))
 
 
-def continued_positions(padding_mask, num_tokens):
+def continued_positions(padding_mask: Tensor, num_tokens: Tensor) -> Tensor:
     """Computes the positions of tokens that follow `num_tokens` tokens of the same document.
 
     Args:
@@ -55,7 +56,7 @@ def continued_positions(padding_mask, num_tokens):
     return ops.where(mask_BT > 0, index_BT, ops.full_like(index_BT, -1))
 
 
-def last_token(positions):
+def last_token(positions: Tensor) -> tuple[Tensor, Tensor]:
     """Finds the last token of each row, and the length of its document up to that token.
 
     Args:
@@ -73,6 +74,6 @@ def last_token(positions):
     return last_B, ops.where(last_B >= 0, position_B + 1, ops.zeros_like(last_B))
 
 
-def _indices(x_BT):
+def _indices(x_BT: Tensor) -> Tensor:
     """Computes the index of each token in its row, int32 [B, T]."""
     return ops.cumsum(ops.ones_like(x_BT, dtype="int32"), axis=1) - 1

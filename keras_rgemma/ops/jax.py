@@ -3,6 +3,8 @@
 import contextlib
 import contextvars
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.extend.core import Primitive
@@ -14,7 +16,7 @@ _target = contextvars.ContextVar("target", default=None)
 
 
 @contextlib.contextmanager
-def compiling_for(platform, capability=None):
+def compiling_for(platform: str, capability: tuple[int, int] | None = None) -> Iterator[None]:
     """Lets operations choose their implementations for a device that is not there.
 
     For programs that are compiled inside of a `with` block and run elsewhere, if at all.
@@ -30,13 +32,13 @@ def compiling_for(platform, capability=None):
         _target.reset(token)
 
 
-def target_platform():
+def target_platform() -> str:
     """Returns the platform that programs are compiled for, "cpu", "gpu" or "tpu"."""
     target = _target.get()
     return target[0] if target else jax.default_backend()
 
 
-def cuda_capability():
+def cuda_capability() -> tuple[int, ...] | None:
     """Returns the compute capability of the GPU that JAX computes on, a pair of ints, or None.
 
     From (8, 0) on XLA has Triton.
@@ -50,7 +52,7 @@ def cuda_capability():
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def only_on(x, operation, implementation, platform):
+def only_on(x: jax.Array, operation: str, implementation: str, platform: str) -> jax.Array:
     """Returns x; in a program for another device this is an error, with what to do instead.
 
     No gradient goes through it. A program knows its device when it is lowered, not before.
@@ -69,7 +71,7 @@ _only_on.def_abstract_eval(lambda x, **_: x)
 batching.defvectorized(_only_on)
 
 
-def _lower(context, x, operation, implementation, platform):
+def _lower(context: Any, x: Any, operation: str, implementation: str, platform: str) -> list[Any]:
     platforms = context.platforms or context.module_context.platforms
     if set(platforms) == {platform}:
         return [x]

@@ -1,5 +1,6 @@
 """Derives arrays from the positions of tokens, once for all layers."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -8,6 +9,7 @@ from keras_rgemma.ops.bounds import at_least
 from keras_rgemma.ops.documents import last_token
 from keras_rgemma.ops.rope import rotation as rotation_of
 from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.types import Tensor
 
 
 class Places(NamedTuple):
@@ -25,15 +27,15 @@ class Places(NamedTuple):
             angles; () if no layer rotates.
     """
 
-    positions: Any
-    is_token: Any
-    is_first: Any
-    last: Any
-    length: Any
-    rotation: Any = ()
+    positions: Tensor
+    is_token: Tensor | None
+    is_first: Tensor | None
+    last: Tensor
+    length: Tensor
+    rotation: tuple[Tensor, Tensor] | tuple[()] = ()
 
 
-def places_of(positions, rope=None):
+def places_of(positions: Tensor | Sequence[Any], rope: tuple[float, int] | None = None) -> Places:
     """Derives the `Places` of tokens from their positions.
 
     Args:
@@ -52,7 +54,12 @@ def places_of(positions, rope=None):
     return places._replace(rotation=rotation_of(at_least(places.positions, 0), *rope))
 
 
-def next_places(num_tokens, is_token=None, has_begun=False, rope=None):
+def next_places(
+    num_tokens: Tensor,
+    is_token: Tensor | None = None,
+    has_begun: bool = False,
+    rope: tuple[float, int] | None = None,
+) -> Places:
     """Derives the `Places` of one token a row that follows `num_tokens` earlier ones.
 
     Args:

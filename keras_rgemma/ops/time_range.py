@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
+from keras_rgemma.types import Tensor
 
-def time_range(x, start, length):
+
+def time_range(x: Tensor, start: int | Tensor, length: int | Tensor) -> Tensor:
     """Returns the tokens `start` to `start + length` of x [B, T, ...], all of them in the row."""
     if keras.config.backend() != "tensorflow":
         return x[:, start : start + length]

@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
+from keras_rgemma.types import Tensor
 
-def tokens_at(x, index_BN):
+
+def tokens_at(x: Tensor, index_BN: Tensor) -> Tensor:
     """Returns the tokens of x [B, T, ...] at places [B, N], all of them in the row: [B, N, ...]."""
     if keras.config.backend() != "tensorflow":
         index = index_BN[(..., *[None] * (len(x.shape) - 2))]

@@ -1,9 +1,14 @@
 """Keeps activations and states where the weights are: each array of a step by its letters."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
 from keras_rgemma.sharding.entries import axis_size, layout_in_force, sequence_axis, time_axis
+from keras_rgemma.types import Shape, Tensor
 
 # The arrays of a step, named by their letters (`shapes.py`; here G: key/value heads, Q: the
 # features of all query heads, R: taps of the convolution, P: parts of time, each of another device,
@@ -35,7 +40,7 @@ MODEL = ("H", "L", "M", "Q", "V")
 RESIDUAL = "BTD"
 
 
-def layout_of(letters, shape):
+def layout_of(letters: str, shape: Shape) -> keras.distribution.TensorLayout | None:
     """Returns the layout of an array under the `keras.distribution` in force.
 
     An axis of the mesh that does not divide its dimension is left out: each of its devices then
@@ -68,13 +73,15 @@ def layout_of(letters, shape):
     )
 
 
-def _is_divided(size, axis):
+def _is_divided(size: object, axis: str) -> bool:
     return (
         isinstance(size, int) and size % axis_size(axis) == 0
     )  # not None or a symbol of an export
 
 
-def gathered(x, layout, of_gradient):
+def gathered(
+    x: Tensor, layout: keras.distribution.TensorLayout, of_gradient: keras.distribution.TensorLayout
+) -> Tensor:
     """Lays an array out for a product, and its gradient as the array was.
 
     The gradient is then summed over devices and divided at once. JAX alone would give it the
@@ -86,8 +93,8 @@ def gathered(x, layout, of_gradient):
     """
 
     @ops.custom_gradient
-    def gather(x):
-        def gradient(upstream):
+    def gather(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        def gradient(upstream: Tensor) -> Tensor:
             return keras.distribution.distribute_tensor(upstream, of_gradient)
 
         return keras.distribution.distribute_tensor(x, layout), gradient
@@ -97,7 +104,7 @@ def gathered(x, layout, of_gradient):
 
 if keras.config.backend() == "jax":
 
-    def constrain(x, letters, parts=None):
+    def constrain(x: Tensor, letters: str, parts: int | None = None) -> Tensor:
         """Lays an array out over the devices of the `keras.distribution` in force.
 
         Inside of a program that is a constraint, which its compiler keeps with collectives where it
@@ -115,7 +122,7 @@ if keras.config.backend() == "jax":
         layout = layout_of(letters, shape)
         return x if layout is None else keras.distribution.distribute_tensor(x, layout)
 
-    def inputs_of_maps(x):
+    def inputs_of_maps(x: Tensor) -> Tensor:
         """Lays [B, T, D] out for linear maps whose weights devices share.
 
         Where the residual stream is divided over time along the model axis, each device gets the
@@ -126,7 +133,7 @@ if keras.config.backend() == "jax":
             return x
         return gathered(x, *(layout_of(letters, tuple(x.shape)) for letters in ("BTI", "BTD")))
 
-    def inputs_of_low_rank(x, path):
+    def inputs_of_low_rank(x: Tensor, path: str) -> Tensor:
         """Lays the inputs of a linear map with LoRA out for the product with its A.
 
         The gradient of A needs them. Where each device has the tokens of all others for the map,
@@ -143,14 +150,14 @@ if keras.config.backend() == "jax":
 
 else:
 
-    def constrain(x, letters, parts=None):
+    def constrain(x: Tensor, letters: str, parts: int | None = None) -> Tensor:
         """Returns x as it is: `keras.distribution` is JAX's."""
         return x
 
-    def inputs_of_maps(x):
+    def inputs_of_maps(x: Tensor) -> Tensor:
         """Returns x as it is."""
         return x
 
-    def inputs_of_low_rank(x, path):
+    def inputs_of_low_rank(x: Tensor, path: str) -> Tensor:
         """Returns x as it is."""
         return x

@@ -1,13 +1,21 @@
 """Refuses meshes that do not fit a model, and rows that do not fit a mesh, with the way out."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import keras
 
+from keras_rgemma.config import RGemmaConfig
+from keras_rgemma.keras_internals.distribution import Distribution
 from keras_rgemma.sharding.entries import GATES, axis_size, layout_in_force, sequence_axis
 
 
-def check_mesh(device_mesh, model_axis, data_axis, sequence_axis=None):
+def check_mesh(
+    device_mesh: keras.distribution.DeviceMesh,
+    model_axis: str,
+    data_axis: str,
+    sequence_axis: str | None = None,
+) -> None:
     """Checks the arguments of `RGemmaBackbone.get_layout_map`.
 
     Raises:
@@ -54,7 +62,7 @@ def check_mesh(device_mesh, model_axis, data_axis, sequence_axis=None):
         ) from error
 
 
-def check_sizes(config):
+def check_sizes(config: RGemmaConfig) -> None:
     """Checks that the mesh of the layout map in force divides an architecture.
 
     The blocks of the gates and the query heads need not be divided: where they are not, their
@@ -83,7 +91,7 @@ def check_sizes(config):
         _check_axis({**over_data, **over_model}, weights_axis)
 
 
-def _check_axis(sizes, axis):
+def _check_axis(sizes: Mapping[str, int], axis: str) -> None:
     count = axis_size(axis)
     for name, size in sizes.items():
         if size % count:
@@ -96,7 +104,7 @@ def _check_axis(sizes, axis):
             )
 
 
-def check_length(length):
+def check_length(length: object) -> None:
     """Checks that a mesh which divides rows over time divides the tokens of a training step.
 
     Args:
@@ -117,7 +125,9 @@ def check_length(length):
     )
 
 
-def check_shape(path, shape, layout):
+def check_shape(
+    path: str, shape: Sequence[int], layout: keras.distribution.TensorLayout | None
+) -> None:
     """Checks that a mesh divides the array of a weight.
 
     Args:
@@ -138,7 +148,7 @@ def check_shape(path, shape, layout):
             )
 
 
-def check_same_distribution(made_in, name):
+def check_same_distribution(made_in: Distribution | None, name: str) -> None:
     """Checks that a model runs under the distribution that it was made in.
 
     Args:

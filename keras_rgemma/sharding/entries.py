@@ -11,7 +11,7 @@ GATES = "gates"
 _IS_JAX = keras.config.backend() == "jax"
 
 
-def layout_in_force(name):
+def layout_in_force(name: str) -> keras.distribution.TensorLayout | None:
     """Returns an entry of the layout map in force.
 
     Args:
@@ -25,7 +25,7 @@ def layout_in_force(name):
     return None if distribution is None else distribution.get_tensor_layout(PREFIX + name)
 
 
-def row_shards(count):
+def row_shards(count: object) -> int:
     """Returns into how many parts rows are divided along the data axis, int.
 
     Args:
@@ -39,7 +39,7 @@ def row_shards(count):
     return devices if isinstance(count, int) and count % devices == 0 else 1
 
 
-def sequence_axis():
+def sequence_axis() -> str | None:
     """Returns the axis of the mesh in force along which the residual stream is divided over time.
 
     Returns:
@@ -49,7 +49,7 @@ def sequence_axis():
     return None if layout is None else layout.axes[1]
 
 
-def time_axis(length):
+def time_axis(length: object) -> str | None:
     """Returns the axis of the mesh in force along which all arrays of a step are divided over time.
 
     Args:
@@ -65,13 +65,13 @@ def time_axis(length):
     return axis if is_divided and axis_size(axis) > 1 else None
 
 
-def time_shards(length):
+def time_shards(length: object) -> int:
     """Returns into how many parts `length` tokens of a row are divided among devices, int."""
     axis = time_axis(length)
     return 1 if axis is None else axis_size(axis)
 
 
-def token_shards(count):
+def token_shards(count: int) -> int:
     """Returns into how many parts tokens of all rows are divided among devices, int.
 
     Args:
@@ -81,7 +81,7 @@ def token_shards(count):
     return rows * time_shards(count // rows)
 
 
-def axis_size(axis):
+def axis_size(axis: str) -> int:
     """Returns the number of devices along an axis of the mesh in force, int."""
     mesh = keras.distribution.distribution().device_mesh
     return mesh.shape[tuple(mesh.axis_names).index(axis)]

@@ -1,5 +1,9 @@
 """Makes the layout map of a model from the dimension letters of its weights."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 import keras
 
 from keras_rgemma.sharding.activations import ACTIVATIONS, MODEL, RESIDUAL
@@ -15,8 +19,13 @@ _OVER_DATA = ("D", "I")
 
 
 def layout_map(
-    weights, device_mesh, model_axis, data_axis, fully_sharded=False, sequence_axis=None
-):
+    weights: Mapping[str, tuple[str, ...]],
+    device_mesh: keras.distribution.DeviceMesh,
+    model_axis: str,
+    data_axis: str,
+    fully_sharded: bool = False,
+    sequence_axis: str | None = None,
+) -> keras.distribution.LayoutMap:
     """Makes the layout map of a model; see `RGemmaBackbone.get_layout_map`.
 
     Args:
@@ -36,7 +45,7 @@ def layout_map(
     weights_axis = sequence_axis if is_own else data_axis
     layouts = keras.distribution.LayoutMap(device_mesh)
 
-    def put(path, dimensions):
+    def put(path: str, dimensions: tuple[str, ...]) -> None:
         is_matrix = len(dimensions) > 1
         axes = tuple(
             model_axis

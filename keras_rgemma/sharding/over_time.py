@@ -1,11 +1,25 @@
 """Gives a function of neighbouring tokens the tokens of the neighbouring device."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import keras
+
+from keras_rgemma.types import Tensor
 
 if keras.config.backend() == "jax":
     from keras_rgemma.sharding.jax.time_division import time_division, tokens_before
 
-    def over_time(function, x, positions, state, kernel, bias):
+    def over_time(
+        function: Callable[..., Tensor],
+        x: Tensor,
+        positions: Tensor,
+        state: Tensor | None,
+        kernel: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
         """Calls a causal function, on each device with its part of the rows.
 
         Args:
@@ -20,7 +34,9 @@ if keras.config.backend() == "jax":
         if division is None:
             return function(x, positions, state, kernel, bias)
 
-        def part(x, positions, kernel, bias, *state):
+        def part(
+            x: Tensor, positions: Tensor, kernel: Tensor, bias: Tensor, *state: Tensor
+        ) -> Tensor:
             before = tokens_before(x, kernel.shape[0] - 1, division, *state)
             return function(x, positions, before, kernel, bias)
 
@@ -30,6 +46,6 @@ if keras.config.backend() == "jax":
 
 else:
 
-    def over_time(function, *arguments):
+    def over_time(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """Calls a function: only JAX divides rows over time."""
         return function(*arguments)

@@ -6,7 +6,7 @@ import os
 import tensorflow as tf
 
 
-def process_count():
+def process_count() -> int:
     """Returns the number of processes that train together, int: those of the strategy in scope, or
     of the environment variable TF_CONFIG.
     """

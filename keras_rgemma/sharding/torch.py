@@ -5,7 +5,7 @@ import os
 import torch
 
 
-def process_count():
+def process_count() -> int:
     """Returns the number of processes that were started together, int, by `torchrun` too."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()

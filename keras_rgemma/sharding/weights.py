@@ -1,5 +1,7 @@
 """Places the weights whose layout follows from their shape, once they are made."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -7,27 +9,28 @@ from keras_rgemma.keras_internals.variables import set_layout
 from keras_rgemma.sharding.activations import gathered
 from keras_rgemma.sharding.checks import check_shape
 from keras_rgemma.sharding.entries import GATES, axis_size, layout_in_force
+from keras_rgemma.types import Tensor
 
 
-def check_weight(path, shape):
+def check_weight(path: str, shape: Sequence[int]) -> None:
     """Raises a ValueError if the mesh in force does not divide a weight that is to be made."""
     distribution = keras.distribution.distribution()
     if distribution is not None:
         check_shape(path, shape, distribution.get_tensor_layout(path))
 
 
-def is_fully_sharded():
+def is_fully_sharded() -> bool:
     """Returns whether the layout map in force divides weights along two axes."""
     return _weights_axis() is not None
 
 
-def _weights_axis():
+def _weights_axis() -> str | None:
     """Returns the axis beside the model axis along which weights are divided, a str or None."""
     layout = layout_in_force(GATES)
     return None if layout is None else layout.axes[1]
 
 
-def in_step(variable):
+def in_step(variable: keras.Variable) -> Tensor:
     """Returns the value of a fully sharded weight as a step needs it: whole along the other axis.
 
     Each device gathers its part of the model axis, just before a product, and again in a pass that
@@ -45,7 +48,7 @@ def in_step(variable):
     return gathered(value, whole, layout)
 
 
-def place_gate(variable, num_blocks):
+def place_gate(variable: keras.Variable, num_blocks: int) -> None:
     """Lays a weight of a block-diagonal layer out by its blocks, if the mesh divides them.
 
     Args:
@@ -66,7 +69,7 @@ def place_gate(variable, num_blocks):
     _place(variable, axes)
 
 
-def place_scale(variable, kernel_path):
+def place_scale(variable: keras.Variable, kernel_path: str) -> None:
     """Lays the scales or zero points of a rounded matrix out with the matrix, on the model axis.
 
     Args:
@@ -86,7 +89,7 @@ def place_scale(variable, kernel_path):
     _place(variable, axes)
 
 
-def _place(variable, axes):
+def _place(variable: keras.Variable, axes: Sequence[str | None]) -> None:
     mesh = keras.distribution.distribution().device_mesh
     sizes = zip(axes, variable.shape, strict=True)
     axes = [axis if axis and size % axis_size(axis) == 0 else None for axis, size in sizes]

@@ -11,6 +11,7 @@ differ in one number have different checksums.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,25 +19,25 @@ import numpy as np
 SMALL = 1 << 16
 
 
-def rows_and_columns(shape):
+def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
     """Returns R and C, the sizes of a weight that is taken as rows."""
     columns = shape[-1] if len(shape) else 1
     return int(np.prod(shape)) // max(1, columns), columns
 
 
 @functools.cache
-def column_factors(size):
+def column_factors(size: int) -> np.ndarray:
     """Returns the factors of columns: odd numbers below 2^16, uint32 [size]."""
     return _mixed(size, 1) & np.uint32(0xFFFF) | np.uint32(1)
 
 
 @functools.cache
-def row_factors(size):
+def row_factors(size: int) -> np.ndarray:
     """Returns the factors of rows: odd numbers, uint32 [size, 2]."""
     return np.stack([_mixed(size, seed) | np.uint32(1) for seed in (2, 3)], axis=1)
 
 
-def _mixed(size, seed):
+def _mixed(size: int, seed: int) -> np.ndarray:
     """Returns `size` uint32 numbers without a pattern, by the last steps of MurmurHash3."""
     x = np.arange(size, dtype="uint32") + np.uint32(seed * 0x9E3779B9 % 2**32)
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
@@ -44,7 +45,7 @@ def _mixed(size, seed):
     return x ^ (x >> np.uint32(16))
 
 
-def sample_and_checksum(array, steps):
+def sample_and_checksum(array: np.ndarray, steps: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Computes what the files named after backends compute, from a NumPy array.
 
     Args:
@@ -61,7 +62,7 @@ def sample_and_checksum(array, steps):
     return sample, (sums_R[:, None] * row_factors(rows)).sum(axis=0, dtype="uint32")
 
 
-def _bits(array):
+def _bits(array: np.ndarray) -> np.ndarray:
     """Returns the 16 bits of each number that count, uint32."""
     if array.dtype.kind in "iub":
         return array.astype("int32").view("uint32") & np.uint32(0xFFFF)

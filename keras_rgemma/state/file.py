@@ -3,18 +3,22 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import DTypeLike
 
 from keras_rgemma.backend import tensor_of
 from keras_rgemma.files import new_file
 from keras_rgemma.sharding.host import destination, numpy_of
 from keras_rgemma.state.fingerprint import Fingerprint
 from keras_rgemma.state.records import RECORDS, ModelState
+from keras_rgemma.types import StrPath, Tensor
 
 # A file is MAGIC, the SHA-256 of the rest, and a safetensors file whose header has the metadata.
 MAGIC = b"RGSTATE\n"
@@ -24,7 +28,13 @@ _REQUIRED = set(Fingerprint._fields) - set(Fingerprint._field_defaults)  # of th
 _DTYPES = {"I32": "int32", "F32": "float32", "F16": "float16", "BF16": ml_dtypes.bfloat16}
 
 
-def write(path, last_token_ids, consumed, fingerprint, extra=None):
+def write(
+    path: StrPath,
+    last_token_ids: Tensor,
+    consumed: ModelState,
+    fingerprint: Fingerprint,
+    extra: dict[str, Any] | None = None,
+) -> None:
     """Writes the parts of a state, and other data of JSON types.
 
     Args:
@@ -46,7 +56,7 @@ def write(path, last_token_ids, consumed, fingerprint, extra=None):
         partial.write_bytes(MAGIC + hashlib.sha256(payload).digest() + payload)
 
 
-def read(path):
+def read(path: StrPath) -> tuple[Tensor, ModelState, Fingerprint, dict[str, Any]]:
     """Reads the parts of a state, and the other data, from a file.
 
     Args:
@@ -84,7 +94,7 @@ def read(path):
     return parts
 
 
-def _named(last_token_ids, consumed):
+def _named(last_token_ids: Tensor, consumed: ModelState) -> dict[str, Tensor]:
     """Maps the names of arrays in a file to the arrays of a state."""
     named = {"last_token_ids": last_token_ids, "num_consumed": consumed.num_tokens}
     for i, layer in enumerate(consumed.layers):
@@ -92,7 +102,7 @@ def _named(last_token_ids, consumed):
     return named
 
 
-def parsed(payload):
+def parsed(payload: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Returns the metadata and the arrays in the bytes of a safetensors file."""
     size = int.from_bytes(payload[:8], "little")
     metadata = json.loads(payload[8 : 8 + size])["__metadata__"]
@@ -103,7 +113,9 @@ def parsed(payload):
     return metadata, tensors
 
 
-def _state(metadata, tensors):
+def _state(
+    metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]
+) -> tuple[Tensor, ModelState, Fingerprint]:
     """Makes the last token ids, the `ModelState` and the `Fingerprint` from the parts of a file."""
     batch_size = len(tensors["last_token_ids"])
     if any(len(array) != batch_size for array in tensors.values()):
@@ -124,16 +136,16 @@ def _state(metadata, tensors):
     return last, consumed, fingerprint
 
 
-def numpy_dtype(array):
+def numpy_dtype(array: Tensor) -> DTypeLike:
     """Returns the NumPy dtype of a tensor of any backend."""
     name = keras.backend.standardize_dtype(array.dtype)
     return ml_dtypes.bfloat16 if name == "bfloat16" else name
 
 
-def _to_numpy(array):
+def _to_numpy(array: Tensor) -> np.ndarray:
     """Converts a tensor to NumPy in its own dtype; Keras gives bfloat16 as float32 at times."""
     return numpy_of(array).astype(numpy_dtype(array))
 
 
-def _refused(path, reason):
+def _refused(path: StrPath, reason: str) -> ValueError:
     return ValueError(f"{str(path)!r} is not a state that can be used: {reason}.")

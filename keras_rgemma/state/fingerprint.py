@@ -1,11 +1,15 @@
 """Identifies a model by its architecture and by checksums of its weights."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import hashlib
 import json
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import keras
 import ml_dtypes
 import numpy as np
 
@@ -31,7 +35,7 @@ class Fingerprint(NamedTuple):
     weights: str
     checksums: str = ""
 
-    def difference(self, other):
+    def difference(self, other: Fingerprint) -> str:
         """Describes the differences from another fingerprint; returns an empty str if none."""
         mine, others = (_with_defaults(x.architecture) for x in (self, other))
         names = [x for x in sorted({*mine, *others}) if mine.get(x) != others.get(x)]
@@ -43,14 +47,14 @@ class Fingerprint(NamedTuple):
         return "the same sizes, but other weights"
 
 
-def _with_defaults(architecture):
+def _with_defaults(architecture: str) -> dict[str, Any]:
     """Reads an architecture, and adds the fields that its version had not, with their defaults."""
     fields = [x for x in dataclasses.fields(RGemmaConfig) if x.default is not dataclasses.MISSING]
     defaults = {x.name: x.default for x in fields if x.name not in _TRAINING}
     return {**json.loads(json.dumps(defaults)), **json.loads(architecture)}
 
 
-def fingerprint(backbone, counts=lambda name: True):
+def fingerprint(backbone: Any, counts: Callable[[str], bool] = lambda name: True) -> Fingerprint:
     """Computes the `Fingerprint` of a backbone, the same on every backend.
 
     Weights are rounded to bfloat16 before they are hashed: a model in float32 and the same model in
@@ -66,7 +70,7 @@ def fingerprint(backbone, counts=lambda name: True):
     return _fingerprint(backbone.config, weights, values)
 
 
-def fingerprint_later(backbone):
+def fingerprint_later(backbone: Any) -> Callable[[], Fingerprint]:
     """Returns a function that returns the `Fingerprint` of the weights as they are now.
 
     Where it is computed anew each time, as on TensorFlow, it is computed only when it is asked for.
@@ -79,7 +83,9 @@ def fingerprint_later(backbone):
     return functools.cache(functools.partial(_fingerprint, backbone.config, weights, values))
 
 
-def _fingerprint(config, weights, values):
+def _fingerprint(
+    config: RGemmaConfig, weights: Sequence[keras.Variable], values: Sequence[Any]
+) -> Fingerprint:
     """Computes the `Fingerprint` of weights that have these values."""
     sizes = {name: value for name, value in config.to_dict().items() if name not in _TRAINING}
     strides = [tuple(-(-size // _SAMPLES) for size in weight.shape) for weight in weights]

@@ -2,10 +2,13 @@
 
 import functools
 import weakref
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import keras
+import numpy as np
 from jax import lax
 
 from keras_rgemma.keras_internals.jax import arrays_of
@@ -20,7 +23,7 @@ from keras_rgemma.state.checksum import (
 _known = {}  # by the id of an array: a weak reference to it, its strides, sample and checksum
 
 
-def register_pytree(cls):
+def register_pytree(cls: type[Any]) -> None:
     """Registers a class that has `tree_flatten` and `tree_unflatten` as a pytree of JAX."""
     jax.tree_util.register_pytree_node_class(cls)
 
@@ -32,17 +35,19 @@ class StoredArray(NamedTuple):
     is_turned: bool
 
 
-def values_of(variables):
+def values_of(variables: Sequence[keras.Variable]) -> list[StoredArray]:
     """Lists the arrays of variables as they are stored, each a `StoredArray`."""
     return [StoredArray(*pair) for pair in zip(*arrays_of(variables), strict=True)]
 
 
-def unchanging(values):
+def unchanging(values: Sequence[StoredArray]) -> None:
     """Returns None: training gives up the memory of arrays."""
     return None
 
 
-def samples_and_checksums(values, strides):
+def samples_and_checksums(
+    values: Sequence[StoredArray], strides: Sequence[tuple[int, ...]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Reads every so many numbers of each array, and computes the checksum of all its numbers.
 
     An array never changes: what was read of it is kept as long as it lives.
@@ -65,7 +70,9 @@ def samples_and_checksums(values, strides):
     return [sample for sample, _ in found], [checksum for _, checksum in found]
 
 
-def _read(array, is_turned, steps):
+def _read(
+    array: jax.Array, is_turned: bool, steps: tuple[int, ...]
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Returns a small matrix or vector as it is; of a large one, its sample and checksum."""
     if array.size <= SMALL:
         return array.T if is_turned else array
@@ -75,7 +82,13 @@ def _read(array, is_turned, steps):
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _sample_and_checksum(array, is_turned, steps, row_factors_R2, column_factors_C):
+def _sample_and_checksum(
+    array: jax.Array,
+    is_turned: bool,
+    steps: tuple[int, ...],
+    row_factors_R2: np.ndarray,
+    column_factors_C: np.ndarray,
+) -> tuple[jax.Array, jax.Array]:
     value = array.T if is_turned else array
     sample = lax.slice(value, (0,) * value.ndim, value.shape, steps).reshape(-1)
     bits_RC = _bits(value).reshape(len(row_factors_R2), len(column_factors_C))
@@ -83,7 +96,7 @@ def _sample_and_checksum(array, is_turned, steps, row_factors_R2, column_factors
     return sample, jnp.sum(sums_R[:, None] * row_factors_R2, axis=0, dtype="uint32")
 
 
-def _bits(value):
+def _bits(value: jax.Array) -> jax.Array:
     """Returns the 16 bits of each number that count, uint32."""
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return value.astype("int32").astype("uint32") & 0xFFFF
@@ -94,12 +107,12 @@ def _bits(value):
     return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
 
 
-def _known_parts(value, steps):
+def _known_parts(value: jax.Array, steps: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
     array, known_steps, parts = _known.get(id(value), (lambda: None, None, None))
     return parts if array() is value and known_steps == steps else None
 
 
-def _keep(value, steps, parts):
+def _keep(value: jax.Array, steps: tuple[int, ...], parts: tuple[np.ndarray, np.ndarray]) -> None:
     key = id(value)
     # An id is given again, but not before its array is gone.
     _known[key] = (weakref.ref(value, lambda _: _known.pop(key, None)), steps, parts)

@@ -4,13 +4,17 @@ All leaves have the batch as their first axis, so that a state can be repeated, 
 (beam search) and concatenated with `keras.tree.map_structure` and no code per record.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import keras
 from keras import ops
 
-from keras_rgemma.config import RECURRENT
+from keras_rgemma.config import RECURRENT, RGemmaConfig
 from keras_rgemma.sharding.activations import constrain
+from keras_rgemma.types import Tensor
 
 
 class RecurrentState(NamedTuple):
@@ -22,8 +26,8 @@ class RecurrentState(NamedTuple):
             first, zeros before the beginning of the document.
     """
 
-    recurrence: Any
-    conv: Any
+    recurrence: Tensor
+    conv: Tensor
 
 
 class AttentionState(NamedTuple):
@@ -35,8 +39,12 @@ class AttentionState(NamedTuple):
         values: compute dtype, in the shape and the slots of the keys.
     """
 
-    keys: Any
-    values: Any
+    keys: Tensor
+    values: Tensor
+
+
+# The state of one layer.
+LayerState: TypeAlias = RecurrentState | AttentionState
 
 
 class ModelState(NamedTuple):
@@ -47,15 +55,15 @@ class ModelState(NamedTuple):
         layers: tuple of `RecurrentState` and `AttentionState`, one a layer.
     """
 
-    num_tokens: Any
-    layers: tuple
+    num_tokens: Tensor
+    layers: tuple[LayerState, ...]
 
 
 _LETTERS = {"recurrence": "BL", "conv": "BRL", "keys": "BWGK", "values": "BWGK"}
 RECORDS = {tuple(sorted(cls._fields)): cls for cls in (RecurrentState, AttentionState)}
 
 
-def specification(config, dtype):
+def specification(config: RGemmaConfig, dtype: str) -> ModelState:
     """Describes the `ModelState` of an architecture, with a `keras.KerasTensor` for each array.
 
     Args:
@@ -63,7 +71,7 @@ def specification(config, dtype):
         dtype: the compute dtype of the model, for all arrays that are not pinned to float32.
     """
 
-    def array(*shape, dtype=dtype):
+    def array(*shape: int, dtype: str = dtype) -> keras.KerasTensor:
         return keras.KerasTensor((None, *shape), dtype)
 
     width, window = config.recurrence_width, config.sliding_window_size
@@ -77,7 +85,7 @@ def specification(config, dtype):
     return ModelState(array(dtype="int32"), tuple(layers))
 
 
-def zeros(config, batch_size, dtype):
+def zeros(config: RGemmaConfig, batch_size: int | Tensor, dtype: str) -> ModelState:
     """Makes the `ModelState` of rows that have consumed no token.
 
     Args:
@@ -91,7 +99,7 @@ def zeros(config, batch_size, dtype):
     )
 
 
-def laid_out(state):
+def laid_out(state: ModelState) -> ModelState:
     """Lays a `ModelState` out over the devices of the `keras.distribution` in force.
 
     Rows along the data axis, channels of the recurrence along the model axis; keys and values of
@@ -102,7 +110,7 @@ def laid_out(state):
     return map_with_letters(constrain, state)
 
 
-def map_with_letters(function, state):
+def map_with_letters(function: Callable[[Tensor, str], Tensor], state: ModelState) -> ModelState:
     """Applies a function of an array and the letters of its dimensions to a `ModelState`."""
     layers = tuple(
         type(layer)(*(function(x, _LETTERS[name]) for name, x in layer._asdict().items()))

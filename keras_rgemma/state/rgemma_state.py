@@ -1,6 +1,10 @@
 """Keeps, forks and continues the state of a conversation or a document."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -13,6 +17,7 @@ from keras_rgemma.sharding.host import numpy_of
 from keras_rgemma.state import file
 from keras_rgemma.state.fingerprint import Fingerprint
 from keras_rgemma.state.records import ModelState
+from keras_rgemma.types import StrPath, Tensor
 
 MOST_TOKENS = 2**31 - 2**23  # in one text: positions are int32, and one call writes up to 2^22
 
@@ -49,24 +54,24 @@ class RGemmaState:
     fingerprint: Fingerprint
 
     @property
-    def batch_size(self):
+    def batch_size(self) -> int:
         """Returns B, int."""
         return int(self.last_token_ids.shape[0])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.batch_size
 
     @property
-    def num_tokens(self):
+    def num_tokens(self) -> np.ndarray:
         """Returns the number of tokens of each text, the carried one included; NumPy ints [B]."""
         return numpy_of(self.consumed.num_tokens).astype("int64") + 1
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Returns the number of bytes of the arrays, int."""
         return sum(_nbytes(array) for array in keras.tree.flatten(self.tree_flatten()[0]))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         readers = {
             "batch_size": lambda: self.batch_size,
             "num_tokens": lambda: self.num_tokens.tolist(),
@@ -74,7 +79,9 @@ class RGemmaState:
         }
         return f"RGemmaState({', '.join(f'{x}={_shown(read)}' for x, read in readers.items())})"
 
-    def __getitem__(self, rows):
+    def __getitem__(
+        self, rows: int | slice | Sequence[int] | Sequence[bool] | np.ndarray
+    ) -> RGemmaState:
         """Returns the state of some rows.
 
         Args:
@@ -90,7 +97,7 @@ class RGemmaState:
             lambda array: ops.take(array, tensor_of(np.atleast_1d(index)), axis=0), self
         )
 
-    def repeat(self, repeats):
+    def repeat(self, repeats: int) -> RGemmaState:
         """Repeats each row `repeats` times, one after the other.
 
         Args:
@@ -104,7 +111,7 @@ class RGemmaState:
         return self[np.repeat(np.arange(self.batch_size), repeats)]
 
     @classmethod
-    def concatenate(cls, several):
+    def concatenate(cls, several: Iterable[RGemmaState]) -> RGemmaState:
         """Joins the rows of several states of the same model in one state.
 
         Args:
@@ -129,18 +136,18 @@ class RGemmaState:
 
     # === A pytree, as Keras and JAX take classes for one ===
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[tuple[Tensor, ModelState], Fingerprint]:
         """Returns the arrays, and the fingerprint of their model."""
         return (self.last_token_ids, self.consumed), self.fingerprint
 
     @classmethod
-    def tree_unflatten(cls, fingerprint, children):
+    def tree_unflatten(cls, fingerprint: Fingerprint, children: Iterable[Any]) -> Self:
         """Makes a state from the results of `tree_flatten`."""
         return cls(*children, fingerprint)
 
     # === Files ===
 
-    def save(self, path):
+    def save(self, path: StrPath) -> None:
         """Writes a file that `load` reads on any backend.
 
         The file is complete or not there. Its arrays have the dtypes that they have in memory.
@@ -154,7 +161,7 @@ class RGemmaState:
         write_state(path, self)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: StrPath) -> RGemmaState:
         """Reads a file that `save` wrote on any backend.
 
         A model checks whether a state fits when it is called with that state.
@@ -169,7 +176,7 @@ class RGemmaState:
         return read_state(path)[0]
 
 
-def _register():
+def _register() -> None:
     register_pytree(RGemmaState)
     if keras.config.backend() == "jax":  # which has a registry of its own
         backend_module("keras_rgemma.state").register_pytree(RGemmaState)
@@ -178,7 +185,7 @@ def _register():
 _register()
 
 
-def _shown(read):
+def _shown(read: Callable[[], object]) -> str:
     """Returns a value as a str; "?" if a program is being traced, where no value is known yet."""
     try:
         return str(read())
@@ -186,11 +193,11 @@ def _shown(read):
         return "?"
 
 
-def _nbytes(array):
+def _nbytes(array: Tensor) -> int:
     return int(np.prod(array.shape)) * np.dtype(file.numpy_dtype(array)).itemsize
 
 
-def write_state(path, state, extra=None):
+def write_state(path: StrPath, state: RGemmaState, extra: dict[str, Any] | None = None) -> None:
     """Writes a state and other data of JSON types into one file.
 
     Args:
@@ -201,7 +208,7 @@ def write_state(path, state, extra=None):
     file.write(path, state.last_token_ids, state.consumed, state.fingerprint, extra)
 
 
-def read_state(path):
+def read_state(path: StrPath) -> tuple[RGemmaState, dict[str, Any]]:
     """Reads a state and the other data from a file.
 
     Args:
@@ -221,7 +228,7 @@ def read_state(path):
 # === Continuing from a state ===
 
 
-def consumed_by(task, state):
+def consumed_by(task: Any, state: RGemmaState) -> ModelState:
     """Returns the `ModelState` of a state, in the dtypes of a model.
 
     Args:
@@ -247,13 +254,13 @@ def consumed_by(task, state):
     )
 
 
-def check_is_state(state):
+def check_is_state(state: object) -> None:
     """Raises TypeError if an argument is no state."""
     if not isinstance(state, RGemmaState):
         raise TypeError(f"`state` must be an RGemmaState. Received: {state!r}.")
 
 
-def check_rows(state, count):
+def check_rows(state: RGemmaState, count: int) -> None:
     """Raises ValueError if a state has not `count` rows, TypeError if it is no state."""
     check_is_state(state)
     if state.batch_size != count:
@@ -263,7 +270,7 @@ def check_rows(state, count):
         )
 
 
-def prepend_carried_token(state, rows):
+def prepend_carried_token(state: RGemmaState, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Prepends the token that a state carries to each row of tokens.
 
     Args:
@@ -279,7 +286,9 @@ def prepend_carried_token(state, rows):
     return [np.concatenate(pair).astype("int32") for pair in pairs]
 
 
-def prepend_carried_column(state, token_ids, padding_mask):
+def prepend_carried_column(
+    state: RGemmaState, token_ids: np.ndarray, padding_mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Prepends the tokens that a state carries, as a column, to arrays of rows.
 
     Args:
@@ -303,13 +312,15 @@ def prepend_carried_column(state, token_ids, padding_mask):
     return np.hstack([last[:, None], token_ids]), mask.astype("int32")
 
 
-def check_lengths(lengths):
+def check_lengths(lengths: np.ndarray) -> None:
     """Raises ValueError if a text would have more tokens than an int32 position can count."""
     if max(lengths) > MOST_TOKENS:
         raise ValueError(f"A text has at most {MOST_TOKENS:,} tokens. This has {max(lengths):,}.")
 
 
-def state_of(fingerprint, last_tokens, consumed):
+def state_of(
+    fingerprint: Fingerprint, last_tokens: Sequence[int], consumed: ModelState
+) -> RGemmaState:
     """Makes the `RGemmaState` of rows.
 
     Args:

@@ -1,7 +1,11 @@
 """Reads samples and checksums of weights on TensorFlow."""
 
 import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_rgemma.state.checksum import (
@@ -13,12 +17,12 @@ from keras_rgemma.state.checksum import (
 )
 
 
-def values_of(variables):
+def values_of(variables: Sequence[keras.Variable]) -> list[Any]:
     """Lists the values of variables."""
     return [variable.value for variable in variables]
 
 
-def unchanging(values):
+def unchanging(values: Sequence[Any]) -> list[tf.Tensor]:
     """Reads variables: later assignments leave what was read as it is, without a copy before.
 
     Args:
@@ -30,7 +34,9 @@ def unchanging(values):
     return [tf.convert_to_tensor(value) for value in values]
 
 
-def samples_and_checksums(values, strides):
+def samples_and_checksums(
+    values: Sequence[Any], strides: Sequence[tuple[int, ...]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Reads every so many numbers of each variable, and computes the checksum of all its numbers.
 
     Args:
@@ -52,11 +58,11 @@ def samples_and_checksums(values, strides):
     return [sample for sample, _ in found], [checksum for _, checksum in found]
 
 
-def _is_small(value):
+def _is_small(value: Any) -> bool:
     return value.shape.num_elements() <= SMALL
 
 
-def _read(value, steps):
+def _read(value: Any, steps: tuple[int, ...]) -> list[tf.Tensor]:
     """Lists tensors [N]: the whole of a small variable; of a large one, sample and checksum."""
     value = tf.convert_to_tensor(value)
     if _is_small(value):
@@ -70,7 +76,7 @@ def _read(value, steps):
     return [tf.reshape(sample, [-1]), checksum]
 
 
-def _copied_to_numpy(tensors):
+def _copied_to_numpy(tensors: Sequence[tf.Tensor]) -> Iterator[np.ndarray]:
     """Converts tensors [N] to NumPy with one copy from the device for each dtype; an iterator."""
     found = [None] * len(tensors)
     for dtype in {x.dtype for x in tensors}:
@@ -84,7 +90,7 @@ def _copied_to_numpy(tensors):
 
 
 @functools.cache
-def _slices(shape, steps):
+def _slices(shape: tuple[int, ...], steps: tuple[int, ...]) -> dict[str, tf.Tensor]:
     """Returns the arguments of a strided slice over all of a shape."""
     return {
         "begin": tf.zeros(len(shape), "int32"),
@@ -94,7 +100,7 @@ def _slices(shape, steps):
 
 
 @functools.cache
-def _checksum_graph(shape, dtype):
+def _checksum_graph(shape: tf.TensorShape, dtype: tf.DType) -> Callable[..., Any]:
     """Compiles `_checksum` for variables of a shape and a dtype."""
     rows, columns = rows_and_columns(tuple(shape))
     specs = [tf.TensorSpec(size, "uint32") for size in ((rows, 2), (columns,))]
@@ -104,14 +110,16 @@ def _checksum_graph(shape, dtype):
     return function.get_concrete_function(tf.TensorSpec(shape, dtype), *specs)
 
 
-def _checksum(value, row_factors_R2, column_factors_C):
+def _checksum(
+    value: tf.Tensor, row_factors_R2: tf.Tensor, column_factors_C: tf.Tensor
+) -> tf.Tensor:
     """Computes the checksum of a variable, see `state.checksum`: uint32 [2]."""
     bits_RC = tf.reshape(_bits(value), (row_factors_R2.shape[0], column_factors_C.shape[0]))
     sums_R = tf.reduce_sum(bits_RC * column_factors_C, axis=1)
     return tf.reduce_sum(sums_R[:, None] * row_factors_R2, axis=0)
 
 
-def _bits(value):
+def _bits(value: tf.Tensor) -> tf.Tensor:
     """Returns the 16 bits of each number that count, uint32."""
     if not value.dtype.is_floating:
         return tf.bitwise.bitwise_and(tf.cast(tf.cast(value, "int32"), "uint32"), 0xFFFF)

@@ -2,7 +2,9 @@
 
 import functools
 import weakref
+from collections.abc import Sequence
 
+import keras
 import numpy as np
 import torch
 
@@ -13,17 +15,19 @@ _CHUNK = 1 << 18  # numbers at a time: the arrays that are made of them stay in 
 _known = {}  # by the id of a tensor: a weak reference to it, its changes, sample and checksum
 
 
-def values_of(variables):
+def values_of(variables: Sequence[keras.Variable]) -> list[torch.Tensor]:
     """Lists the values of variables."""
     return [variable.value for variable in variables]
 
 
-def unchanging(values):
+def unchanging(values: Sequence[torch.Tensor]) -> None:
     """Returns None: training changes tensors in place."""
     return None
 
 
-def samples_and_checksums(values, strides):
+def samples_and_checksums(
+    values: Sequence[torch.Tensor], strides: Sequence[tuple[int, ...]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Reads every so many numbers of each tensor, and computes the checksum of all its numbers.
 
     A checksum is kept until its tensor changes. PyTorch counts changes, but not those of
@@ -57,7 +61,7 @@ def samples_and_checksums(values, strides):
     return samples, checksums
 
 
-def _copied_to_numpy(tensors):
+def _copied_to_numpy(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
     """Converts float32 tensors [N] to NumPy with one copy from the device."""
     if len({x.device for x in tensors}) > 1:
         tensors = [x.cpu() for x in tensors]
@@ -65,13 +69,13 @@ def _copied_to_numpy(tensors):
     return np.split(joined, np.cumsum([len(x) for x in tensors])[:-1])
 
 
-def _kept(value):
+def _kept(value: torch.Tensor) -> list[np.ndarray] | None:
     """Returns the sample and the checksum of a tensor if it has not changed since, or None."""
     tensor, count, *parts = _known.get(id(value), (lambda: None, None))
     return parts if tensor() is value and count == change_count(value) is not None else None
 
 
-def _keep(value, *parts):
+def _keep(value: torch.Tensor, *parts: np.ndarray) -> None:
     key = id(value)
     # An id is given again, but not before its tensor is gone.
     reference = weakref.ref(value, lambda _: _known.pop(key, None))
@@ -79,7 +83,7 @@ def _keep(value, *parts):
 
 
 @torch.no_grad()
-def _checksum(value):
+def _checksum(value: torch.Tensor) -> torch.Tensor:
     """Computes the checksum of a tensor, see `state.checksum`: uint32 [2] as int32."""
     rows, columns = rows_and_columns(value.shape)
     value_RC = value.detach().reshape(rows, columns)
@@ -93,7 +97,7 @@ def _checksum(value):
     return sums_2.to(torch.int32)
 
 
-def _bits(value):
+def _bits(value: torch.Tensor) -> torch.Tensor:
     """Returns the 16 bits of each number that count, int32."""
     if not value.is_floating_point():
         return value.to(torch.int32) & 0xFFFF
@@ -106,10 +110,10 @@ def _bits(value):
 
 
 @functools.cache
-def _column_factors(size, device):
+def _column_factors(size: int, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(column_factors(size).astype("float64")).to(device)
 
 
 @functools.cache
-def _row_factors(size, device):
+def _row_factors(size: int, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(row_factors(size).astype("int64")).to(device)

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_rgemma.shapes import check_token_ids
 from keras_rgemma.text import sources
-from keras_rgemma.text.examples import no_example, read_element, read_examples
+from keras_rgemma.text.examples import Example, no_example, read_element, read_examples
 from keras_rgemma.text.forms import is_row
 from keras_rgemma.text.rows import NONE_TO_LEARN, in_rows, to_arrays
 from keras_rgemma.text.tokenizing import Counts, documents
@@ -38,17 +40,19 @@ class Batches:
         ValueError: there is nothing to learn from in the source.
     """
 
+    first: list[tuple[Any, ...]]
+
     def __init__(
         self,
-        preprocessor,
-        data,
-        batch_size,
-        packing,
-        lost,
-        is_kept=False,
-        default=None,
-        vocabulary_size=None,
-    ):
+        preprocessor: Any,
+        data: Any,
+        batch_size: int | None,
+        packing: bool,
+        lost: str,
+        is_kept: bool = False,
+        default: int | None = None,
+        vocabulary_size: int | None = None,
+    ) -> None:
         self._preprocessor = preprocessor
         self._vocabulary_size = vocabulary_size
         self._data = data
@@ -66,7 +70,7 @@ class Batches:
                 counts.check_lost(self._length)
             raise ValueError(NONE_TO_LEARN)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         if self._is_read:
             self._begin()
         yield from self.first
@@ -78,7 +82,7 @@ class Batches:
         self._is_complete = True
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int | None:
         """The number of batches in a pass, or None if it is not known; skipped examples count."""
         number = sources.count(self._data)
         if number is None or number == math.inf or (self._packing and not self._is_prepared):
@@ -87,17 +91,17 @@ class Batches:
             return None
         return number if self._is_batch else math.ceil(number / self._default)
 
-    def forget(self):
+    def forget(self) -> None:
         """Begins the next pass from the beginning, for a source that has changed its order."""
         self._is_read = self._is_read or sources.begins_again(self._data)
 
-    def warn(self):
+    def warn(self) -> None:
         """Warns of the examples that were cut in the longest pass."""
         if self._counts:
             longest = max(self._counts, key=lambda counts: counts.total)
             longest.warn(self._length, self._lost)
 
-    def _begin(self):
+    def _begin(self) -> None:
         """Begins a pass, and reads its first batches."""
         if self._kept is not None and self._is_complete:
             self._rest = iter(self._kept)
@@ -108,7 +112,7 @@ class Batches:
             self._kept += self.first
         self._is_read = False
 
-    def _read(self):
+    def _read(self) -> Iterator[tuple[Any, ...]]:
         elements = sources.elements(self._data)
         first = list(itertools.islice(elements, 1))
         if not first:
@@ -121,12 +125,12 @@ class Batches:
         else:
             yield from self._tokenized(elements)
 
-    def _checked(self, batch):
+    def _checked(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         if self._vocabulary_size is not None:
             check_token_ids(batch[0]["token_ids"], self._vocabulary_size)
         return batch
 
-    def _tokenized(self, elements):
+    def _tokenized(self, elements: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
         """Makes batches of elements with examples."""
         counts = Counts()
         self._counts.append(counts)
@@ -149,7 +153,7 @@ class Batches:
         while batch := list(itertools.islice(rows, size)):
             yield to_arrays(batch, self._length, pad, self._packing)
 
-    def _prepared(self, first, elements):
+    def _prepared(self, first: Any, elements: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
         """Makes batches of elements with rows, which may be batches themselves."""
         x, *_ = _parts(first)
         self._is_batch = np.ndim(x["token_ids"]) > 1
@@ -162,7 +166,7 @@ class Batches:
             yield complete(_stacked(batch))
 
 
-def read_all(data, columns):
+def read_all(data: Any, columns: Mapping[str, str]) -> tuple[list[Example], bool]:
     """Reads all examples of data, in memory or from a source.
 
     Args:
@@ -182,7 +186,7 @@ def read_all(data, columns):
     return [example for examples, _ in read for example in examples], True
 
 
-def check_ends(data, reason):
+def check_ends(data: Any, reason: str) -> None:
     """Raises ValueError, with a reason, if a source is known to have no end."""
     if sources.count(data) == math.inf:
         raise ValueError(
@@ -191,7 +195,9 @@ def check_ends(data, reason):
         )
 
 
-def _read_elements(elements, columns):
+def _read_elements(
+    elements: Iterable[Any], columns: Mapping[str, str]
+) -> Iterator[tuple[list[Example], bool]]:
     """Yields lists of examples, and whether they were a batch."""
     count = 0
     for element in elements:
@@ -202,7 +208,7 @@ def _read_elements(elements, columns):
         yield examples, is_batch
 
 
-def _parts(element):
+def _parts(element: Any) -> tuple[Any, ...]:
     """Returns the parts of a prepared element: x as a dict of arrays, and labels and weights."""
     if is_row(element):
         element = (element,)
@@ -211,24 +217,24 @@ def _parts(element):
     return tuple(part for part in parts if part is not None)
 
 
-def _array(value):
+def _array(value: Any) -> np.ndarray | None:
     if hasattr(value, "detach"):  # a tensor of torch, on any device
         value = value.detach().cpu()
     return None if value is None else np.asarray(value)
 
 
-def _rows(parts):
+def _rows(parts: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     x, *rest = parts
     for i in range(len(x["token_ids"])):
         yield {key: value[i] for key, value in x.items()}, *(part[i] for part in rest)
 
 
-def _stacked(rows):
+def _stacked(rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     x = {key: np.stack([row[0][key] for row in rows]) for key in rows[0][0]}
     return x, *(np.stack(column) for column in list(zip(*rows, strict=True))[1:])
 
 
-def complete(parts):
+def complete(parts: tuple[Any, ...]) -> tuple[Any, ...]:
     """Adds labels, the next tokens, and their weights to rows without.
 
     Args:

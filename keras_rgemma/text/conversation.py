@@ -1,7 +1,8 @@
 """Reads the messages of a conversation, and tokenizes them as a prompt and as an example."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,16 @@ _FORMAT = (
 )
 
 
-def is_conversation(value):
+def is_conversation(value: object) -> bool:
     """Checks whether a value is a list of messages, which begins with a dict of one."""
     messages = _as_list(value)
     first = messages[0] if isinstance(messages, list) and messages else None
     return isinstance(first, Mapping) and bool({"role", "content"} & set(first))
 
 
-def read_messages(messages, what="A conversation", history=()):
+def read_messages(
+    messages: Any, what: str = "A conversation", history: Sequence[Mapping[str, str]] = ()
+) -> list[dict[str, str]]:
     """Reads messages as turns of "user" and "model".
 
     The system message, which may come first, goes in front of the first user's content with an
@@ -68,12 +71,12 @@ def read_messages(messages, what="A conversation", history=()):
     return turns or [{"role": "system", "content": system}]
 
 
-def waits_for_user(turns):
+def waits_for_user(turns: Sequence[Mapping[str, str]]) -> bool:
     """Checks whether turns are a system message, which the first user's message will hold."""
     return len(turns) == 1 and turns[0]["role"] == "system"
 
 
-def read_history(history):
+def read_history(history: Any) -> list[dict[str, str]]:
     """Reads the turns of a conversation before a user's message; `history` may be empty.
 
     Raises:
@@ -86,19 +89,19 @@ def read_history(history):
     return turns
 
 
-def _joined(system, content):
+def _joined(system: str | None, content: str) -> str:
     """Puts the system message in front of a user's content."""
     is_empty = system is None or not system.strip()
     return content if is_empty else f"{system.strip()}\n\n{content.strip()}"
 
 
-def _as_list(value):
+def _as_list(value: Any) -> Any:
     """Returns a tuple, or an array from a column of a file, as a list; other values as they are."""
     is_array = isinstance(value, np.ndarray) and value.ndim > 0
     return list(value) if is_array or isinstance(value, tuple) else value
 
 
-def _read(message, received):
+def _read(message: Any, received: str) -> tuple[str, str]:
     """Returns the role and the text of a message; raises errors that begin with `received`."""
     received += reprlib.repr(message)
     if not isinstance(message, Mapping):
@@ -116,7 +119,7 @@ def _read(message, received):
     return role, check_text(content, "The content of a message")
 
 
-def _part(part, received):
+def _part(part: Any, received: str) -> str:
     """Returns the text of a part of a content."""
     kind = part.get("type", "text") if isinstance(part, Mapping) else None
     if kind != "text" or not isinstance(part.get("text"), (str, bytes)):
@@ -127,7 +130,7 @@ def _part(part, received):
     return check_text(part["text"], "The content of a message")
 
 
-def check_ends(turns, role, what):
+def check_ends(turns: Sequence[Mapping[str, str]], role: str, what: str) -> None:
     """Raises ValueError if the last of several turns is not of a role.
 
     Args:
@@ -143,7 +146,9 @@ def check_ends(turns, role, what):
         )
 
 
-def turns_token_ids(tokenizer, turns, is_first=True):
+def turns_token_ids(
+    tokenizer: Any, turns: Sequence[Mapping[str, str]], is_first: bool = True
+) -> list[int]:
     """Returns the token ids of complete turns, each with its `<end_of_turn>`; a list of ints.
 
     Args:
@@ -159,7 +164,7 @@ def turns_token_ids(tokenizer, turns, is_first=True):
     return ids
 
 
-def conversation(tokenizer, turns, num_prompt_turns=0):
+def conversation(tokenizer: Any, turns: Any, num_prompt_turns: int = 0) -> Document:
     """Tokenizes a conversation as `Chat` does; the loss falls on the model's answers.
 
     Args:

@@ -1,8 +1,12 @@
 """Holds the tokens of examples as documents, and arranges documents in rows of arrays."""
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+
+# Inputs `token_ids` and `padding_mask`, labels and weights, each [B, T].
+Rows: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 
 
 class Document(NamedTuple):
@@ -16,28 +20,30 @@ class Document(NamedTuple):
         weight: float, what the loss of each token is multiplied by.
     """
 
-    ids: list
-    loss_mask: list
+    ids: list[int]
+    loss_mask: list[bool]
     is_text: bool
-    end: tuple = ()
+    end: Sequence[int] = ()
     weight: float = 1
 
 
-def pieces(document, length):
+def pieces(document: Document, length: int) -> Iterator[Document]:
     """Cuts a document into parts with `length` tokens to predict, which overlap by one token."""
     for start in range(0, len(document.ids) - 1, length):
         part = slice(start, start + length + 1)
         yield document._replace(ids=document.ids[part], loss_mask=document.loss_mask[part])
 
 
-def cut(document, length):
+def cut(document: Document, length: int) -> Document:
     """Cuts a document to `length` tokens to predict; its `end` stays."""
     ids, loss_mask = document.ids[: length + 1], document.loss_mask[: length + 1]
     end = list(document.end)
     return document._replace(ids=ids[: len(ids) - len(end)] + end, loss_mask=loss_mask)
 
 
-def arrays(rows, length, pad, shows_end=False):
+def arrays(
+    rows: Sequence[Mapping[int, Document]], length: int, pad: int, shows_end: bool = False
+) -> Rows:
     """Makes `(x, y, sample_weight)` of rows. The last token of a document predicts nothing.
 
     Args:

@@ -1,7 +1,8 @@
 """Reads examples to learn from in every form: texts, prompts with responses, conversations, ids."""
 
 import reprlib
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,11 +20,13 @@ from keras_rgemma.text.turns import conversations, holds_turns, is_turn, read_tu
 # The names of a prompt and its response: KerasHub's, and those of other libraries.
 PAIRS = (("prompts", "responses"), ("prompt", "response"), ("prompt", "completion"))
 # The kinds of examples with the names of their columns.
-KINDS = [("messages", ("messages",)), ("text", ("text",)), *(("pair", names) for names in PAIRS)]
+KINDS: list[tuple[str, tuple[str, ...]]] = [
+    ("messages", ("messages",)),
+    ("text", ("text",)),
+    *(("pair", names) for names in PAIRS),
+]
 # The names that `columns` of a preprocessor may map to others.
 RENAMED = ("prompts", "responses", "text", "messages")
-
-# An example is a str; a `Pair`; a `Conversation`; or `Tokens`.
 
 
 class Pair(NamedTuple):
@@ -36,17 +39,20 @@ class Pair(NamedTuple):
 class Conversation(NamedTuple):
     """Holds the turns of a conversation, and how many of the first ones are not learned."""
 
-    turns: list
+    turns: list[dict[str, str]]
     num_prompt_turns: int = 0
 
 
 class Tokens(NamedTuple):
     """Holds the token ids of a text, a list of ints."""
 
-    ids: list
+    ids: list[int]
 
 
-def check_columns(columns):
+Example: TypeAlias = str | Pair | Conversation | Tokens
+
+
+def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
     """Checks the argument `columns` of a preprocessor, and returns it as a dict.
 
     Raises:
@@ -63,7 +69,7 @@ def check_columns(columns):
     return dict(columns)
 
 
-def read_examples(data, columns):
+def read_examples(data: Any, columns: Mapping[str, str]) -> tuple[list[Example], bool]:
     """Reads examples that are in memory.
 
     Args:
@@ -90,7 +96,9 @@ def read_examples(data, columns):
     return [read_example(value, columns, index) for index, value in enumerate(values)], True
 
 
-def read_element(element, columns, start=0):
+def read_element(
+    element: Any, columns: Mapping[str, str], start: int = 0
+) -> tuple[list[Example], bool]:
     """Reads one element of a source: an example, or a batch of examples.
 
     Args:
@@ -128,7 +136,7 @@ def read_element(element, columns, start=0):
     return [read_example(value, columns, start + i) for i, value in enumerate(values)], True
 
 
-def read_example(value, columns, index):
+def read_example(value: Any, columns: Mapping[str, str], index: int) -> Example:
     """Reads a single example.
 
     Args:
@@ -161,7 +169,9 @@ def read_example(value, columns, index):
     return Tokens(list(values))
 
 
-def read_table(table, columns, start=0):
+def read_table(
+    table: Any, columns: Mapping[str, str], start: int = 0
+) -> tuple[list[Example], bool]:
     """Reads the examples in a table or in a dict of columns, or the one example in a dict.
 
     Returns:
@@ -171,7 +181,7 @@ def read_table(table, columns, start=0):
     return _read_entries(kind, [table[name] for name in names], start)
 
 
-def find_columns(table, columns):
+def find_columns(table: Any, columns: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     """Finds the columns with examples in a table or dict.
 
     Args:
@@ -214,7 +224,7 @@ def find_columns(table, columns):
     )
 
 
-def _renamed_kinds(columns):
+def _renamed_kinds(columns: Mapping[str, str]) -> list[tuple[str, tuple[str, ...]]]:
     """Lists the kinds of examples with the names that `columns` gives, as in `KINDS`."""
     kinds = [(kind, (columns[kind],)) for kind in ("messages", "text") if kind in columns]
     if "prompts" in columns or "responses" in columns:
@@ -225,7 +235,7 @@ def _renamed_kinds(columns):
     return kinds
 
 
-def _row_as_dict(value, columns):
+def _row_as_dict(value: Any, columns: Mapping[str, str]) -> Any:
     """Turns a row of a pandas table, a column that is indexed by names, into a dict."""
     if not hasattr(value, "iloc") or column_names(value) is not None:
         return value
@@ -235,7 +245,7 @@ def _row_as_dict(value, columns):
     return dict(zip(labels, value, strict=True)) if is_one else value
 
 
-def check_no_labels(*labels):
+def check_no_labels(*labels: object) -> None:
     """Raises ValueError if labels or weights (not None) were passed beside examples."""
     if any(label is not None for label in labels):
         raise ValueError(
@@ -245,7 +255,7 @@ def check_no_labels(*labels):
         )
 
 
-def no_example(value, index, hint=""):
+def no_example(value: object, index: int, hint: str = "") -> TypeError:
     """Returns the error of a value that is no example."""
     return TypeError(
         "An example is a text, a prompt with its response, a conversation or a row of token ids. "
@@ -253,7 +263,7 @@ def no_example(value, index, hint=""):
     )
 
 
-def _read_entries(kind, columns, start):
+def _read_entries(kind: str, columns: Sequence[Any], start: int) -> tuple[list[Example], bool]:
     """Reads examples of a kind from one or two columns, or from one or two values."""
     entries = [_entries(column) for column in columns]
     lengths = [len(values) for values, _ in entries]
@@ -275,7 +285,7 @@ def _read_entries(kind, columns, start):
     return [_example(kind, row, start + i) for i, row in enumerate(rows)], is_batch
 
 
-def _entries(value):
+def _entries(value: Any) -> tuple[list[Any], bool]:
     """Lists the values of a column, or a single value; also returns whether it is a column."""
     if is_text(value) or is_missing(value) or not _is_iterable(value):
         return [value], False
@@ -285,7 +295,7 @@ def _entries(value):
     return conversations(values) if holds_turns(values) else (values, True)
 
 
-def _example(kind, values, index):
+def _example(kind: str, values: Sequence[Any], index: int) -> Example:
     values = [_turns(value) for value in values]
     are_turns = [isinstance(value, list) for value in values]
     if kind == "messages" and are_turns == [True]:
@@ -305,19 +315,19 @@ def _example(kind, values, index):
     return Pair(*texts) if kind == "pair" else texts[0]
 
 
-def _turns(value):
+def _turns(value: Any) -> Any:
     """Lists the turns of a value that is a conversation; returns other values as they are."""
     values = as_list(value) if hasattr(value, "tolist") else value
     return read_turns(values) if holds_turns(values) else value
 
 
-def _is_one(element):
+def _is_one(element: Any) -> bool:
     """Returns whether a tuple is one example: a pair of texts, turns, or token ids."""
     is_pair = len(element) == 2 and all(map(is_text, element))
     return is_pair or holds_turns(element) or _is_ids(element)
 
 
-def _is_column_pair(element):
+def _is_column_pair(element: Any) -> bool:
     """Returns whether an element is a tuple of prompts and responses."""
     return (
         isinstance(element, tuple)
@@ -327,7 +337,7 @@ def _is_column_pair(element):
     )
 
 
-def _is_ids(values):
+def _is_ids(values: Any) -> bool:
     """Returns whether a list or tuple holds token ids."""
     is_list = isinstance(values, (list, tuple)) and bool(values)
     return is_list and all(
@@ -335,5 +345,5 @@ def _is_ids(values):
     )
 
 
-def _is_iterable(value):
+def _is_iterable(value: object) -> bool:
     return any(hasattr(value, name) for name in ("__iter__", "__array__", "to_pylist"))

@@ -4,13 +4,14 @@ Libraries are recognised by the methods of their objects and never imported.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from keras_rgemma.shapes import check_text
 
 
-def read_texts(texts, name="prompt", column="text"):
+def read_texts(texts: Any, name: str = "prompt", column: str = "text") -> list[str]:
     """Reads one or several texts in any form.
 
     Args:
@@ -39,12 +40,12 @@ def read_texts(texts, name="prompt", column="text"):
     return [read_text(value, f"{name.capitalize()} {i}") for i, value in enumerate(values)]
 
 
-def _batch(batch, column):
+def _batch(batch: Any, column: str) -> list[Any]:
     batch = _text_column(batch, column) if is_row(batch) else batch
     return [batch] if is_text(batch) else as_list(batch)
 
 
-def _text_column(table, column):
+def _text_column(table: Any, column: str) -> Any:
     if column not in column_names(table):
         raise ValueError(
             f"Texts in a table, a dict or a row stand under {column!r}. Received one with "
@@ -53,7 +54,7 @@ def _text_column(table, column):
     return table[column]
 
 
-def read_text(value, what):
+def read_text(value: Any, what: str) -> str:
     """Converts a text to a str; see `keras_rgemma.shapes.check_text`.
 
     Args:
@@ -73,7 +74,7 @@ def read_text(value, what):
     return check_text(as_list(value)[0] if is_tensor else value, what)
 
 
-def is_text(value):
+def is_text(value: Any) -> bool:
     """Returns whether a value is a str, bytes, or a tensor of one string."""
     if isinstance(value, (str, bytes)):
         return True
@@ -81,18 +82,18 @@ def is_text(value):
     return is_scalar and isinstance(as_list(value)[0], (str, bytes))
 
 
-def is_missing(value):
+def is_missing(value: Any) -> bool:
     """Returns whether a value stands for a missing one: None, NaN or the NA of pandas."""
     is_nan = isinstance(value, float) and value != value
     return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
-def is_row(value):
+def is_row(value: Any) -> bool:
     """Returns whether a value is a dict, or another mapping of names to values."""
     return isinstance(value, Mapping)
 
 
-def column_names(table):
+def column_names(table: Any) -> list[Any] | None:
     """Lists the names of the columns of a table or dict; returns None for anything else."""
     if is_row(table):
         return list(table)
@@ -103,13 +104,13 @@ def column_names(table):
     return None if names is None else list(names)
 
 
-def describe_names(table):
+def describe_names(table: Any) -> str:
     """Describes the columns of a table or the keys of a dict for an error."""
     kind = "the keys" if is_row(table) else "the columns"
     return f"{kind} {sorted(map(str, column_names(table)))}"
 
 
-def as_list(column):
+def as_list(column: Any) -> list[Any]:
     """Lists the values of a column, an array, a tensor or an iterable; a scalar is one value."""
     if isinstance(column, (str, bytes)):
         return [column]

@@ -6,13 +6,23 @@ comes back as it went in. Control tokens (`<bos>`, `<eos>`, ...) have no text fo
 Hugging Face's tokenizers recognise them. Both are cut out of a text before SentencePiece reads it.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import sentencepiece
+
 
 SPACE = "\u2581"
 SPACE_BYTES = ("<0xE2>", "<0x96>", "<0x81>")
 
 
-def spelled_apart(processor, control_tokens=()):
+def spelled_apart(
+    processor: sentencepiece.SentencePieceProcessor, control_tokens: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """Returns the texts to cut out of a text, and how to spell them.
 
     Args:
@@ -38,7 +48,9 @@ def spelled_apart(processor, control_tokens=()):
     return spelled
 
 
-def with_literal_spaces(processor, as_text=False, control_tokens=()):
+def with_literal_spaces(
+    processor: Any, as_text: bool = False, control_tokens: Sequence[str] = ()
+) -> Any:
     """Wraps a `SentencePieceProcessor` so that it encodes some texts apart (`spelled_apart`).
 
     Args:
@@ -55,7 +67,7 @@ def with_literal_spaces(processor, as_text=False, control_tokens=()):
     return _Encoder(processor, spelled if as_text else ids_of(processor, spelled))
 
 
-def ids_of(processor, spelled):
+def ids_of(processor: Any, spelled: Mapping[str, list[str]]) -> dict[str, list[int]]:
     """Converts the pieces of a dict as of `spelled_apart` to ids."""
     return {
         text: [processor.PieceToId(piece) for piece in pieces] for text, pieces in spelled.items()
@@ -70,11 +82,11 @@ class Wrapper:
         spelled: what the wrapper encodes itself, and how.
     """
 
-    def __init__(self, wrapped, spelled):
+    def __init__(self, wrapped: Any, spelled: Any) -> None:
         self.wrapped = wrapped
         self.spelled = spelled
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name == "wrapped":  # while a copy is being made
             raise AttributeError(name)
         return getattr(self.wrapped, name)
@@ -83,17 +95,19 @@ class Wrapper:
 class _Encoder(Wrapper):
     """Wraps a processor with an `Encode` that cuts out the texts that have a spelling."""
 
-    def __init__(self, wrapped, spelled):
+    def __init__(self, wrapped: Any, spelled: Mapping[str, list[Any]]) -> None:
         super().__init__(wrapped, spelled)
         self.pattern = re.compile(f"({'|'.join(map(re.escape, spelled))})")
 
-    def Encode(self, texts, add_bos=False, add_eos=False):
+    def Encode(
+        self, texts: Sequence[str], add_bos: bool = False, add_eos: bool = False
+    ) -> list[list[Any]]:
         """Returns the tokens of each of a list of texts."""
         if not any(self.pattern.search(text) for text in texts):
             return self.wrapped.Encode(texts, add_bos=add_bos, add_eos=add_eos)
         return [self._encode(text, add_bos, add_eos) for text in texts]
 
-    def _encode(self, text, add_bos, add_eos):
+    def _encode(self, text: str, add_bos: bool, add_eos: bool) -> list[Any]:
         parts = self.pattern.split(text)
         last = len(parts) - 1
         tokens = []

@@ -1,9 +1,13 @@
 """Packs several documents into a row, so that few positions are pads."""
 
+from collections.abc import Iterable, Iterator
+
+from keras_rgemma.text.documents import Document
+
 _OPEN_ROWS = 64  # rows that wait for more documents
 
 
-def pack(documents, length):
+def pack(documents: Iterable[Document], length: int) -> Iterator[list[Document]]:
     """Puts each document into the fullest row that has room for it.
 
     Args:

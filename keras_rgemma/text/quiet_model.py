@@ -14,7 +14,7 @@ _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5  # kinds of fields
 _FIXED = {_FIXED_64: 8, _FIXED_32: 4}
 
 
-def with_table(model):
+def with_table(model: bytes) -> bytes:
     """Adds an empty table of rules to a model that has none.
 
     Args:
@@ -31,7 +31,7 @@ def with_table(model):
     return model if has_rules else model + _field(_NORMALIZER, _field(_TABLE, _empty_table()))
 
 
-def _empty_table():
+def _empty_table() -> bytes:
     """Writes a table of rules: the size of a double array, the array, and the texts it points to.
 
     The array is a trie of 256 units, a node each. The root, unit 0, has its child for a byte at
@@ -42,12 +42,12 @@ def _empty_table():
     return struct.pack("<I", len(units)) + units + b"\0"
 
 
-def _field(number, value):
+def _field(number: int, value: bytes) -> bytes:
     """Writes a field of bytes."""
     return _varint(number << 3 | _BYTES) + _varint(len(value)) + value
 
 
-def _varint(value):
+def _varint(value: int) -> bytes:
     low = []
     while value > 127:
         low.append(value & 127 | 128)
@@ -55,7 +55,7 @@ def _varint(value):
     return bytes([*low, value])
 
 
-def _value(message, number):
+def _value(message: bytes, number: int) -> bytes:
     """Finds the last value of a field of bytes in a message; b"" without one.
 
     Raises:
@@ -81,7 +81,7 @@ def _value(message, number):
     return value
 
 
-def _read_varint(message, place):
+def _read_varint(message: bytes, place: int) -> tuple[int, int]:
     """Returns the number at a place of a message, and the place after it."""
     byte = message[place]
     if byte < 128:

@@ -1,8 +1,12 @@
 """Makes rows of tokens, labels and weights of examples in memory."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
 import numpy as np
 
-from keras_rgemma.text.documents import arrays
+from keras_rgemma.text.documents import Document, Rows, arrays
+from keras_rgemma.text.examples import Example
 from keras_rgemma.text.forms import as_list
 from keras_rgemma.text.packing import pack
 from keras_rgemma.text.tokenizing import Counts, documents
@@ -10,7 +14,15 @@ from keras_rgemma.text.tokenizing import Counts, documents
 NONE_TO_LEARN = "There is no example to learn from. Pass some text."
 
 
-def make_rows(preprocessor, examples, length, packing, lost="keep", weights=None, warns=True):
+def make_rows(
+    preprocessor: Any,
+    examples: Sequence[Example],
+    length: int,
+    packing: bool,
+    lost: str = "keep",
+    weights: Any = None,
+    warns: bool = True,
+) -> Rows:
     """Makes training data of examples.
 
     Args:
@@ -45,18 +57,18 @@ def make_rows(preprocessor, examples, length, packing, lost="keep", weights=None
     return to_arrays(packed, length, preprocessor.tokenizer.pad_token_id, packing)
 
 
-def in_rows(documents, length, packing):
+def in_rows(documents: Iterable[Document], length: int, packing: bool) -> Iterator[list[Document]]:
     """Iterates over rows, lists of documents: one each, or several with `packing`."""
     return pack(documents, length) if packing else ([document] for document in documents)
 
 
-def to_arrays(packed, length, pad, packing):
+def to_arrays(packed: Iterable[list[Document]], length: int, pad: int, packing: bool) -> Rows:
     """Makes `(x, y, sample_weight)` of rows as of `in_rows`; see `arrays`."""
     rows = [dict(enumerate(row, start=1)) for row in packed]
     return arrays(rows, length, pad, shows_end=not packing)
 
 
-def _check_weights(weights, count):
+def _check_weights(weights: Any, count: int) -> list[float] | None:
     """Lists the weights of examples as floats."""
     if weights is None:
         return None

@@ -1,12 +1,19 @@
 """Tokenizes text inside TensorFlow graphs, such as `tf.data` pipelines."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_rgemma.text.literal_space import Wrapper
+from keras_rgemma.types import Shape
 
 
-def with_literal_spaces(tokenizer, spelled):
+def with_literal_spaces(tokenizer: Any, spelled: Mapping[str, list[int]]) -> Any:
     """Wraps a `tensorflow_text.SentencepieceTokenizer` so that it encodes some texts apart.
 
     Args:
@@ -21,7 +28,7 @@ def with_literal_spaces(tokenizer, spelled):
 class _Tokenizer(Wrapper):
     """Wraps a tokenizer with a `tokenize` that splits texts at one that has a spelling."""
 
-    def tokenize(self, texts):
+    def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """Returns the token ids, ragged [B, T], of strings [B]."""
         text, ids = self.spelled
         parts = tf.strings.split(texts, text)
@@ -32,7 +39,9 @@ class _Tokenizer(Wrapper):
         return tokens.merge_dims(1, 2)[:, len(ids) :]
 
 
-def python_rows(function, inputs, shape):
+def python_rows(
+    function: Callable[..., Any], inputs: Any, shape: Shape
+) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
     """Calls a Python function of examples inside a graph, and returns its arrays as tensors.
 
     Args:
@@ -46,7 +55,7 @@ def python_rows(function, inputs, shape):
         `(x, y, sample_weight)` of int32 tensors.
     """
 
-    def run(*arrays):
+    def run(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         x, y, sample_weight = function(keras.tree.pack_sequence_as(inputs, arrays))
         return x["token_ids"], x["padding_mask"], y, sample_weight
 
@@ -57,7 +66,7 @@ def python_rows(function, inputs, shape):
     return {"token_ids": token_ids, "padding_mask": padding_mask}, y, sample_weight
 
 
-def is_one_example(inputs, names):
+def is_one_example(inputs: Any, names: Sequence[str] | None) -> bool:
     """Returns whether tensors are an example alone, and not a batch of examples.
 
     Args:

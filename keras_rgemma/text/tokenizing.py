@@ -2,10 +2,12 @@
 
 import itertools
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from keras_rgemma.text.conversation import conversation
 from keras_rgemma.text.documents import Document, cut, pieces
-from keras_rgemma.text.examples import Conversation, Pair, Tokens
+from keras_rgemma.text.examples import Conversation, Example, Pair, Tokens
 
 
 class Counts:
@@ -18,11 +20,17 @@ class Counts:
         first_lost: int, the number of the first example that is lost, or None.
     """
 
-    def __init__(self):
+    total: int
+    cut: int
+    texts: int
+    lost: int
+    first_lost: int | None
+
+    def __init__(self) -> None:
         self.total = self.cut = self.texts = self.lost = 0
         self.first_lost = None
 
-    def count_cut(self, is_text, is_lost):
+    def count_cut(self, is_text: bool, is_lost: bool) -> None:
         """Counts that the last example was cut."""
         self.cut += 1
         self.texts += is_text
@@ -30,7 +38,7 @@ class Counts:
         if is_lost and self.first_lost is None:
             self.first_lost = self.total - 1
 
-    def warn(self, length, lost):
+    def warn(self, length: int, lost: str) -> None:
         """Warns of examples that were cut.
 
         Args:
@@ -52,7 +60,7 @@ class Counts:
             stacklevel=2,
         )
 
-    def check_lost(self, length):
+    def check_lost(self, length: int) -> None:
         """Raises ValueError if an example is lost."""
         if self.lost:
             raise ValueError(
@@ -63,7 +71,15 @@ class Counts:
             )
 
 
-def documents(preprocessor, examples, length, packing=False, lost="keep", counts=None, **kwargs):
+def documents(
+    preprocessor: Any,
+    examples: Iterable[Example],
+    length: int,
+    packing: bool = False,
+    lost: str = "keep",
+    counts: Counts | None = None,
+    **kwargs: Any,
+) -> Iterator[Document]:
     """Makes documents of examples, each cut to the length of a row.
 
     Args:
@@ -94,7 +110,12 @@ def documents(preprocessor, examples, length, packing=False, lost="keep", counts
                 yield short
 
 
-def _tokenized(preprocessor, examples, weights=None, at_a_time=256):
+def _tokenized(
+    preprocessor: Any,
+    examples: Iterable[Example],
+    weights: Iterable[float] | None = None,
+    at_a_time: int = 256,
+) -> Iterator[Document]:
     """Makes a whole document of each example."""
     examples = iter(examples)
     weights = itertools.repeat(1) if weights is None else weights
@@ -104,7 +125,7 @@ def _tokenized(preprocessor, examples, weights=None, at_a_time=256):
         yield document._replace(weight=weight)
 
 
-def _batch(preprocessor, examples):
+def _batch(preprocessor: Any, examples: Sequence[Example]) -> Iterator[Document]:
     """Makes documents of examples; tokenizes texts, prompts and responses in one call."""
     texts = []
     for example in examples:
@@ -129,7 +150,7 @@ def _batch(preprocessor, examples):
             yield Document(row, [True] * len(row), is_text=True)
 
 
-def _without_pads(ids, pad):
+def _without_pads(ids: Sequence[int], pad: int) -> list[int]:
     """Leaves out the pads at both ends of a list of token ids."""
     places = [place for place, id in enumerate(ids) if id != pad]
     return [int(id) for id in ids[places[0] : places[-1] + 1]] if places else []

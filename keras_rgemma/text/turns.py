@@ -1,21 +1,24 @@
 """Reads conversations in every form that datasets keep lists of turns in."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from keras_rgemma.text.forms import as_list, is_row, is_text
 
 
-def is_turn(value):
+def is_turn(value: Any) -> bool:
     """Returns whether a value is a turn, or a dict with the roles and contents of several."""
     return is_row(value) and "role" in value and "content" in value
 
 
-def holds_turns(value):
+def holds_turns(value: Any) -> bool:
     """Returns whether a value is a conversation: turns, or a dict of their roles and contents."""
     if is_row(value):
         return is_turn(value) and not is_text(value["role"])
     return isinstance(value, (list, tuple)) and bool(value) and all(map(is_turn, value))
 
 
-def conversations(value):
+def conversations(value: Any) -> tuple[list[Any], bool]:
     """Splits a value that `holds_turns` into conversations.
 
     Turns whose roles and contents are lists belong to several conversations, as torch and grain
@@ -33,7 +36,7 @@ def conversations(value):
     return [list(turns) for turns in zip(*map(_split, value), strict=True)], True
 
 
-def _rows_of_parts(content, count):
+def _rows_of_parts(content: Any, count: int | None) -> list[Any]:
     """Lists the content of each of `count` turns, of which a batch has made columns.
 
     A content in parts has become a list of parts, dicts whose values are columns.
@@ -44,7 +47,7 @@ def _rows_of_parts(content, count):
     return [[part[i] for part in parts] for i in range(count)]
 
 
-def read_turns(value):
+def read_turns(value: Any) -> list[dict[str, str]]:
     """Lists the turns of one conversation, dicts with roles and contents of str.
 
     Args:
@@ -54,12 +57,12 @@ def read_turns(value):
     return [{key: _decoded(part) for key, part in turn.items()} for turn in turns]
 
 
-def _split(columns):
+def _split(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Turns a dict of columns into a list of dicts."""
     count = len(as_list(columns["role"])) if "role" in columns else None
     values = zip(*(_rows_of_parts(column, count) for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in values]
 
 
-def _decoded(value):
+def _decoded(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value

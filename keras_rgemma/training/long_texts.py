@@ -1,7 +1,11 @@
 """Learns documents of any length piece by piece: truncated backpropagation through time."""
 
+from __future__ import annotations
+
 import itertools
 import sys
+from collections.abc import Mapping
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -11,8 +15,9 @@ from keras_rgemma.keras_internals.training import nested_evaluation
 from keras_rgemma.model.causal_lm import RGemmaCausalLM
 from keras_rgemma.model.training import callbacks_of
 from keras_rgemma.text.batches import read_all
-from keras_rgemma.text.documents import arrays, pieces
+from keras_rgemma.text.documents import Rows, arrays, pieces
 from keras_rgemma.text.tokenizing import documents
+from keras_rgemma.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_rgemma")
@@ -45,7 +50,7 @@ class LongTexts(RGemmaCausalLM):
     # KerasHub takes every class with a `backbone_cls` for a task that can be loaded from presets.
     backbone_cls = None
 
-    def __init__(self, lm, batch_size, **kwargs):
+    def __init__(self, lm: RGemmaCausalLM, batch_size: int, **kwargs: Any) -> None:
         super().__init__(lm.backbone, preprocessor=None, **kwargs)
         self._tokens_of = lm.preprocessor
         self.batch_size = check_count("batch_size", batch_size)
@@ -62,22 +67,22 @@ class LongTexts(RGemmaCausalLM):
             for i, zero in enumerate([*keras.tree.flatten(zeros), zeros.num_tokens])
         ]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         preprocessor = keras.saving.serialize_keras_object(self._tokens_of)
         return {**super().get_config(), "preprocessor": preprocessor, "batch_size": self.batch_size}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         config = dict(config)
         parts = {name: config.pop(name) for name in ("backbone", "preprocessor")}
         return cls(RGemmaCausalLM.from_config(parts), **config)
 
-    def reset(self):
+    def reset(self) -> None:
         """Forgets the rows of the last batch."""
         for variable in self._carried:
             variable.assign(ops.zeros(variable.shape, variable.dtype))
 
-    def pieces(self, texts, length):
+    def pieces(self, texts: Any, length: int) -> Rows:
         """Cuts documents into consecutive pieces, several documents beside each other.
 
         Args:
@@ -100,7 +105,15 @@ class LongTexts(RGemmaCausalLM):
         rows = list(itertools.chain.from_iterable(batches))
         return arrays(rows, length, preprocessor.tokenizer.pad_token_id)
 
-    def fit(self, x, y, sample_weight=None, validation_data=None, callbacks=None, **kwargs):
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        sample_weight: Any | None = None,
+        validation_data: tuple[Any, ...] | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains on pieces in their order; every epoch begins without a state.
 
         Args:
@@ -125,7 +138,9 @@ class LongTexts(RGemmaCausalLM):
             **kwargs,
         )
 
-    def evaluate(self, x, y=None, sample_weight=None, **kwargs):
+    def evaluate(
+        self, x: Any, y: Any = None, sample_weight: Any | None = None, **kwargs: Any
+    ) -> Any:
         """Computes the loss and metrics on pieces in their order, from the beginning."""
         if not nested_evaluation(kwargs):
             self._check(y, kwargs)
@@ -138,7 +153,7 @@ class LongTexts(RGemmaCausalLM):
             for variable, value in zip(self._carried, before, strict=True):
                 variable.assign(value)
 
-    def _check(self, rows, settings):
+    def _check(self, rows: Any, settings: Mapping[str, Any]) -> None:
         for name in {"batch_size", "validation_split"} & {*settings}:
             raise ValueError(
                 f"`{name}` is no setting here: a batch goes on from the one before, and has "
@@ -150,14 +165,14 @@ class LongTexts(RGemmaCausalLM):
                 "Pass what `pieces` returns, or a multiple of that many rows."
             )
 
-    def hidden_states(self, inputs, training):
+    def hidden_states(self, inputs: dict[str, Any], training: bool | None) -> Tensor:
         *arrays, last_number = (ops.convert_to_tensor(variable) for variable in self._carried)
         token_ids, mask = (ops.convert_to_tensor(inputs[x]) for x in ("token_ids", "padding_mask"))
         mask = ops.cast(mask, "int32")
         number = ops.max(mask, axis=1)
         goes_on = ops.logical_or(number == last_number, number == 0)
 
-        def continued(array):
+        def continued(array: Tensor) -> Tensor:
             shape = (-1,) + (1,) * (len(array.shape) - 1)
             return ops.where(ops.reshape(goes_on, shape), array, ops.zeros_like(array))
 

@@ -1,5 +1,7 @@
 """Defines the optimizer for these models."""
 
+from typing import Any
+
 import keras
 
 # The last part of the names of weights; on TensorFlow names are paths that end in ":0".
@@ -29,7 +31,13 @@ class AdamW(keras.optimizers.AdamW):
     ```
     """
 
-    def __init__(self, learning_rate=1e-4, weight_decay=0.01, global_clipnorm="auto", **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
+        weight_decay: float = 0.01,
+        global_clipnorm: float | str | None = "auto",
+        **kwargs: Any,
+    ) -> None:
         if global_clipnorm == "auto":
             is_clipped = kwargs.get("clipnorm") or kwargs.get("clipvalue")
             global_clipnorm = None if is_clipped else 1.0

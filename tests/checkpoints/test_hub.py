@@ -10,8 +10,7 @@ import tiny
 from backend_independent import backend_independent
 from checkpoints import loopback
 from keras_rgemma import RGemmaBackbone, RGemmaCausalLM, RGemmaCausalLMPreprocessor, RGemmaTokenizer
-from keras_rgemma.checkpoints import export, safetensors
-from keras_rgemma.checkpoints import hub as hub_module
+from keras_rgemma.checkpoints import cache, export, safetensors
 
 HF, MODEL_SCOPE = "hf://someone/model", "modelscope://someone/model"
 FLAX, TORCH, KERAS = (f"kaggle://someone/model/{x}/2b" for x in ("flax", "pyTorch", "keras"))
@@ -273,7 +272,7 @@ def test_what_a_stopped_call_could_not_check_is_checked_by_the_next(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("keras_rgemma.checkpoints.hub._check_new_files", stop)
+        patch.setattr("keras_rgemma.checkpoints.hub.check_new_files", stop)
         RGemmaBackbone.from_preset(HF)
     hub.damaged = None
     with pytest.raises(ValueError, match=r"damaged.*deleted"):
@@ -286,11 +285,11 @@ def test_what_a_stopped_call_could_not_check_is_checked_by_the_next(
 def test_a_file_is_hashed_once(hub, folders, monkeypatch):
     hashed = []
 
-    def listed(blob, hash_like=hub_module._hash_like):
+    def listed(blob, hash_like=cache._hash_like):
         hashed.append(blob.name)
         return hash_like(blob)
 
-    monkeypatch.setattr(hub_module, "_hash_like", listed)
+    monkeypatch.setattr(cache, "_hash_like", listed)
     for _ in range(2):
         RGemmaCausalLM.from_preset(HF)
     assert len(hashed) == len(set(hashed)) == len(folders["transformers"])

@@ -1,9 +1,12 @@
 """Gives variables the arrays of a checkpoint, with as few copies as the backend allows."""
 
+import keras
+import numpy as np
+
 from keras_rgemma.backend import backend_module
 
 
-def give(variable, array):
+def give(variable: keras.Variable, array: np.ndarray) -> None:
     """Gives a variable its first value, in its dtype and, with a distribution, on its shards.
 
     Args:

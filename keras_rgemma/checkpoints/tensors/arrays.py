@@ -1,8 +1,11 @@
 """Lays NumPy arrays out in memory."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,18 +14,18 @@ WORTH_THREADS = 1 << 20  # bytes
 _TILE = 512, 32  # rows and columns of a matrix that are transposed in one go, for the cache
 
 
-def in_rows(array):
+def in_rows(array: np.ndarray) -> np.ndarray:
     """Makes an array contiguous, by an aligned copy if need be. Some backends keep its strides."""
     return array if array.flags.c_contiguous else _copy(array)
 
 
-def aligned_in_rows(array):
+def aligned_in_rows(array: np.ndarray) -> np.ndarray:
     """Makes an array contiguous and aligned, by a copy if need be."""
     is_aligned = array.ctypes.data % _ALIGNMENT == 0
     return array if array.flags.c_contiguous and is_aligned else _copy(array)
 
 
-def _copy(array):
+def _copy(array: np.ndarray) -> np.ndarray:
     """Copies an array into one that is contiguous and aligned, in all threads if it is large."""
     copy = _aligned(array.shape, array.dtype)
     if array.ndim < 2:
@@ -32,7 +35,7 @@ def _copy(array):
     *_, rows, columns = array.shape
     height, width = (rows, columns) if array.flags.c_contiguous else _TILE
 
-    def fill(first, last):
+    def fill(first: int, last: int) -> None:
         for i in range(first, last, height):
             for j in range(0, columns, width):
                 tile = ..., slice(i, min(i + height, last)), slice(j, j + width)
@@ -48,7 +51,7 @@ def _copy(array):
     return copy
 
 
-def _aligned(shape, dtype):
+def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     """Makes an aligned array without values."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, "u1")
@@ -56,12 +59,12 @@ def _aligned(shape, dtype):
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def bits(dtype):
+def bits(dtype: np.dtype) -> np.dtype:
     """Returns the unsigned integer dtype of the same size, which NumPy copies faster."""
     return np.dtype(f"u{dtype.itemsize}")
 
 
-def is_turned_half(array, dtype):
+def is_turned_half(array: np.ndarray, dtype: str) -> bool:
     """Returns whether an array [I, J] of half precision lies in memory as [J, I], as in a file.
 
     Matrices of that dtype may then stay as they lie.

@@ -8,12 +8,12 @@ from keras_rgemma.checkpoints.tensors.arrays import aligned_in_rows, bits, in_ro
 from keras_rgemma.keras_internals import variables as internals
 
 
-def give(variable, array):
+def give(variable: keras.Variable, array: np.ndarray) -> None:
     """Gives a variable its first value: see `keras_rgemma.checkpoints.tensors`."""
     internals.initialize(variable, lambda shape, dtype: _tensor(array, dtype))
 
 
-def _tensor(array, dtype):
+def _tensor(array: np.ndarray, dtype: str) -> tf.Tensor:
     if array.dtype != np.dtype(dtype) or not array.size:
         return keras.ops.convert_to_tensor(in_rows(array), dtype=dtype)
     array = aligned_in_rows(array)

@@ -1,9 +1,14 @@
 """Runs functions of a model and tensors on PyTorch; `torch.compile` may compile the decode step."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
+from keras_rgemma.generation.model import Sampler
 from keras_rgemma.generation.torch import gpu
 from keras_rgemma.generation.torch.binding import (
     bind,
@@ -19,12 +24,14 @@ from keras_rgemma.keras_internals.torch import default_device
 __all__ = ["compile_program", "compiles_slowly", "decode_block"]
 
 
-def compiles_slowly():
+def compiles_slowly() -> bool:
     """Returns False: a prompt runs uncompiled."""
     return False
 
 
-def compile_program(function, model, sampler, jit_compile):
+def compile_program(
+    function: Callable[..., Any], model: Any, sampler: Sampler | None, jit_compile: bool
+) -> Callable[..., Any]:
     """Binds a function to the tensors of a model, once for all calls.
 
     Args:
@@ -52,7 +59,7 @@ def compile_program(function, model, sampler, jit_compile):
         decoding = decoding._replace(context=_context(jit_compile))
         bound = model.bound(whole)._replace(decoding=decoding)
 
-    def run(*args):
+    def run(*args: Any) -> Any:
         with torch.no_grad():
             return function(bound, *args)
 
@@ -60,7 +67,7 @@ def compile_program(function, model, sampler, jit_compile):
     return run
 
 
-def _context(jit_compile):
+def _context(jit_compile: bool) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """Returns the function that returns the context in which a token is written."""
     if jit_compile:
         # Compiled functions check what they are given, which tensors of inference mode refuse; and
@@ -71,17 +78,17 @@ def _context(jit_compile):
     threads = Threads()
 
     @contextlib.contextmanager
-    def context():
+    def context() -> Iterator[None]:
         with threads.chosen(), torch.inference_mode():
             yield
 
     return context
 
 
-def _compiled(function):
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a function for each batch size."""
 
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> Any:
         return with_plain_strides(function(*args, **kwargs))
 
     # PyTorch counts the programs of a code object and stops after eight; each model has its own.

@@ -6,7 +6,11 @@ operations run few kernels. A layer of another type, such as a user's subclass o
 as it is.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import torch
@@ -25,18 +29,22 @@ from keras_rgemma.layers.gated_mlp import GatedMLP
 from keras_rgemma.layers.int4 import is_fast
 from keras_rgemma.layers.linear import Linear
 from keras_rgemma.layers.local_attention import LocalAttention
+from keras_rgemma.layers.lora import LinearMapParts
 from keras_rgemma.layers.recurrent_block import RecurrentBlock
 from keras_rgemma.layers.residual_block import ResidualBlock
 from keras_rgemma.layers.rg_lru import RGLRU
 from keras_rgemma.layers.rms_norm import RMSNorm, rms_norm
 from keras_rgemma.ops.bounded_sqrt import bounded_sqrt
 from keras_rgemma.ops.linear_recurrence import linear_recurrence
+from keras_rgemma.ops.places import Places
 from keras_rgemma.ops.rope import apply_rotation
 from keras_rgemma.ops.window_attention import updated_ring, window_attention, with_token
 from keras_rgemma.ops.window_attention.torch import write_slots_in_place
+from keras_rgemma.state.records import AttentionState
+from keras_rgemma.types import Bind
 
 
-def bind(part, bind_part=None):
+def bind(part: Any, bind_part: Bind | None = None) -> Any:
     """Returns the fast form of a layer's part for decoding.
 
     Args:
@@ -56,22 +64,22 @@ def bind(part, bind_part=None):
     return MAPS[type(part)](part) if type(part) in MAPS else part
 
 
-def bind_in_place(part):
+def bind_in_place(part: Any) -> Any:
     """Returns the form of a part as `bind` does; the form writes ring buffers in place."""
     return _write_ring if part is updated_ring else bind(part, bind_in_place)
 
 
-def bind_fused(part):
+def bind_fused(part: Any) -> Any:
     """Returns the form of a part as `bind` does, in few kernels of a GPU."""
     return gpu.fused(part, bind(part, bind_fused))
 
 
-def bind_fused_in_place(part):
+def bind_fused_in_place(part: Any) -> Any:
     """Returns the form of a part as `bind_fused` does; the form writes ring buffers in place."""
     return _write_ring if part is updated_ring else gpu.fused(part, bind(part, bind_fused_in_place))
 
 
-def _quantized(layer):
+def _quantized(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """Binds a quantized linear layer: a function of what it takes."""
     parts = layer.linear_map_parts()
     dtype = getattr(torch, layer.compute_dtype)
@@ -90,10 +98,15 @@ def _quantized(layer):
     return lambda x_HBTI: on_rows(x_HBTI.flatten(1, 2)).unflatten(1, x_HBTI.shape[1:3])
 
 
-def _linear_map(dtype, product, bias, low_rank):
+def _linear_map(
+    dtype: torch.dtype,
+    product: Callable[[torch.Tensor], torch.Tensor],
+    bias: Callable[[], torch.Tensor] | None,
+    low_rank: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns a function of x that adds the bias and LoRA's product, if any, to a product."""
 
-    def run(x):
+    def run(x: torch.Tensor) -> torch.Tensor:
         x = x.to(dtype)
         y = product(x) if bias is None else product(x) + bias()
         return y if low_rank is None else y + low_rank(x)
@@ -101,7 +114,9 @@ def _linear_map(dtype, product, bias, low_rank):
     return run
 
 
-def _rounded_product(layer, weights, dtype):
+def _rounded_product(
+    layer: Any, weights: dict[str, torch.Tensor], dtype: torch.dtype
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Returns the fast product of a layer in int8 or int4 on a CPU, or None."""
     if layer.activation is not None and layer.activation is not keras.activations.linear:
         return None
@@ -115,7 +130,7 @@ def _rounded_product(layer, weights, dtype):
     )
 
 
-def _linear(layer):
+def _linear(layer: Linear) -> Callable[[torch.Tensor], torch.Tensor]:
     """Binds a linear layer: a function of [..., I], with LoRA as a second product."""
     if layer.quantization_mode:
         return _quantized(layer)
@@ -124,7 +139,7 @@ def _linear(layer):
     matrix = layer.linear_map_parts().variables["kernel"].value
     waits = matrix.dtype == dtype and is_turned_half(matrix)
 
-    def product(x):
+    def product(x: torch.Tensor) -> torch.Tensor:
         if waits and x.numel() == x.shape[-1] and not torch.compiler.is_compiling():
             put_in_rows(matrix)
         return multiply(x, kernel(), None if bias is None else bias(), False)
@@ -132,13 +147,13 @@ def _linear(layer):
     return _linear_map(dtype, product, None, low_rank)
 
 
-def _block_diagonal(layer):
+def _block_diagonal(layer: BlockDiagonal) -> Callable[[torch.Tensor], torch.Tensor]:
     """Binds a block-diagonal layer: a function of blocks [H, B, T, I]."""
     if layer.quantization_mode:
         return _quantized(layer)
     dtype, kernel, bias, low_rank = _plain_parts(layer)
 
-    def run(x_HBTI):
+    def run(x_HBTI: torch.Tensor) -> torch.Tensor:
         x_HNI = x_HBTI.to(dtype).flatten(1, 2)
         y_HNJ = torch.baddbmm(bias()[:, 0], x_HNI, kernel())
         if low_rank is not None:
@@ -148,7 +163,9 @@ def _block_diagonal(layer):
     return run
 
 
-def _plain_parts(layer):
+def _plain_parts(
+    layer: Any,
+) -> tuple[torch.dtype, Any, Any, Callable[[torch.Tensor], torch.Tensor] | None]:
     """Returns the dtype of a layer's products, and functions for its kernel, bias and LoRA."""
     parts = layer.linear_map_parts()
     dtype = getattr(torch, layer.compute_dtype)
@@ -156,7 +173,9 @@ def _plain_parts(layer):
     return dtype, kernel, bias, _low_rank(parts, dtype)
 
 
-def _value(variable, dtype):
+def _value(
+    variable: keras.Variable | None, dtype: torch.dtype
+) -> Callable[[], torch.Tensor] | None:
     """Returns a function without arguments that reads the current tensor of a variable."""
     if variable is None:
         return None
@@ -164,7 +183,9 @@ def _value(variable, dtype):
     return (lambda: tensor) if tensor.dtype == dtype else (lambda: tensor.to(dtype))
 
 
-def _low_rank(parts, dtype):
+def _low_rank(
+    parts: LinearMapParts, dtype: torch.dtype
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Returns the function of x that computes LoRA's product, or None without LoRA."""
     if parts.lora_scale is None:
         return None
@@ -172,7 +193,7 @@ def _low_rank(parts, dtype):
     return lambda x: (x @ a.to(dtype)) @ (parts.lora_scale * b).to(dtype)
 
 
-def _embedding(layer):
+def _embedding(layer: ReversibleEmbedding) -> Callable[..., torch.Tensor]:
     """Binds an embedding: a function of token ids, or with `reverse` of hidden states."""
     is_plain = layer.tie_weights and not (layer.mask_zero or layer.reverse_dtype)
     if not is_plain or layer.lora_enabled:
@@ -182,7 +203,7 @@ def _embedding(layer):
     embeddings_VD = _value(layer.embeddings, getattr(torch, layer.compute_dtype))
     cap, multiply, soft_cap = layer.logit_soft_cap, resolve("matmul"), resolve("soft_cap")
 
-    def run(x, reverse=False):
+    def run(x: torch.Tensor, reverse: bool = False) -> torch.Tensor:
         if not reverse:
             return functional.embedding(x, embeddings_VD())
         logits = multiply(x, embeddings_VD(), None, True)
@@ -191,7 +212,7 @@ def _embedding(layer):
     return run
 
 
-def _rounded_embedding(layer):
+def _rounded_embedding(layer: ReversibleEmbedding) -> Callable[..., torch.Tensor]:
     """Binds an embedding in int8 or int4: its logits alone take much of a token's time."""
     dtype, cap = getattr(torch, layer.compute_dtype), layer.logit_soft_cap
     mode, quantizer = layer.quantization_mode, layer.inputs_quantizer
@@ -203,7 +224,7 @@ def _rounded_embedding(layer):
     if not (is_int8 or is_int4) or arrays["embeddings"].device.type != "cpu":
         return layer
 
-    def run(x, reverse=False):
+    def run(x: torch.Tensor, reverse: bool = False) -> torch.Tensor:
         if not reverse:
             return layer(x)
         logits = rounded_logits(mode, x.to(dtype), arrays, quantizer)
@@ -212,33 +233,35 @@ def _rounded_embedding(layer):
     return run
 
 
-def _rms_norm(x, scale, epsilon):
+def _rms_norm(x: torch.Tensor, scale: torch.Tensor, epsilon: float) -> torch.Tensor:
     scale_D = 1.0 + scale.float()
     return functional.rms_norm(x.float(), scale_D.shape, scale_D, epsilon).to(x.dtype)
 
 
-def _to_blocks(x_BTL, num_blocks):
+def _to_blocks(x_BTL: torch.Tensor, num_blocks: int) -> torch.Tensor:
     return x_BTL.unflatten(-1, (num_blocks, -1)).permute(2, 0, 1, 3)
 
 
-def _from_blocks(x_HBTK):
+def _from_blocks(x_HBTK: torch.Tensor) -> torch.Tensor:
     return x_HBTK.permute(1, 2, 0, 3).flatten(2)
 
 
-def _split_heads(x, head_dim):
+def _split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
     return x.unflatten(-1, (-1, head_dim))
 
 
-def _join_heads(x):
+def _join_heads(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(-2)
 
 
-def _write_ring(state, key, value, places, window):
+def _write_ring(
+    state: AttentionState, key: torch.Tensor, value: torch.Tensor, places: Places, window: int
+) -> AttentionState:
     """Writes one new token a row into the ring buffer in place, as `updated_ring` into a copy."""
     return with_token(state, key, value, places, window, write_slots_in_place)
 
 
-OPERATIONS = {
+OPERATIONS: dict[Any, Callable[..., torch.Tensor]] = {
     activation.gelu_tanh: lambda x: functional.gelu(x, approximate="tanh"),
     activation.gelu: functional.gelu,
     bounded_sqrt: torch.sqrt,
@@ -248,12 +271,12 @@ OPERATIONS = {
     local_attention.split_heads: _split_heads,
     local_attention.join_heads: _join_heads,
 }
-CHOSEN = {
+CHOSEN: dict[Callable[..., Any], str] = {
     apply_rotation: "rope",
     linear_recurrence: "linear_recurrence",
     window_attention: "window_attention",
 }
-MAPS = {
+MAPS: dict[type, Callable[[Any], Callable[..., torch.Tensor]]] = {
     Linear: _linear,
     BlockDiagonal: _block_diagonal,
     ReversibleEmbedding: _embedding,

@@ -1,13 +1,23 @@
 """Runs blocks of decode steps on PyTorch, which writes ring buffers in place."""
 
+from __future__ import annotations
+
 import keras
 import torch
 
-from keras_rgemma.generation.decode import NO_TOKEN, decode_step
-from keras_rgemma.state.records import AttentionState
+from keras_rgemma.generation.decode import NO_TOKEN, DecodeState, decode_step
+from keras_rgemma.generation.model import BoundModel, Sampler
+from keras_rgemma.state.records import AttentionState, LayerState
+from keras_rgemma.types import Tree
 
 
-def decode_block(model, sampler, stop_token_ids, state, size):
+def decode_block(
+    model: BoundModel,
+    sampler: Sampler,
+    stop_token_ids: torch.Tensor,
+    state: DecodeState,
+    size: int | torch.Tensor,
+) -> tuple[torch.Tensor, DecodeState]:
     """Writes tokens as `generation.decode.decode_block` does; returns [N, B], N at most `size`."""
     # The ring buffers of the argument belong to the caller; the copies belong to this block.
     layers = tuple(map(_own, state.model.layers))
@@ -26,10 +36,10 @@ def decode_block(model, sampler, stop_token_ids, state, size):
     return keras.tree.map_structure(_normal, (torch.stack(columns), state))
 
 
-def with_plain_strides(structure):
+def with_plain_strides(structure: Tree) -> Tree:
     """Gives tensors the strides of new tensors; compiled functions are made for given strides."""
 
-    def plain(x):
+    def plain(x: torch.Tensor) -> torch.Tensor:
         if x.stride() == x.new_empty(x.shape).stride():
             return x
         return x.clone(memory_format=torch.contiguous_format)
@@ -37,14 +47,14 @@ def with_plain_strides(structure):
     return keras.tree.map_structure(plain, structure)
 
 
-def _own(layer):
+def _own(layer: LayerState) -> LayerState:
     """Copies ring buffers; other arrays get the strides that they have in later steps."""
     if isinstance(layer, AttentionState):
         return AttentionState(layer.keys.clone(), layer.values.clone())
     return with_plain_strides(layer)
 
 
-def _normal(tensor):
+def _normal(tensor: torch.Tensor) -> torch.Tensor:
     """Returns a tensor that stays, and that can take part in a gradient later.
 
     A tensor of inference cannot, and one on a GPU may be a buffer of the next step.

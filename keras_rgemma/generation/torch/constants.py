@@ -1,5 +1,8 @@
 """Keeps the tensors that a function makes of numbers, so that they can be part of a CUDA graph."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
@@ -21,11 +24,17 @@ class KeptConstants(TorchFunctionMode):
         RuntimeError: such a tensor was changed in place.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._kept = {}
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if function not in _MADE_OF_NUMBERS or not args or not _is_of_numbers(args[0]):
             return function(*args, **kwargs)
@@ -42,7 +51,7 @@ class KeptConstants(TorchFunctionMode):
         return tensor
 
 
-def _is_of_numbers(value):
+def _is_of_numbers(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_of_numbers, value))
     return isinstance(value, _NUMBERS)

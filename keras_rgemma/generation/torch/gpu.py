@@ -2,6 +2,9 @@
 
 import functools
 import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import keras
 import torch
@@ -11,18 +14,19 @@ from keras_rgemma.layers.causal_conv1d import causal_conv1d
 from keras_rgemma.layers.rg_lru import DECAY_SCALE, rg_lru
 from keras_rgemma.layers.rms_norm import rms_norm
 from keras_rgemma.ops.linear_recurrence.torch import problem_with
+from keras_rgemma.ops.places import Places
 from keras_rgemma.ops.rope import apply_rotation
 
 KERNELS = "keras_rgemma.generation.torch.triton_kernels"
 BLOCK = 512  # elements of a program; a thread of four warps has four
 
 
-def can_fuse(tensor):
+def can_fuse(tensor: torch.Tensor) -> bool:
     """Returns whether a tensor is where the kernels run."""
     return tensor.is_cuda
 
 
-def fused(part, plain):
+def fused(part: Any, plain: Any) -> Any:
     """Returns the form of an operation that runs as one kernel.
 
     Args:
@@ -34,32 +38,34 @@ def fused(part, plain):
     return functools.partial(_FUSED[part], plain)
 
 
-def runs_on(device):
+def runs_on(device: str) -> bool:
     """Returns whether the kernels run on a type of device, such as "cuda"."""
     return device == "cuda" and problem_with(device) is None
 
 
 @functools.cache
-def _kernels():
+def _kernels() -> ModuleType:
     """Imports the kernels. Triton is slow to import, and needed by those alone who compute."""
     return importlib.import_module(KERNELS)
 
 
-def _launch(name, grid, *args, warps=4, **constants):
+def _launch(name: str, grid: tuple[int, ...], *args: Any, warps: int = 4, **constants: Any) -> None:
     """Runs a kernel on the device of its first argument."""
     with torch.cuda.device_of(args[0]):
         getattr(_kernels(), name)[grid](*args, **constants, num_warps=warps)
 
 
-def _blocks(width):
+def _blocks(width: int) -> int:
     return -(-width // BLOCK)
 
 
-def _power_of_two(size):
+def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _rms_norm(plain, x, scale, epsilon):
+def _rms_norm(
+    plain: Callable[..., Any], x: torch.Tensor, scale: torch.Tensor, epsilon: float
+) -> torch.Tensor:
     width = x.shape[-1]
     if not can_fuse(x) or not x.numel():
         return plain(x, scale, epsilon)
@@ -71,14 +77,21 @@ def _rms_norm(plain, x, scale, epsilon):
     return y
 
 
-def _mask_of(places):
+def _mask_of(places: Places) -> tuple[torch.Tensor, bool]:
     """Returns what a kernel reads of the mask of one token a row: a tensor, and whether to."""
     if places.is_token is None:
         return places.positions, False
     return places.is_token.contiguous().view(torch.int8), True
 
 
-def _rg_lru(plain, x, places, state=None, return_state=False, **parts):
+def _rg_lru(
+    plain: Callable[..., Any],
+    x: torch.Tensor,
+    places: Places,
+    state: torch.Tensor | None = None,
+    return_state: bool = False,
+    **parts: Any,
+) -> Any:
     is_step = return_state and state is not None and x.shape[1] == 1 and places.is_first is None
     if not is_step or not can_fuse(x):
         return plain(x, places, state, return_state, **parts)
@@ -97,7 +110,16 @@ def _rg_lru(plain, x, places, state=None, return_state=False, **parts):
     return h_B1L, new_BL
 
 
-def _causal_conv1d(plain, x, places, state=None, return_state=False, *, kernel, bias):
+def _causal_conv1d(
+    plain: Callable[..., Any],
+    x: torch.Tensor,
+    places: Places,
+    state: torch.Tensor | None = None,
+    return_state: bool = False,
+    *,
+    kernel: torch.Tensor,
+    bias: torch.Tensor,
+) -> Any:
     is_step = return_state and state is not None and x.shape[1] == 1
     if not is_step or not can_fuse(x):
         return plain(x, places, state, return_state, kernel=kernel, bias=bias)
@@ -112,7 +134,9 @@ def _causal_conv1d(plain, x, places, state=None, return_state=False, *, kernel, 
     return y_B1L, new_BRL
 
 
-def _apply_rotation(plain, x, rotation):
+def _apply_rotation(
+    plain: Callable[..., Any], x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
     half = rotation[0].shape[-1]
     if not can_fuse(x) or not x.numel() or half == 0:
         return plain(x, rotation)
@@ -124,11 +148,16 @@ def _apply_rotation(plain, x, rotation):
     return y
 
 
-def _gelu_tanh(plain, x):
+def _gelu_tanh(plain: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
     return plain(x)  # `_gated` knows the activation by this function
 
 
-def _gated(plain, nonlinearity, gate, x):
+def _gated(
+    plain: Callable[..., Any],
+    nonlinearity: Callable[[torch.Tensor], torch.Tensor],
+    gate: torch.Tensor,
+    x: torch.Tensor,
+) -> torch.Tensor:
     is_gelu = isinstance(nonlinearity, functools.partial) and nonlinearity.func is _gelu_tanh
     if not is_gelu or not can_fuse(x) or not x.numel() or gate.dtype != x.dtype:
         return plain(nonlinearity, gate, x)

@@ -5,6 +5,8 @@ than the GPU to run them. A graph launches the same kernels with the same argume
 reads and writes buffers of its own, one set for each number of rows.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import threading
@@ -17,6 +19,8 @@ import torch
 
 from keras_rgemma.generation.torch.constants import KeptConstants
 from keras_rgemma.keras_internals.torch import WithoutHost
+from keras_rgemma.state.records import ModelState
+from keras_rgemma.types import Tree
 
 _KEPT = 4  # numbers of rows whose buffers are kept
 _recording = threading.Lock()  # PyTorch records one graph at a time in a process
@@ -32,11 +36,11 @@ class _Recorded(NamedTuple):
         constants: `KeptConstants` that the graph reads, or None.
     """
 
-    replay: Callable
-    token_ids: Any
-    padding_mask: Any
-    hidden: Any
-    constants: Any
+    replay: Callable[[], None]
+    token_ids: torch.Tensor
+    padding_mask: torch.Tensor | None
+    hidden: torch.Tensor
+    constants: KeptConstants | None
 
 
 class ReplayedStep:
@@ -50,18 +54,24 @@ class ReplayedStep:
             `torch.compile` has compiled does not, and would be compiled again to look for them.
     """
 
-    def __init__(self, step, makes_constants=True):
+    def __init__(self, step: Callable[..., Any], makes_constants: bool = True) -> None:
         self._new_graphs = functools.partial(_Graphs, step, makes_constants)
         self._of_thread = threading.local()
         self._graphs = {}  # `_Graphs` by thread
         self._lock = threading.Lock()
 
-    def __call__(self, token_ids, padding_mask, state, has_begun=False):
+    def __call__(
+        self,
+        token_ids: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        state: ModelState,
+        has_begun: bool = False,
+    ) -> tuple[torch.Tensor, ModelState]:
         if not hasattr(self._of_thread, "graphs"):
             self._of_thread.graphs = self._adopted()
         return self._of_thread.graphs.step(token_ids, padding_mask, state, has_begun)
 
-    def _adopted(self):
+    def _adopted(self) -> _Graphs:
         """Returns the graphs of a thread that has ended, or new ones: a server may start many."""
         with self._lock:
             ended = next((x for x in self._graphs if not x.is_alive()), None)
@@ -73,13 +83,19 @@ class ReplayedStep:
 class _Graphs:
     """Holds the graphs of a step and their buffers, for one thread at a time."""
 
-    def __init__(self, step, makes_constants):
+    def __init__(self, step: Callable[..., Any], makes_constants: bool) -> None:
         self._step = step
         self._makes_constants = makes_constants
         self._states = {}  # `ModelState` of buffers by the number of rows
         self._graphs = {}  # `_Recorded` by that and by whether there is a mask; None if impossible
 
-    def step(self, token_ids, padding_mask, state, has_begun):
+    def step(
+        self,
+        token_ids: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        state: ModelState,
+        has_begun: bool,
+    ) -> tuple[torch.Tensor, ModelState]:
         if not (has_begun and can_record(token_ids)):
             return self._step(token_ids, padding_mask, state, has_begun)
         key = (len(token_ids), padding_mask is not None)
@@ -97,7 +113,9 @@ class _Graphs:
         graph.replay()
         return graph.hidden, buffers
 
-    def _recorded(self, token_ids, padding_mask, state):
+    def _recorded(
+        self, token_ids: torch.Tensor, padding_mask: torch.Tensor | None, state: ModelState
+    ) -> _Recorded | None:
         """Returns the `_Recorded` step, or None where it cannot be recorded. The state stays."""
         token_ids = token_ids.clone()
         padding_mask = None if padding_mask is None else padding_mask.clone()
@@ -105,7 +123,7 @@ class _Graphs:
         buffers = self._buffers(len(token_ids), state)
         _copy(before, buffers)
 
-        def run():
+        def run() -> torch.Tensor:
             hidden, after = self._step(token_ids, padding_mask, buffers, True)
             _copy(after, buffers)
             return hidden
@@ -125,7 +143,7 @@ class _Graphs:
             _copy(before, buffers)
         return _Recorded(replay, token_ids, padding_mask, hidden, constants)
 
-    def _buffers(self, rows, state):
+    def _buffers(self, rows: int, state: ModelState) -> ModelState:
         """Returns the buffers for a number of rows; new ones may take the place of the oldest."""
         if rows not in self._states:
             if len(self._states) == _KEPT:
@@ -136,12 +154,14 @@ class _Graphs:
         return self._states[rows]
 
 
-def can_record(tensor):
+def can_record(tensor: torch.Tensor) -> bool:
     """Returns whether functions of a tensor can be recorded: whether it is on a GPU of NVIDIA."""
     return tensor.is_cuda and torch.version.cuda is not None
 
 
-def record(function, device, constants=None):
+def record(
+    function: Callable[[], Any], device: torch.device, constants: KeptConstants | None = None
+) -> tuple[Callable[[], None], Any]:
     """Records a function without arguments as a CUDA graph.
 
     Args:
@@ -183,7 +203,7 @@ def record(function, device, constants=None):
     return graph.replay, result
 
 
-def _copy(source, target):
+def _copy(source: Tree, target: Tree) -> None:
     """Copies a structure of tensors into another one; a tensor that is in both stays."""
     for new, old in zip(keras.tree.flatten(source), keras.tree.flatten(target), strict=True):
         if new is not old:

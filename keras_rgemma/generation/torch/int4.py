@@ -8,9 +8,12 @@ is; three digits hold 24 bits below the largest number of a group. The results a
 `layers.int4`, but for the order of sums.
 """
 
+from __future__ import annotations
+
 import functools
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -27,7 +30,14 @@ _BASE = 254.0  # of a digit between -127 and 127
 _bag_sums = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets
 
 
-def int4_map(packed, scale, zero, group_size, shape, dtype):
+def int4_map(
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    group_size: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns a function of [..., I], or [H, N, I], that multiplies by a matrix in int4.
 
     Args:
@@ -43,7 +53,7 @@ def int4_map(packed, scale, zero, group_size, shape, dtype):
     by_groups = len(shape) == 2 and rows % size == 0
     plan = _plan(shape, 2 * packed.shape[1], size) if HAS_FBGEMM else None
 
-    def product(x):
+    def product(x: torch.Tensor) -> torch.Tensor:
         x = x.to(dtype)
         is_compiling = torch.compiler.is_compiling()
         if plan and 0 < x.numel() <= _ROWS * plan.rows and not is_compiling:
@@ -59,7 +69,9 @@ def int4_map(packed, scale, zero, group_size, shape, dtype):
     return product
 
 
-def int4_logits(x, packed, scale, zero):
+def int4_logits(
+    x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
+) -> torch.Tensor:
     """Multiplies float hidden states [..., D] by an embedding in int4.
 
     Args:
@@ -94,12 +106,12 @@ class _Plan(NamedTuple):
 
     rows: int
     blocks: int
-    pieces: Any
-    scales: Any = None
+    pieces: list[tuple[slice, torch.Tensor, torch.Tensor]]
+    scales: torch.Tensor | None = None
 
 
 @functools.cache
-def _plan(shape, width, size):
+def _plan(shape: tuple[int, ...], width: int, size: int) -> _Plan | None:
     """Returns the `_Plan` of a matrix [I, J] or [H, I, J], or None where its bags would differ.
 
     Args:
@@ -134,10 +146,10 @@ class _Scratch(threading.local):
     float16 its scale 1 and its offset 0.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._rows = {}
 
-    def filled(self, numbers):
+    def filled(self, numbers: torch.Tensor) -> torch.Tensor:
         """Returns uint8 [R, N + 5] with signed numbers [R, N] as an embedding's: larger by 8."""
         count, width = numbers.shape
         rows = self._rows.get((count, width))
@@ -154,7 +166,9 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _by_bags(x, packed, scale, zero, plan):
+def _by_bags(
+    x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, plan: _Plan
+) -> torch.Tensor:
     """Multiplies a few rows, [..., I] or [H, N, I], by the bags of a plan."""
     x_HBI = x.float().reshape(plan.blocks, -1, plan.rows // plan.blocks)
     x_BR = x_HBI.transpose(0, 1).reshape(-1, plan.rows).contiguous()
@@ -186,12 +200,12 @@ class _Digits(NamedTuple):
         sums_BG: float, the sum of each group.
     """
 
-    rows_CMK: Any
-    scales_3BCn: Any
-    sums_BG: Any
+    rows_CMK: torch.Tensor
+    scales_3BCn: torch.Tensor
+    sums_BG: torch.Tensor
 
 
-def _split_half(x, size, half):
+def _split_half(x: torch.Tensor, size: int, half: int) -> _Digits:
     """Splits the even (0) or odd (1) elements of [..., D], in groups of `size`."""
     x_BGS = x.reshape(-1, x.shape[-1])[:, half::2].float().unflatten(1, (-1, size))
     groups = x_BGS.shape[1]
@@ -213,7 +227,7 @@ def _split_half(x, size, half):
 _split = [kept(functools.partial(_split_half, half=half)) for half in (0, 1)]
 
 
-def _group_sums(digits, numbers):
+def _group_sums(digits: _Digits, numbers: torch.Tensor) -> torch.Tensor:
     """Sums `x n` over each group.
 
     Args:
@@ -231,12 +245,14 @@ def _group_sums(digits, numbers):
     return (sums_C3BnN * scales_C3Bn1).sum(1).transpose(0, 1).flatten(1, 2)
 
 
-def _sixteenfold(packed, half):
+def _sixteenfold(packed: torch.Tensor, half: int) -> torch.Tensor:
     """Returns 16 times the even (0) or odd (1) columns, int8."""
     return packed & -16 if half else packed * 16
 
 
-def _logits_by_digits(x, packed, scale_GV, zero_GV):
+def _logits_by_digits(
+    x: torch.Tensor, packed: torch.Tensor, scale_GV: torch.Tensor, zero_GV: torch.Tensor
+) -> torch.Tensor:
     """Multiplies a few rows [..., D] by an embedding in the digits of the rows; returns [B, V]."""
     y_BGV, size = 0, packed.shape[1] // len(scale_GV)
     for half in (0, 1):
@@ -246,7 +262,15 @@ def _logits_by_digits(x, packed, scale_GV, zero_GV):
     return (y_BGV * scale_GV).sum(1)
 
 
-def _by_groups(x, packed, half, scale, zero, size, shape):
+def _by_groups(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    half: int,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    size: int,
+    shape: tuple[int, ...],
+) -> torch.Tensor:
     """Sums `scale * (x n - zero * sum(x))` over groups of rows, with n as they are stored."""
     x_GM = x.reshape(-1, len(zero), size).transpose(0, 1).float()
     sum_GM = x_GM.sum(-1, keepdim=True)
@@ -260,7 +284,15 @@ def _by_groups(x, packed, half, scale, zero, size, shape):
     return y.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def _in_one_loop(x, packed, half, scale, zero, size, shape):
+def _in_one_loop(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    half: int,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    size: int,
+    shape: tuple[int, ...],
+) -> torch.Tensor:
     """Sums as `_by_groups` for a single row; compiled, it needs no room for the matrix."""
     x_GK1 = x.reshape(len(zero), size, 1).float()
     numbers_GKN = _numbers(packed, half).float().unflatten(0, (-1, size))
@@ -269,14 +301,24 @@ def _in_one_loop(x, packed, half, scale, zero, size, shape):
     return y_N.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def _by_matrices(x, packed, half, scale, zero, size, shape):
+def _by_matrices(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    half: int,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    size: int,
+    shape: tuple[int, ...],
+) -> torch.Tensor:
     """Makes floats of the matrix, or of its blocks, and multiplies."""
     scale, zero = (y.repeat_interleave(size, 0)[: len(packed)] for y in (scale, zero))
     matrix = ((_numbers(packed, half) - zero) * scale).to(x.dtype)
     return x @ matrix.view(*shape[:-1], shape[-1] // 2)
 
 
-def _logits_by_groups(x, packed, scale_GV, zero_GV):
+def _logits_by_groups(
+    x: torch.Tensor, packed: torch.Tensor, scale_GV: torch.Tensor, zero_GV: torch.Tensor
+) -> torch.Tensor:
     """Multiplies rows [..., D] by the floats of an embedding; returns [M, V]."""
     groups = len(scale_GV)
     x_GMK = x.float().reshape(-1, groups, x.shape[-1] // groups).transpose(0, 1)
@@ -287,6 +329,6 @@ def _logits_by_groups(x, packed, scale_GV, zero_GV):
     return (y_GMV * scale_GV[:, None]).sum(0)
 
 
-def _numbers(packed, half):
+def _numbers(packed: torch.Tensor, half: int) -> torch.Tensor:
     """Unpacks the even (0) or odd (1) columns as int8."""
     return packed >> 4 if half else (packed << 4) >> 4

@@ -1,13 +1,17 @@
 """Keeps the last result of a function of a tensor."""
 
+from __future__ import annotations
+
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 _KEPT = 1 << 16  # elements of an argument whose result may stay after a step
 
 
-def kept(function):
+def kept(function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a function of a tensor keep its last result.
 
     Layers that stand side by side take the same tensor, which nothing changes in place.
@@ -17,7 +21,7 @@ def kept(function):
     """
     last = (lambda: None), (), None
 
-    def run(x, *args):
+    def run(x: torch.Tensor, *args: Any) -> Any:
         nonlocal last
         if torch.compiler.is_compiling():  # finds out itself what it has computed before
             return function(x, *args)

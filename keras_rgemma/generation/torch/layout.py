@@ -3,7 +3,7 @@
 import torch
 
 
-def is_turned_half(matrix):
+def is_turned_half(matrix: torch.Tensor) -> bool:
     """Returns whether a matrix [I, J] of half precision on a CPU lies in memory as [J, I].
 
     So it lies in the files of Hugging Face, which a model on a CPU reads its matrices from.
@@ -12,7 +12,7 @@ def is_turned_half(matrix):
     return is_half and matrix.device.type == "cpu" and not matrix.is_contiguous()
 
 
-def put_in_rows(matrix):
+def put_in_rows(matrix: torch.Tensor) -> None:
     """Stores a matrix [I, J] as it is written, for good, unless it lies so.
 
     A single row is multiplied faster then, several rows more slowly (benchmarks/products_torch.md).

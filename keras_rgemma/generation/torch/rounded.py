@@ -4,7 +4,11 @@ The results are those of `layers.int8` and `layers.int4`, but for the order of s
 keep what a gradient needs, and are made for many rows; a token has one.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import torch
@@ -16,7 +20,15 @@ from keras_rgemma.layers.int4 import is_fast
 from keras_rgemma.layers.rounded import MODES
 
 
-def rounded_product(mode, weights, *, shape, quantizer, group_size, dtype):
+def rounded_product(
+    mode: str,
+    weights: dict[str, torch.Tensor],
+    *,
+    shape: tuple[int, ...],
+    quantizer: Any,
+    group_size: int,
+    dtype: torch.dtype,
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Returns the product of a rounded linear layer: a function of [..., I], or [H, N, I].
 
     Args:
@@ -43,7 +55,7 @@ def rounded_product(mode, weights, *, shape, quantizer, group_size, dtype):
 
 
 @functools.cache
-def rounded_rows(value_range, epsilon):
+def rounded_rows(value_range: tuple[float, float], epsilon: float) -> Callable[..., Any]:
     """Returns the function that rounds rows to int8 as `AbsMaxQuantizer` with these arguments.
 
     The function returns whole numbers like its argument [..., I], in its dtype and in int8, and
@@ -54,7 +66,7 @@ def rounded_rows(value_range, epsilon):
     highest = torch.tensor(float(high))
 
     @kept
-    def run(x):
+    def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         scale = highest / (x.abs().amax(-1, keepdim=True) + epsilon)
         numbers = (x * scale).round_().clamp_(low, high)
         return numbers, numbers.to(torch.int8), scale
@@ -62,7 +74,9 @@ def rounded_rows(value_range, epsilon):
     return run
 
 
-def int8_product(x, kernel, scale, quantizer):
+def int8_product(
+    x: torch.Tensor, kernel: torch.Tensor, scale: torch.Tensor, quantizer: Any
+) -> torch.Tensor:
     """Rounds `x`, [..., I] or [H, N, I], and multiplies by [I, J] or [H, I, J]; no gradient."""
     rounded = rounded_rows(tuple(quantizer.value_range), quantizer.epsilon)
     numbers, small_numbers, x_scale = rounded(x)
@@ -74,7 +88,9 @@ def int8_product(x, kernel, scale, quantizer):
     return y.to(x.dtype).div_(x_scale * scale)
 
 
-def rounded_logits(mode, x, arrays, quantizer):
+def rounded_logits(
+    mode: str, x: torch.Tensor, arrays: dict[str, torch.Tensor], quantizer: Any
+) -> torch.Tensor:
     """Multiplies hidden states by a rounded embedding.
 
     Args:

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -23,16 +24,16 @@ class Threads(threading.local):
     main thread changes it, and not beside threads of the program's own.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._begin(None)
 
-    def _begin(self, count):
+    def _begin(self, count: int | None) -> None:
         """Begins a period with a number of threads, None for all."""
         self._count, self._periods = count, 0
         self._wall = self._running = 0.0
 
     @contextlib.contextmanager
-    def chosen(self):
+    def chosen(self) -> Iterator[None]:
         """Sets the number of threads inside a `with` block, and looks what the block has taken."""
         if not _is_alone():
             yield
@@ -52,7 +53,7 @@ class Threads(threading.local):
         if self._wall > _PERIOD:
             self._choose(count, most)
 
-    def _choose(self, count, most):
+    def _choose(self, count: int, most: int) -> None:
         share = self._running / self._wall
         self._wall = self._running = 0.0
         self._periods += 1
@@ -62,7 +63,7 @@ class Threads(threading.local):
             self._begin(None)
 
 
-def _is_alone():
+def _is_alone() -> bool:
     """Returns whether this is the main thread, beside none but daemons, such as a notebook's."""
     main = threading.main_thread()
     is_main = threading.current_thread() is main

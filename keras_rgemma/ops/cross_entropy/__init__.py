@@ -1,26 +1,30 @@
 """Computes the cross-entropy of a language model's head without all of its logits at a time."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 
 from keras import ops
 
 from keras_rgemma.backend import resolve
 from keras_rgemma.sharding.activations import constrain, inputs_of_maps
 from keras_rgemma.sharding.entries import row_shards, time_shards
+from keras_rgemma.types import Tensor
 
 CHUNK_LOGITS = 2**26  # in memory at a time: 256 MiB in float32
 
 
 def cross_entropy(
-    hidden,
-    embeddings,
-    labels,
-    soft_cap=None,
+    hidden: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    soft_cap: float | None = None,
     *,
-    needs_embedding_gradient=True,
-    chunk_size=None,
-    implementation="auto",
-):
+    needs_embedding_gradient: bool = True,
+    chunk_size: int | None = None,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor]:
     """Computes `-log softmax(logits)[label]` of tokens from their hidden states.
 
     With `logits = soft_cap * tanh(hidden E^T / soft_cap)`. The logits of one chunk of tokens are
@@ -60,7 +64,9 @@ def cross_entropy(
     return tuple(of_tokens(x, shape) for x in (losses, hits))
 
 
-def in_chunks(hidden, labels, vocabulary_size, chunk_size=None):
+def in_chunks(
+    hidden: Tensor, labels: Tensor, vocabulary_size: int, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Cuts tokens into chunks of one size, with pads of zeros behind the last.
 
     Where devices share the rows of a batch, or the tokens of a row, each chunk has as many tokens
@@ -85,7 +91,7 @@ def in_chunks(hidden, labels, vocabulary_size, chunk_size=None):
     size = -(-count // chunks)  # all of one size, nearly without pads
     pads = chunks * size - count
 
-    def cut(x, *width):
+    def cut(x: Tensor, *width: int) -> Tensor:
         if shards == 1:  # nothing to swap, where TensorFlow would warn of integers
             x_N = ops.reshape(x, (count, *width))
             x_N = ops.concatenate([x_N, ops.zeros((pads, *width), x.dtype)], axis=0)
@@ -101,7 +107,7 @@ def in_chunks(hidden, labels, vocabulary_size, chunk_size=None):
     return cut(hidden, width), cut(ops.cast(labels, "int32"))
 
 
-def of_tokens(x, shape):
+def of_tokens(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Undoes `in_chunks`: numbers of tokens [chunks, C] in the order of the tokens.
 
     Args:
@@ -121,7 +127,7 @@ def of_tokens(x, shape):
     return ops.reshape(x_BPN, shape)
 
 
-def _shards(shape):
+def _shards(shape: Sequence[int]) -> tuple[int, int]:
     """Returns into how many parts devices divide the rows of a batch, and each row: two ints."""
     if len(shape) == 2 and time_shards(shape[1]) > 1:
         return row_shards(shape[0]), time_shards(shape[1])

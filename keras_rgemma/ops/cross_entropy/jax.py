@@ -3,7 +3,11 @@
 Letters: N chunks, C tokens of each, S shards of the rows of a batch.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +16,44 @@ from jax import lax
 from keras_rgemma.sharding.entries import token_shards
 
 
-def default_implementation():
+def default_implementation() -> str:
     return "chunked"
 
 
-def _product(left, right, axes, batch_axes=((), ())):
+def _product(
+    left: jax.Array,
+    right: jax.Array,
+    axes: tuple[Sequence[int], Sequence[int]],
+    batch_axes: tuple[Sequence[int], Sequence[int]] = ((), ()),
+) -> jax.Array:
     """Computes a matrix product that is summed and returned in float32."""
     return lax.dot_general(left, right, (axes, batch_axes), preferred_element_type="float32")
 
 
-def _logits(hidden_CD, embeddings_VD, soft_cap):
+def _logits(hidden_CD: jax.Array, embeddings_VD: jax.Array, soft_cap: float | None) -> jax.Array:
     logits_CV = _product(hidden_CD, embeddings_VD, ((1,), (1,)))
     return logits_CV if soft_cap is None else soft_cap * jnp.tanh(logits_CV / soft_cap)
 
 
-def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, needs_embedding_gradient):
-    def chunk(hidden_CD, labels_C):
+def _forward(
+    hidden_NCD: jax.Array,
+    embeddings_VD: jax.Array,
+    labels_NC: jax.Array,
+    soft_cap: float | None,
+    needs_embedding_gradient: bool,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    def chunk(
+        hidden_CD: jax.Array, labels_C: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
         logits_CV = _logits(hidden_CD, embeddings_VD, soft_cap)
         log_sum_C = jax.nn.logsumexp(logits_CV, axis=-1)
         chosen_C = jnp.take_along_axis(logits_CV, labels_C[:, None], axis=-1)[:, 0]
         hit_C = jnp.argmax(logits_CV, axis=-1) == labels_C
         return (log_sum_C - chosen_C, hit_C.astype("float32"), log_sum_C), logits_CV
 
-    def step(_, inputs):
+    def step(
+        _: None, inputs: tuple[jax.Array, jax.Array]
+    ) -> tuple[None, tuple[jax.Array, jax.Array, jax.Array]]:
         return None, chunk(*inputs)[0]
 
     # The gradient begins with the last chunk, whose logits are at hand.
@@ -48,12 +67,19 @@ def _forward(hidden_NCD, embeddings_VD, labels_NC, soft_cap, needs_embedding_gra
     return (loss_NC, hit_NC), residuals
 
 
-def _backward(soft_cap, needs_embedding_gradient, residuals, gradients):
+def _backward(
+    soft_cap: float | None,
+    needs_embedding_gradient: bool,
+    residuals: tuple[jax.Array, ...],
+    gradients: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, None]:
     hidden_NCD, embeddings_VD, labels_NC, log_sum_NC, last_logits_CV = residuals
     # Devices that share the tokens sum their parts of the gradient once, and not in each chunk.
     shards = token_shards(labels_NC.shape[1])
 
-    def chunk(total_SVD, inputs, logits_CV):
+    def chunk(
+        total_SVD: jax.Array, inputs: Sequence[jax.Array], logits_CV: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         hidden_CD, labels_C, log_sum_C, gradient_C = inputs
         is_label_CV = jnp.arange(logits_CV.shape[1]) == labels_C[:, None]
         d_CV = (jnp.exp(logits_CV - log_sum_C[:, None]) - is_label_CV) * gradient_C[:, None]
@@ -65,7 +91,7 @@ def _backward(soft_cap, needs_embedding_gradient, residuals, gradients):
             total_SVD += _product(d_SCV, hidden_SCD, ((1,), (1,)), ((0,), (0,)))
         return total_SVD, _product(d_CV, embeddings_VD, ((1,), (0,))).astype(hidden_CD.dtype)
 
-    def step(total_SVD, inputs):
+    def step(total_SVD: jax.Array, inputs: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
         return chunk(total_SVD, inputs, _logits(inputs[0], embeddings_VD, soft_cap))
 
     whole = (shards, *embeddings_VD.shape)
@@ -84,10 +110,16 @@ def _backward(soft_cap, needs_embedding_gradient, residuals, gradients):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
+def _cross_entropy(
+    hidden: jax.Array,
+    embeddings: jax.Array,
+    labels: jax.Array,
+    soft_cap: float | None,
+    needs_embedding_gradient: bool,
+) -> tuple[jax.Array, jax.Array]:
     return _forward(hidden, embeddings, labels, soft_cap, needs_embedding_gradient)[0]
 
 
 _cross_entropy.defvjp(_forward, _backward)
 
-IMPLEMENTATIONS = {"chunked": _cross_entropy}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"chunked": _cross_entropy}

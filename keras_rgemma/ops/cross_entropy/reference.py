@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def cross_entropy(hidden, embeddings, labels, soft_cap=None):
+def cross_entropy(
+    hidden: np.ndarray, embeddings: np.ndarray, labels: np.ndarray, soft_cap: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the losses [N] in the dtype of `hidden`, and the hits [N], booleans.
 
     Arguments as of `keras_rgemma.ops.cross_entropy.cross_entropy`.
@@ -15,7 +17,13 @@ def cross_entropy(hidden, embeddings, labels, soft_cap=None):
     return log_sum_N - label_N, logits_NV.argmax(axis=-1) == labels
 
 
-def cross_entropy_gradient(hidden, embeddings, labels, soft_cap, loss_gradient):
+def cross_entropy_gradient(
+    hidden: np.ndarray,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    soft_cap: float | None,
+    loss_gradient: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the gradients of `hidden` and `embeddings` for the gradient of the losses [N]."""
     logits_NV = _logits(hidden, embeddings, soft_cap)
     shares_NV = np.exp(logits_NV - logits_NV.max(axis=-1, keepdims=True))
@@ -27,6 +35,6 @@ def cross_entropy_gradient(hidden, embeddings, labels, soft_cap, loss_gradient):
     return d_NV @ embeddings, d_NV.T @ hidden
 
 
-def _logits(hidden, embeddings, soft_cap):
+def _logits(hidden: np.ndarray, embeddings: np.ndarray, soft_cap: float | None) -> np.ndarray:
     logits_NV = hidden @ embeddings.T
     return logits_NV if soft_cap is None else soft_cap * np.tanh(logits_NV / soft_cap)

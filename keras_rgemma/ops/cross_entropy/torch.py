@@ -1,21 +1,31 @@
 """Computes the cross-entropy on PyTorch. Letters: N chunks, C tokens of each."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from keras_rgemma.backend import resolve
 
 
-def default_implementation():
+def default_implementation() -> str:
     return "chunked"
 
 
-def _logits(multiply, hidden_CD, embeddings_VD, soft_cap):
+def _logits(
+    multiply: Callable[..., torch.Tensor],
+    hidden_CD: torch.Tensor,
+    embeddings_VD: torch.Tensor,
+    soft_cap: float | None,
+) -> torch.Tensor:
     """Computes logits. Here and below in place: a new array takes longer than a step in it."""
     logits_CV = multiply(hidden_CD, embeddings_VD, None, True).float()
     return logits_CV if soft_cap is None else logits_CV.div_(soft_cap).tanh_().mul_(soft_cap)
 
 
-def _slope(logits_CV, log_sum_C, labels_C, soft_cap):
+def _slope(
+    logits_CV: torch.Tensor, log_sum_C: torch.Tensor, labels_C: torch.Tensor, soft_cap: float | None
+) -> torch.Tensor:
     """Computes the gradient of each token's loss for its product, and overwrites the logits."""
     slope_CV = torch.sub(logits_CV, log_sum_C[:, None]).exp_()
     slope_CV[torch.arange(len(slope_CV)), labels_C] -= 1.0
@@ -28,7 +38,14 @@ def _slope(logits_CV, log_sum_C, labels_C, soft_cap):
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        soft_cap: float | None,
+        needs_embedding_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         # The choice of the caller: the gradient may be computed in another thread.
         ctx.multiply = resolve("matmul")
         outputs = []
@@ -48,7 +65,9 @@ class _CrossEntropy(torch.autograd.Function):
         return loss, hit
 
     @staticmethod
-    def backward(ctx, loss_gradient, _):
+    def backward(
+        ctx: Any, loss_gradient: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         hidden, embeddings, labels, log_sum, slope_CV = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
         needs_embedding_gradient = ctx.needs_embedding_gradient and ctx.needs_input_grad[1]
@@ -75,10 +94,16 @@ class _CrossEntropy(torch.autograd.Function):
         )
 
 
-def _cross_entropy(hidden, embeddings, labels, soft_cap, needs_embedding_gradient):
+def _cross_entropy(
+    hidden: torch.Tensor,
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    soft_cap: float | None,
+    needs_embedding_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     return _CrossEntropy.apply(
         hidden, embeddings, labels.long(), soft_cap, needs_embedding_gradient
     )
 
 
-IMPLEMENTATIONS = {"chunked": _cross_entropy}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"chunked": _cross_entropy}

@@ -1,10 +1,15 @@
 """Multiplies matrices of int8 numbers; the sums have 32 bits."""
 
+import keras
+
 from keras_rgemma.backend import backend_module, resolve
 from keras_rgemma.ops.on_rows import on_rows
+from keras_rgemma.types import Tensor
 
 
-def int8_matmul(x, kernel, *, transpose_kernel=False, implementation="auto"):
+def int8_matmul(
+    x: Tensor, kernel: Tensor, *, transpose_kernel: bool = False, implementation: str = "auto"
+) -> Tensor:
     """Multiplies int8 rows by an int8 matrix, or by one for each block of rows.
 
     Args:
@@ -21,7 +26,7 @@ def int8_matmul(x, kernel, *, transpose_kernel=False, implementation="auto"):
     return on_rows(x, kernel, lambda rows: run(rows, kernel, transpose_kernel))
 
 
-def lay_out(variable):
+def lay_out(variable: keras.Variable) -> None:
     """Stores the matrix [I, J] of a variable as products with it read it, if that matters.
 
     Call this when a variable has got its value, before anybody computes with it.

@@ -1,20 +1,24 @@
 """Multiplies int8 matrices on JAX."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import keras
 
 from keras_rgemma.ops.jax import target_platform
 from keras_rgemma.ops.matmul.jax import FEW_ROWS
 
 
-def default_implementation():
+def default_implementation() -> str:
     # Measured with jaxlib 0.10.2: XLA on a CPU multiplies two rows by a matrix of int8 in a
     # seventh of the time that it needs for one, and in two thirds of that if the matrix is the left
     # factor (benchmarks/products.md).
     return "two_rows" if target_platform() == "cpu" else "dot"
 
 
-def _dot(rows, kernel, transpose_kernel):
+def _dot(rows: jax.Array, kernel: jax.Array, transpose_kernel: bool) -> jax.Array:
     """Lets XLA multiply. A transposed kernel would be copied, as int32, before a loop."""
     blocks = tuple(range(kernel.ndim - 2))
     axis = kernel.ndim - (1 if transpose_kernel else 2)
@@ -22,7 +26,7 @@ def _dot(rows, kernel, transpose_kernel):
     return jax.lax.dot_general(rows, kernel, dimensions, preferred_element_type="int32")
 
 
-def _two_rows(rows, kernel, transpose_kernel):
+def _two_rows(rows: jax.Array, kernel: jax.Array, transpose_kernel: bool) -> jax.Array:
     """Adds a row of zeros to a single one, and has a matrix [J, I] on the left of a few rows."""
     count = rows.shape[-2]
     if count == 1:
@@ -36,8 +40,8 @@ def _two_rows(rows, kernel, transpose_kernel):
     return y[..., :count, :]
 
 
-def lay_out(variable):
+def lay_out(variable: keras.Variable) -> None:
     """Leaves a matrix as it is stored."""
 
 
-IMPLEMENTATIONS = {"two_rows": _two_rows, "dot": _dot}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"two_rows": _two_rows, "dot": _dot}

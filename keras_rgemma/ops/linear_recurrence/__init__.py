@@ -3,9 +3,12 @@
 from keras import ops
 
 from keras_rgemma.backend import resolve
+from keras_rgemma.types import Tensor
 
 
-def linear_recurrence(x, a, initial_state=None, *, implementation="auto"):
+def linear_recurrence(
+    x: Tensor, a: Tensor, initial_state: Tensor | None = None, *, implementation: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Computes `h_t = a_t * h_{t-1} + x_t` over time, elementwise in B and L.
 
     Griffin (arXiv 2402.19427), section 2.4, equation 4, after gating. Accumulates in float32

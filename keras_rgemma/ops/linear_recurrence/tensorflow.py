@@ -1,15 +1,20 @@
 """Computes the linear recurrence on TensorFlow."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 CHUNK = 16  # a graph of longer ones takes longer to make, and is not faster
 
 
-def default_implementation():
+def default_implementation() -> str:
     return "chunked"
 
 
-def _run(x, a, initial_state):
+def _run(x: tf.Tensor, a: tf.Tensor, initial_state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Steps through all chunks of C steps at once, then carries the state over the N chunks.
 
     Within a chunk h starts at zero and the product of a is kept, too, so the state that enters a
@@ -41,13 +46,17 @@ def _run(x, a, initial_state):
     return h_BTL[:, :actual], h_BTL[:, -1]
 
 
-def _entering_states(ends_BNL, decays_BNL, initial_state):
+def _entering_states(
+    ends_BNL: tf.Tensor, decays_BNL: tf.Tensor, initial_state: tf.Tensor
+) -> tf.Tensor:
     """Computes the state that enters each chunk from the ends and decays of the chunks."""
     chunks = tf.shape(ends_BNL)[1] if ends_BNL.shape[1] is None else ends_BNL.shape[1]
     ends_NBL, decays_NBL = (tf.transpose(x, (1, 0, 2)) for x in (ends_BNL, decays_BNL))
     entering = tf.TensorArray("float32", size=chunks, element_shape=initial_state.shape)
 
-    def step(i, state_BL, entering):
+    def step(
+        i: tf.Tensor, state_BL: tf.Tensor, entering: tf.TensorArray
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
         entering = entering.write(i, state_BL)
         return i + 1, decays_NBL[i] * state_BL + ends_NBL[i], entering
 
@@ -58,10 +67,14 @@ def _entering_states(ends_BNL, decays_BNL, initial_state):
 
 
 @tf.custom_gradient
-def _linear_recurrence(x, a, initial_state):
+def _linear_recurrence(
+    x: tf.Tensor, a: tf.Tensor, initial_state: tf.Tensor
+) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[..., Any]]:
     h_BTL, last_BL = _run(x, a, initial_state)
 
-    def gradient(h_gradient, last_gradient):
+    def gradient(
+        h_gradient: tf.Tensor, last_gradient: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         later_a = tf.concat([tf.ones_like(a[:, :1]), tf.reverse(a, [1])[:, :-1]], axis=1)
         reversed_BTL, _ = _run(tf.reverse(h_gradient, [1]), later_a, last_gradient)
         x_gradient = tf.reverse(reversed_BTL, [1])
@@ -71,8 +84,10 @@ def _linear_recurrence(x, a, initial_state):
     return (h_BTL, last_BL), gradient
 
 
-def _in_float32(x, a, initial_state):
+def _in_float32(
+    x: tf.Tensor, a: tf.Tensor, initial_state: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     return _linear_recurrence(tf.cast(x, "float32"), tf.cast(a, "float32"), initial_state)
 
 
-IMPLEMENTATIONS = {"chunked": _in_float32}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"chunked": _in_float32}

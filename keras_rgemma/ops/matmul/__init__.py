@@ -1,9 +1,17 @@
 """Multiplies rows by a matrix of floats."""
 
 from keras_rgemma.backend import resolve
+from keras_rgemma.types import Tensor
 
 
-def matmul(x, kernel, bias=None, *, transpose_kernel=False, implementation="auto"):
+def matmul(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    *,
+    transpose_kernel: bool = False,
+    implementation: str = "auto",
+) -> Tensor:
     """Multiplies rows by a matrix and adds a bias.
 
     Args:

@@ -3,7 +3,12 @@
 import numpy as np
 
 
-def matmul(x, kernel, bias=None, transpose_kernel=False):
+def matmul(
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray | None = None,
+    transpose_kernel: bool = False,
+) -> np.ndarray:
     """Computes the product and the sum in float64; see the package for the arguments."""
     kernel = np.asarray(kernel, "float64")
     y = np.asarray(x, "float64") @ (kernel.T if transpose_kernel else kernel)

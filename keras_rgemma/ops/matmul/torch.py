@@ -8,6 +8,8 @@ ways below are is in benchmarks/products_torch.md.
 import functools
 import pathlib
 import platform
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -22,7 +24,7 @@ SMALLEST = 1 << 16  # elements of a matrix that is worth bags
 HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def prefers_onednn():
+def prefers_onednn() -> bool:
     """Returns whether this is a processor of AMD with AVX-512, and PyTorch has oneDNN."""
     try:
         with pathlib.Path("/proc/cpuinfo").open(encoding="utf-8", errors="ignore") as file:
@@ -36,18 +38,22 @@ def prefers_onednn():
 PREFERS_ONEDNN = prefers_onednn()
 
 
-def default_implementation():
+def default_implementation() -> str:
     return "onednn" if PREFERS_ONEDNN else "rows"
 
 
-def _linear(x, kernel, bias, transpose_kernel):
+def _linear(
+    x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, transpose_kernel: bool
+) -> torch.Tensor:
     """Multiplies and adds in one operation, without a pass over memory for the bias."""
     if x.dtype != kernel.dtype or (bias is not None and bias.dtype != x.dtype):
         return multiply(x, kernel, bias, transpose_kernel)  # promotes
     return functional.linear(x, kernel if transpose_kernel else kernel.mT, bias)
 
 
-def _rows(x, kernel, bias, transpose_kernel):
+def _rows(
+    x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, transpose_kernel: bool
+) -> torch.Tensor:
     """Multiplies as `_linear`, but a single row on a CPU as the rows of an embedding."""
     if transpose_kernel or not _is_single_row(x, kernel):
         return _linear(x, kernel, bias, transpose_kernel)
@@ -62,7 +68,7 @@ def _rows(x, kernel, bias, transpose_kernel):
     return y if bias is None else y + bias
 
 
-def _is_single_row(x, kernel):
+def _is_single_row(x: torch.Tensor, kernel: torch.Tensor) -> bool:
     """Returns whether a row is to be multiplied, without gradients, by a large matrix on a CPU."""
     return (
         HAS_FBGEMM
@@ -76,7 +82,9 @@ def _is_single_row(x, kernel):
     )
 
 
-def _onednn(x, kernel, bias, transpose_kernel):
+def _onednn(
+    x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, transpose_kernel: bool
+) -> torch.Tensor:
     """Multiplies as `_rows`, but several rows in float32 on a CPU with oneDNN."""
     if not torch.backends.mkldnn.is_available():
         raise ValueError(
@@ -90,7 +98,7 @@ def _onednn(x, kernel, bias, transpose_kernel):
     return run(x.reshape(-1, x.shape[-1]), kernel_IJ, bias).view(*x.shape[:-1], -1)
 
 
-def _is_for_onednn(x, kernel_IJ, bias):
+def _is_for_onednn(x: torch.Tensor, kernel_IJ: torch.Tensor, bias: torch.Tensor | None) -> bool:
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -111,18 +119,20 @@ class _Product(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x_MI, kernel_IJ, bias_J):
+    def forward(
+        x_MI: torch.Tensor, kernel_IJ: torch.Tensor, bias_J: torch.Tensor | None
+    ) -> torch.Tensor:
         return onednn_product(x_MI, kernel_IJ, bias_J)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         x_MI, kernel_IJ, _ = inputs
         needs_x, needs_kernel, _ = ctx.needs_input_grad
         # What LoRA leaves frozen needs no input kept.
         ctx.save_for_backward(x_MI if needs_kernel else None, kernel_IJ if needs_x else None)
 
     @staticmethod
-    def backward(ctx, upstream_MJ):
+    def backward(ctx: Any, upstream_MJ: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_MI, kernel_IJ = ctx.saved_tensors
         needs_x, needs_kernel, needs_bias = ctx.needs_input_grad
         run = _Product.apply if torch.is_grad_enabled() else onednn_product
@@ -133,22 +143,27 @@ class _Product(torch.autograd.Function):
         )
 
 
-def bags(rows, size):
+def bags(rows: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the indices of rows and the offsets of bags of `size` rows, for `embedding_bag`."""
     indices = torch.arange(rows, dtype=torch.int32, device="cpu")
     return indices, indices[::size].contiguous()
 
 
-def largest_divisor(number, most):
+def largest_divisor(number: int, most: int) -> int:
     """Returns the largest divisor of a number that is at most `most`."""
     return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
 
 
-def _parts(rows):
+def _parts(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the bags of rows in as many equal parts as there may be."""
     return bags(rows, rows // largest_divisor(rows, PARTS))
 
 
 _kept_parts = functools.cache(_parts)
 
-IMPLEMENTATIONS = {"linear": _linear, "rows": _rows, "onednn": _onednn, "keras": multiply}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "linear": _linear,
+    "rows": _rows,
+    "onednn": _onednn,
+    "keras": multiply,
+}

@@ -7,11 +7,19 @@ import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import backend_module, resolve
+from keras_rgemma.types import Tensor
 
 _DIGIT = 2048  # positions are split in base 2048: three digits hold any int32
 
 
-def rotate(x, positions, max_wavelength, rotated_size, *, implementation="auto"):
+def rotate(
+    x: Tensor,
+    positions: Tensor,
+    max_wavelength: float,
+    rotated_size: int,
+    *,
+    implementation: str = "auto",
+) -> Tensor:
     """Rotates the first `rotated_size` features of each head by the token's position.
 
     RoFormer (arXiv 2104.09864), section 3.2.2; halves are split, not interleaved, and the other
@@ -31,7 +39,7 @@ def rotate(x, positions, max_wavelength, rotated_size, *, implementation="auto")
     return apply_rotation(x, angles, implementation=implementation)
 
 
-def rotation(positions, max_wavelength, rotated_size):
+def rotation(positions: Tensor, max_wavelength: float, rotated_size: int) -> tuple[Tensor, Tensor]:
     """Computes the cosines and sines of the angles of RoPE.
 
     Args:
@@ -47,7 +55,9 @@ def rotation(positions, max_wavelength, rotated_size):
     return ops.cos(angle), ops.sin(angle)
 
 
-def apply_rotation(x, rotation, *, implementation="auto"):
+def apply_rotation(
+    x: Tensor, rotation: tuple[Tensor, Tensor], *, implementation: str = "auto"
+) -> Tensor:
     """Rotates the first features of each head by given angles.
 
     Args:
@@ -63,7 +73,7 @@ def apply_rotation(x, rotation, *, implementation="auto"):
     return resolve("rope", implementation)(x, *rotation)
 
 
-def _angles(positions, max_wavelength, half):
+def _angles(positions: Tensor, max_wavelength: float, half: int) -> Tensor:
     """Computes `position * max_wavelength^(-i / half)` modulo a turn, float32 [B, T, half].
 
     A float32 product of position and frequency is wrong by 0.06 rad at a million tokens. Here a
@@ -81,7 +91,7 @@ def _angles(positions, max_wavelength, half):
 
 
 @functools.cache
-def _units(max_wavelength, half):
+def _units(max_wavelength: float, half: int) -> list[tuple[int, np.ndarray]]:
     """Lists pairs of a digit's value and the units that it turns each feature by, int32 [half]."""
     turns = max_wavelength ** (-np.arange(half, dtype="float64") / half) / (2 * math.pi)
     units = {value: turns * value % 1.0 * 2.0**32 for value in (1, _DIGIT, _DIGIT**2)}

@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def rotate(x, positions, max_wavelength, rotated_size):
+def rotate(
+    x: np.ndarray, positions: np.ndarray, max_wavelength: float, rotated_size: int
+) -> np.ndarray:
     """Rotates the first `rotated_size` features of x [B, T, H, K] by positions int [B, T]."""
     half = rotated_size // 2
     frequency = float(max_wavelength) ** (-np.arange(half, dtype="float64") / max(half, 1))

@@ -1,17 +1,19 @@
 """Computes RoPE on the two halves of the rotated features, for any backend."""
 
+import numpy as np
 from keras import ops
 
 from keras_rgemma.backend import tensor_of
+from keras_rgemma.types import Tensor
 
 
-def constant(array, x):
+def constant(array: np.ndarray, x: Tensor) -> Tensor:
     """Converts an array to a tensor for use with x."""
     del x
     return tensor_of(array)
 
 
-def rotate(x, cos, sin):
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates features [0, R) of x [B, T, H, K]; cos and sin are float32 [B, T, 1, R / 2]."""
     half = cos.shape[-1]
     # TensorFlow's gradient of a split is faster than that of slices.

@@ -1,9 +1,10 @@
 """Bounds logits."""
 
 from keras_rgemma.backend import resolve
+from keras_rgemma.types import Tensor
 
 
-def soft_cap(logits, cap, *, implementation="auto"):
+def soft_cap(logits: Tensor, cap: float, *, implementation: str = "auto") -> Tensor:
     """Computes `cap * tanh(logits / cap)` in the dtype of the logits.
 
     Args:

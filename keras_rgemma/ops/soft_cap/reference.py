@@ -3,6 +3,6 @@
 import numpy as np
 
 
-def soft_cap(logits, cap):
+def soft_cap(logits: np.ndarray, cap: float) -> np.ndarray:
     """Computes the bounded logits in float64."""
     return cap * np.tanh(np.asarray(logits, "float64") / cap)

@@ -1,10 +1,13 @@
 """Bounds logits on TensorFlow, which fuses the operations where it compiles."""
 
+from collections.abc import Callable
+from typing import Any
+
 from keras_rgemma.ops.soft_cap.plain import soft_cap
 
 
-def default_implementation():
+def default_implementation() -> str:
     return "keras"
 
 
-IMPLEMENTATIONS = {"keras": soft_cap}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"keras": soft_cap}

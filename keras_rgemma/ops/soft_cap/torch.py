@@ -1,15 +1,18 @@
 """Bounds logits on PyTorch, in place where no gradient is recorded."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from keras_rgemma.ops.soft_cap import plain
 
 
-def default_implementation():
+def default_implementation() -> str:
     return "in_place"
 
 
-def soft_cap(logits, cap):
+def soft_cap(logits: torch.Tensor, cap: float) -> torch.Tensor:
     """Computes what the package's function does."""
     if torch.is_grad_enabled() and logits.requires_grad:
         return plain.soft_cap(logits, cap)
@@ -17,4 +20,4 @@ def soft_cap(logits, cap):
     return logits.div_(cap).tanh_().mul_(cap)
 
 
-IMPLEMENTATIONS = {"in_place": soft_cap, "keras": plain.soft_cap}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"in_place": soft_cap, "keras": plain.soft_cap}

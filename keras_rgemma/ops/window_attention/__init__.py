@@ -1,15 +1,27 @@
 """Computes local attention, and the ring buffer of keys and values that later queries see."""
 
+from collections.abc import Callable, Sequence
+
 from keras import ops
 
 from keras_rgemma.backend import backend_module, resolve
 from keras_rgemma.ops.bounds import at_least
-from keras_rgemma.ops.places import places_of
+from keras_rgemma.ops.places import Places, places_of
 from keras_rgemma.ops.tokens_at import tokens_at
 from keras_rgemma.state.records import AttentionState
+from keras_rgemma.types import Tensor
 
 
-def window_attention(query, key, value, places, window, history=None, *, implementation="auto"):
+def window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Places | Tensor,
+    window: int,
+    history: Sequence[Tensor] | None = None,
+    *,
+    implementation: str = "auto",
+) -> Tensor:
     """Attends from each token to itself and the `window` tokens before it in its document.
 
     Griffin (arXiv 2402.19427), section 2.3, with the multi-query attention of section 2.2. A
@@ -43,7 +55,9 @@ def window_attention(query, key, value, places, window, history=None, *, impleme
     return attend(query, key, value, places_of(places), window, history)
 
 
-def updated_ring(state, key, value, places, window):
+def updated_ring(
+    state: AttentionState | None, key: Tensor, value: Tensor, places: Places | Tensor, window: int
+) -> AttentionState:
     """Returns the ring buffer after the tokens of a row.
 
     Args:
@@ -62,7 +76,14 @@ def updated_ring(state, key, value, places, window):
     return _rewritten_ring(state, key, value, places, window)
 
 
-def with_token(state, key, value, places, window, write):
+def with_token(
+    state: AttentionState,
+    key: Tensor,
+    value: Tensor,
+    places: Places,
+    window: int,
+    write: Callable[..., Tensor],
+) -> AttentionState:
     """Returns the ring buffer after one token a row.
 
     Args:
@@ -77,7 +98,9 @@ def with_token(state, key, value, places, window, write):
     )
 
 
-def _rewritten_ring(state, key, value, places, window):
+def _rewritten_ring(
+    state: AttentionState | None, key: Tensor, value: Tensor, places: Places, window: int
+) -> AttentionState:
     """Rewrites each slot that gets a key from the row; other slots stay.
 
     The index of its key in the row follows from the slot alone.

@@ -1,15 +1,27 @@
 """Computes local attention in blocks of queries, for any backend, without a [T, T] mask."""
 
+from collections.abc import Callable, Sequence
+
 from keras import ops
 
 from keras_rgemma.ops.bounds import at_least, at_most
+from keras_rgemma.ops.places import Places
 from keras_rgemma.ops.time_range import time_range
 from keras_rgemma.ops.tokens_at import tokens_at
+from keras_rgemma.types import Tensor
 
 BLOCK = 256
 
 
-def attend(query, key, value, places, window, history=None, attend_to_parts=None):
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Places,
+    window: int,
+    history: Sequence[Tensor] | None = None,
+    attend_to_parts: Callable[..., Tensor] | None = None,
+) -> Tensor:
     """Computes `window_attention` in blocks of queries, or at once for few queries.
 
     Args:
@@ -33,7 +45,15 @@ def attend(query, key, value, places, window, history=None, attend_to_parts=None
     return ops.reshape(out, (-1, ops.shape(out)[1], heads, size))
 
 
-def _attend_one(run, query, key, value, places, window, history):
+def _attend_one(
+    run: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Places,
+    window: int,
+    history: Sequence[Tensor],
+) -> Tensor:
     """Attends from one new token to the unordered ring buffer and to itself."""
     # Slots fill in order, and the new token reaches all W tokens before it.
     slots_1W = ops.arange(window, dtype="int32")[None]
@@ -41,19 +61,27 @@ def _attend_one(run, query, key, value, places, window, history):
     return run(query, parts)
 
 
-def _visible(query_index, first_visible, key_index):
+def _visible(query_index: Tensor, first_visible: Tensor, key_index: Tensor) -> Tensor:
     """Marks the keys from the first visible key up to the query itself, bool [..., T, S]."""
     key_index = ops.expand_dims(key_index, -2)
     at_most = key_index <= ops.expand_dims(query_index, -1)
     return ops.logical_and(at_most, key_index >= ops.expand_dims(first_visible, -1))
 
 
-def _reach(positions, window):
+def _reach(positions: Tensor, window: int) -> Tensor:
     """Counts the keys to the left that a query sees, int32 [B, T]. A pad sees itself alone."""
     return at_most(at_least(positions, 0), window)
 
 
-def _attend_at_once(run, query, key, value, positions, window, history):
+def _attend_at_once(
+    run: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    window: int,
+    history: Sequence[Tensor] | None,
+) -> Tensor:
     """Attends from one block of queries to the unordered ring buffer and to the row itself."""
     index_T = ops.arange(query.shape[1], dtype="int32")
     index_BT = ops.zeros_like(positions) + index_T
@@ -65,7 +93,7 @@ def _attend_at_once(run, query, key, value, positions, window, history):
     return run(query, parts)
 
 
-def _slot_indices(positions, window):
+def _slot_indices(positions: Tensor, window: int) -> Tensor:
     """Computes the index of each slot's key, counted from the row's first token, int32 [B, W].
 
     Indices are negative, -1 for the latest key. Slots that were never filled get indices further
@@ -76,7 +104,9 @@ def _slot_indices(positions, window):
     return -1 - (num_tokens_B1 - 1 - slots_1W) % window
 
 
-def attend_by_products(query, parts):
+def attend_by_products(
+    query: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor | None]]
+) -> Tensor:
     """Attends to the keys of all parts with one softmax, without a copy of all keys together.
 
     Parts are triples of keys, values and bool [B, T, S], the keys that a query sees; None for all.
@@ -97,7 +127,16 @@ def attend_by_products(query, parts):
     return out
 
 
-def _attend_in_blocks(run, query, key, value, positions, window, history, block):
+def _attend_in_blocks(
+    run: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    window: int,
+    history: Sequence[Tensor] | None,
+    block: int,
+) -> Tensor:
     """Attends in blocks of C queries, each to the keys of its block and of the blocks in reach."""
     length = query.shape[1]
     if history is None and length is not None:
@@ -125,7 +164,7 @@ def _attend_in_blocks(run, query, key, value, positions, window, history, block)
     return out[:, : ops.shape(query)[1]]
 
 
-def after_history(ring, row, positions, window, space):
+def after_history(ring: Tensor, row: Tensor, positions: Tensor, window: int, space: int) -> Tensor:
     """Joins pads, the ring buffer in the order of time (`space` together) and the row."""
     num_tokens_B1 = at_least(positions[:, :1], 0)
     slots_BW = (num_tokens_B1 + ops.arange(window, dtype="int32")[None]) % window
@@ -134,13 +173,13 @@ def after_history(ring, row, positions, window, space):
     return ops.concatenate([ordered, row], axis=1)
 
 
-def _to_blocks(x, padding, block):
+def _to_blocks(x: Tensor, padding: int | Tensor, block: int) -> Tensor:
     """Splits [B, T, ...] into blocks [B, N, C, ...], with `padding` zeros after the last token."""
     x = ops.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (len(x.shape) - 2))
     return ops.reshape(x, (-1, ops.shape(x)[1] // block, block, *x.shape[2:]))
 
 
-def _with_earlier_blocks(x, num_earlier):
+def _with_earlier_blocks(x: Tensor, num_earlier: int) -> Tensor:
     """Joins each block to the E earlier blocks: [B, E + N, C, ...] -> [B, N, (E + 1) * C, ...]."""
     count = ops.shape(x)[1] - num_earlier
     return ops.concatenate([time_range(x, i, count) for i in range(num_earlier + 1)], axis=2)

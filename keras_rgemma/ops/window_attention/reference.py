@@ -1,9 +1,18 @@
 """Computes local attention by its definition, in NumPy, for comparison in tests."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def window_attention(query, key, value, positions, window, history=None):
+def window_attention(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    positions: np.ndarray,
+    window: int,
+    history: Sequence[np.ndarray] | None = None,
+) -> np.ndarray:
     """Attends from each token of [B, T, H, K] to itself and the `window` tokens before it."""
     batch, length, heads, size = query.shape
     out = np.zeros_like(query)

@@ -1,18 +1,29 @@
 """Computes local attention on PyTorch, in few operations for one new token."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
 
+from keras_rgemma.ops.places import Places
 from keras_rgemma.ops.window_attention import blocks
 
 
-def default_implementation():
+def default_implementation() -> str:
     return "sdpa"
 
 
-def _attend(attend_to_parts, query, key, value, places, window, history=None):
+def _attend(
+    attend_to_parts: Callable[..., torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    places: Places,
+    window: int,
+    history: Sequence[torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Computes `window_attention`, for one new token a row by matrix products."""
     if history is None or query.shape[1] != 1:
         return blocks.attend(query, key, value, places, window, history, attend_to_parts)
@@ -32,12 +43,22 @@ def _attend(attend_to_parts, query, key, value, places, window, history=None):
     return out_BKGH.reshape(batch, 1, heads, size)
 
 
-def write_slots(ring_BWKH, slot_B, new_BKH, is_token_B1):
+def write_slots(
+    ring_BWKH: torch.Tensor,
+    slot_B: torch.Tensor,
+    new_BKH: torch.Tensor,
+    is_token_B1: torch.Tensor | None,
+) -> torch.Tensor:
     """Writes one slot in each row of a ring buffer, except rows without a token."""
     return write_slots_in_place(ring_BWKH.clone(), slot_B, new_BKH, is_token_B1)
 
 
-def write_slots_in_place(ring_BWKH, slot_B, new_BKH, is_token_B1):
+def write_slots_in_place(
+    ring_BWKH: torch.Tensor,
+    slot_B: torch.Tensor,
+    new_BKH: torch.Tensor,
+    is_token_B1: torch.Tensor | None,
+) -> torch.Tensor:
     """Writes as `write_slots` does, in the memory of the ring buffer itself."""
     rows_B = torch.arange(ring_BWKH.shape[0], device=ring_BWKH.device)
     new_BKH = new_BKH.to(ring_BWKH.dtype)
@@ -46,7 +67,9 @@ def write_slots_in_place(ring_BWKH, slot_B, new_BKH, is_token_B1):
     return ring_BWKH.index_put_((rows_B, slot_B), new_BKH)
 
 
-def _attend_by_sdpa(query, parts):
+def _attend_by_sdpa(
+    query: torch.Tensor, parts: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+) -> torch.Tensor:
     """Attends as `blocks.attend_by_products` does, without an array of all weights.
 
     Args:
@@ -65,13 +88,15 @@ def _attend_by_sdpa(query, parts):
     return out_BHTK.unflatten(1, (kv_heads, groups)).permute(0, 3, 1, 2, 4)
 
 
-def _for_all_heads(x_BSKH, groups):
+def _for_all_heads(x_BSKH: torch.Tensor, groups: int) -> torch.Tensor:
     """Repeats each key/value head for its query heads: [B, H, S, K], a view for a single one."""
     x_BKSH = x_BSKH.transpose(1, 2)
     return x_BKSH[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
 
 
-def _visible_keys(query, part):
+def _visible_keys(
+    query: torch.Tensor, part: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+) -> torch.Tensor:
     key, _, visible = part
     if visible is not None:
         return visible
@@ -80,7 +105,7 @@ def _visible_keys(query, part):
     )
 
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "sdpa": functools.partial(_attend, _attend_by_sdpa),
     "blocks": functools.partial(_attend, blocks.attend_by_products),
 }

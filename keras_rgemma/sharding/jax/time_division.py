@@ -1,6 +1,7 @@
 """Computes functions of rows on devices that divide the rows over time, on JAX."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +25,20 @@ class TimeDivision(NamedTuple):
 
     mesh: jax.sharding.Mesh
     axis: str
-    axes: tuple
+    axes: tuple[tuple[str, str | None], ...]
 
     @property
-    def parts(self):
+    def parts(self) -> int:
         """Returns into how many parts T is divided, int."""
         return self.mesh.shape[self.axis]
 
-    def run(self, function, inputs, outputs, *arrays):
+    def run(
+        self,
+        function: Callable[..., Any],
+        inputs: tuple[str, ...],
+        outputs: str | tuple[str, ...],
+        *arrays: jax.Array,
+    ) -> Any:
         """Calls a function on each device with its parts of arrays.
 
         Args:
@@ -52,7 +59,7 @@ class TimeDivision(NamedTuple):
         )(*arrays)
 
 
-def time_division(letters, shape):
+def time_division(letters: str, shape: Sequence[int]) -> TimeDivision | None:
     """Returns the `TimeDivision` of an array in the distribution in force.
 
     Args:
@@ -70,7 +77,9 @@ def time_division(letters, shape):
     return TimeDivision(layout.device_mesh.backend_mesh, axis, pairs)
 
 
-def tokens_before(x, count, division, first=None):
+def tokens_before(
+    x: jax.Array, count: int, division: TimeDivision, first: jax.Array | None = None
+) -> jax.Array:
     """Returns the tokens before a device's part of a row, from the devices that have them.
 
     Args:

@@ -1,6 +1,9 @@
 """Computes the linear recurrence on JAX."""
 
 import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import jax
 
@@ -12,23 +15,23 @@ from keras_rgemma.ops.linear_recurrence.jax.loops import associative, loop
 BEST = {"cpu": "loop", "tpu": "pallas"}
 
 
-def default_implementation():
+def default_implementation() -> str:
     if (cuda_capability() or (0, 0)) >= (8, 0):
         return "by_device"
     return BEST.get(target_platform(), "associative")
 
 
-def _kernels():
+def _kernels() -> ModuleType:
     # Imported at the first use: Pallas takes a moment that CPUs need not wait.
     return importlib.import_module("keras_rgemma.ops.linear_recurrence.jax.pallas")
 
 
-def _by_device(*args):
+def _by_device(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Runs the kernel in programs for CUDA, which are not all on a machine that has it."""
     return jax.lax.platform_dependent(*args, cuda=IMPLEMENTATIONS["triton"], default=associative)
 
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "by_device": _by_device,
     "loop": loop,
     "associative": associative,

@@ -1,6 +1,10 @@
 """Computes the linear recurrence by operations of JAX, in float32."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +14,16 @@ from keras_rgemma.ops.linear_recurrence.jax.over_time import recurrence_over_tim
 from keras_rgemma.sharding.jax.time_division import time_division
 
 
-def _run_loop(x, a, initial_state, reverse):
+def _run_loop(
+    x: jax.Array, a: jax.Array, initial_state: jax.Array, reverse: bool
+) -> tuple[jax.Array, jax.Array]:
     """Runs the recurrence step by step.
 
     Forwards `h_t = a_t * h_{t-1} + x_t`; in reverse `h_t = c_t + x_t`, `c_{t+1} = a_t * h_t`.
     """
     length = x.shape[1]
 
-    def step(i, carry):
+    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         carried_BL, out_BTL = carry
         t = length - 1 - i if reverse else i
         a_BL = lax.dynamic_index_in_dim(a, t, axis=1, keepdims=False)
@@ -30,10 +36,14 @@ def _run_loop(x, a, initial_state, reverse):
     return out_BTL, last_BL
 
 
-def _run_associative(x, a, initial_state, reverse):
+def _run_associative(
+    x: jax.Array, a: jax.Array, initial_state: jax.Array, reverse: bool
+) -> tuple[jax.Array, jax.Array]:
     """Runs the recurrence by `lax.associative_scan`: log(T) passes over whole arrays."""
 
-    def combine(left, right):
+    def combine(
+        left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         return left[0] * right[0], right[0] * left[1] + right[1]
 
     if reverse:
@@ -47,19 +57,27 @@ def _run_associative(x, a, initial_state, reverse):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recurrence(run, x, a, initial_state):
+def _recurrence(
+    run: Callable[..., Any], x: jax.Array, a: jax.Array, initial_state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     if x.shape[1] == 1:
         h_BL = a[:, 0] * initial_state + x[:, 0]
         return h_BL[:, None], h_BL
     return run(x, a, initial_state, False)
 
 
-def _forward(run, x, a, initial_state):
+def _forward(
+    run: Callable[..., Any], x: jax.Array, a: jax.Array, initial_state: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
     h_BTL, last_BL = _recurrence(run, x, a, initial_state)
     return (h_BTL, last_BL), (a, initial_state, h_BTL)
 
 
-def _backward(run, residuals, gradients):
+def _backward(
+    run: Callable[..., Any],
+    residuals: tuple[jax.Array, jax.Array, jax.Array],
+    gradients: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     a, initial_state, h_BTL = residuals
     h_gradient, last_gradient = gradients
     x_gradient, initial_gradient = run(h_gradient, a, last_gradient, True)
@@ -70,17 +88,21 @@ def _backward(run, residuals, gradients):
 _recurrence.defvjp(_forward, _backward)
 
 
-def loop(x, a, initial_state):
+def loop(x: jax.Array, a: jax.Array, initial_state: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Computes `linear_recurrence` step by step."""
     return _in_parts(_run_loop, x.astype("float32"), a.astype("float32"), initial_state)
 
 
-def associative(x, a, initial_state):
+def associative(
+    x: jax.Array, a: jax.Array, initial_state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Computes `linear_recurrence` in parallel."""
     return _in_parts(_run_associative, x.astype("float32"), a.astype("float32"), initial_state)
 
 
-def _in_parts(run, x, a, initial_state):
+def _in_parts(
+    run: Callable[..., Any], x: jax.Array, a: jax.Array, initial_state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Computes the recurrence by a function `run`, on each device its part of time."""
     division = time_division("BTL", x.shape)
     if division is None:

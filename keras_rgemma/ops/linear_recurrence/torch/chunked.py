@@ -1,12 +1,16 @@
 """Computes the linear recurrence by chunks of time, in operations of PyTorch in float32."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 
 CHUNK = 32
 
 
-def _run(x, a, initial_state):
+def _run(
+    x: torch.Tensor, a: torch.Tensor, initial_state: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Steps through all chunks of C steps at once, then through the N chunks by recursion.
 
     Within a chunk h starts at zero and the product of a is kept, too, so the state that enters a
@@ -44,13 +48,17 @@ def _run(x, a, initial_state):
 
 class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, a, initial_state):
+    def forward(
+        ctx: Any, x: torch.Tensor, a: torch.Tensor, initial_state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         h_BTL, last_BL = _run(x, a, initial_state)
         ctx.save_for_backward(a, initial_state, h_BTL)
         return h_BTL, last_BL.clone()
 
     @staticmethod
-    def backward(ctx, h_gradient, last_gradient):
+    def backward(
+        ctx: Any, h_gradient: torch.Tensor, last_gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         a, initial_state, h_BTL = ctx.saved_tensors
         later_a = torch.cat([torch.ones_like(a[:, :1]), a.flip(1)[:, :-1]], dim=1)
         reversed_BTL, _ = _run(h_gradient.flip(1), later_a, last_gradient)
@@ -59,7 +67,9 @@ class _LinearRecurrence(torch.autograd.Function):
         return x_gradient, x_gradient * before_BTL, a[:, 0] * x_gradient[:, 0]
 
 
-def linear_recurrence(x, a, initial_state):
+def linear_recurrence(
+    x: torch.Tensor, a: torch.Tensor, initial_state: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes what `ops.linear_recurrence` does, on any device."""
     x, a = x.float(), a.float()
     if torch.is_grad_enabled():

@@ -3,6 +3,9 @@
 import functools
 import importlib
 import importlib.util
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -11,25 +14,25 @@ KERNELS = "keras_rgemma.ops.linear_recurrence.torch.triton_kernels"
 # of eight warps fit a multiprocessor of any GPU with at most 128 registers a thread.
 SPANS, CHANNELS, STEPS, GRADIENT_STEPS = 8, 32, 32, 16
 # A product and a sum are one operation with one rounding, as they are in PyTorch's `addcmul`.
-OPTIONS = {"num_warps": SPANS, "maxnreg": 128, "enable_fp_fusion": True}
+OPTIONS: dict[str, Any] = {"num_warps": SPANS, "maxnreg": 128, "enable_fp_fusion": True}
 HALF_OR_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.cache
-def _kernels():
+def _kernels() -> ModuleType:
     """Imports the kernels. Triton is slow to import, and needed by those alone who compute."""
     return importlib.import_module(KERNELS)
 
 
 # A compiled program holds for one type of device, and Dynamo cannot read code that imports.
 @torch.compiler.assume_constant_result
-def problem_with(device):
+def problem_with(device: str) -> str | None:
     """Returns why Triton cannot run on a type of device ("cuda") and what to do, or None."""
     return find_problem(device)
 
 
 @functools.cache  # it is asked for each layer of each token
-def find_problem(device):
+def find_problem(device: str) -> str | None:
     """Computes `problem_with`."""
     if importlib.util.find_spec("triton") is None:
         return "The package `triton` is not installed: install it."
@@ -47,7 +50,7 @@ def find_problem(device):
     )
 
 
-def _check_device(device):
+def _check_device(device: str) -> None:
     """Raises ValueError if the kernels cannot run on a type of device."""
     problem = problem_with(device)
     if problem is not None:
@@ -57,7 +60,7 @@ def _check_device(device):
         )
 
 
-def _check_shapes(x, a, initial_state):
+def _check_shapes(x: torch.Tensor, a: torch.Tensor, initial_state: torch.Tensor) -> None:
     """Raises ValueError if the kernels would read beyond an array."""
     batch, length, width = x.shape
     if (a.shape, initial_state.shape) != ((batch, length, width), (batch, width)):
@@ -67,7 +70,7 @@ def _check_shapes(x, a, initial_state):
         )
 
 
-def _launch(kernel, x, arguments, steps):
+def _launch(kernel: Any, x: torch.Tensor, arguments: Sequence[torch.Tensor], steps: int) -> None:
     """Runs a kernel on all channels of x [B, T, L]."""
     batch, length, width = x.shape
     programs = batch * -(-width // CHANNELS)
@@ -98,7 +101,9 @@ def _forward(
 
 
 @_forward.register_fake
-def _outputs(x, a, initial_state):
+def _outputs(
+    x: torch.Tensor, a: torch.Tensor, initial_state: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     h_BTL = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     return h_BTL, torch.empty(initial_state.shape, dtype=torch.float32, device=x.device)
 
@@ -121,7 +126,14 @@ def _backward(
 
 
 @_backward.register_fake
-def _gradients(h_gradient, last_gradient, a, initial_state, h, x_dtype):
+def _gradients(
+    h_gradient: torch.Tensor,
+    last_gradient: torch.Tensor,
+    a: torch.Tensor,
+    initial_state: torch.Tensor,
+    h: torch.Tensor,
+    x_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return (
         torch.empty(h.shape, dtype=x_dtype, device=h.device),
         torch.empty(h.shape, dtype=a.dtype, device=h.device),
@@ -129,13 +141,19 @@ def _gradients(h_gradient, last_gradient, a, initial_state, h, x_dtype):
     )
 
 
-def _save(ctx, inputs, output):
+def _save(
+    ctx: Any,
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    output: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     x, a, initial_state = inputs
     ctx.x_dtype = x.dtype
     ctx.save_for_backward(a, initial_state, output[0])
 
 
-def _differentiate(ctx, h_gradient, last_gradient):
+def _differentiate(
+    ctx: Any, h_gradient: torch.Tensor, last_gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     a, initial_state, h_BTL = ctx.saved_tensors
     return _backward(h_gradient, last_gradient, a, initial_state, h_BTL, ctx.x_dtype)
 
@@ -143,7 +161,9 @@ def _differentiate(ctx, h_gradient, last_gradient):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def linear_recurrence(x, a, initial_state):
+def linear_recurrence(
+    x: torch.Tensor, a: torch.Tensor, initial_state: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes what `ops.linear_recurrence` does, on a CUDA device.
 
     One pass: x and a are read once, in half precision if they come in it, and h is written once.

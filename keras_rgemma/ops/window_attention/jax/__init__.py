@@ -1,6 +1,8 @@
 """Computes local attention on JAX."""
 
 import importlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,13 @@ from keras_rgemma.ops.window_attention import blocks
 from keras_rgemma.ops.window_attention.jax.over_time import in_parts
 
 
-def default_implementation():
+def default_implementation() -> str:
     return "blocks"
 
 
-def write_slots(ring_BWKH, slot_B, new_BKH, is_token_B1):
+def write_slots(
+    ring_BWKH: jax.Array, slot_B: jax.Array, new_BKH: jax.Array, is_token_B1: jax.Array | None
+) -> jax.Array:
     """Writes one slot in each row of a ring buffer, except rows without a token."""
     batch, window = ring_BWKH.shape[:2]
     if is_token_B1 is not None:
@@ -30,9 +34,12 @@ def write_slots(ring_BWKH, slot_B, new_BKH, is_token_B1):
     )
 
 
-def _splash(*args):
+def _splash(*args: Any) -> jax.Array:
     # Imported at the first use: Pallas for TPUs takes a moment that other devices need not wait.
     return importlib.import_module("keras_rgemma.ops.window_attention.jax.splash").attend(*args)
 
 
-IMPLEMENTATIONS = {"blocks": in_parts(blocks.attend), "splash": in_parts(_splash)}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "blocks": in_parts(blocks.attend),
+    "splash": in_parts(_splash),
+}

@@ -4,8 +4,12 @@ A query sees at most W tokens back, so each device gets as many keys and values 
 its left. They stand in a ring buffer, as if the row had been read part by part.
 """
 
-import functools
+from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
 import jax.numpy as jnp
 
 from keras_rgemma.ops.bounds import at_least
@@ -14,7 +18,7 @@ from keras_rgemma.ops.tokens_at import tokens_at
 from keras_rgemma.sharding.jax.time_division import time_division, tokens_before
 
 
-def in_parts(attend):
+def in_parts(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Makes a function as `window_attention` that computes each part of time on its device.
 
     Args:
@@ -22,12 +26,25 @@ def in_parts(attend):
     """
 
     @functools.wraps(attend)
-    def run(query, key, value, places, window, history=None):
+    def run(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        places: Places,
+        window: int,
+        history: Sequence[jax.Array] | None = None,
+    ) -> jax.Array:
         division = time_division("BTHK", query.shape)
         if division is None:
             return attend(query, key, value, places, window, history)
 
-        def part(query, key, value, positions, *before):
+        def part(
+            query: jax.Array,
+            key: jax.Array,
+            value: jax.Array,
+            positions: jax.Array,
+            *before: jax.Array,
+        ) -> jax.Array:
             rings = [
                 _ring(tokens_before(x, window, division, first), positions)
                 for x, first in zip((key, value), before or (None, None), strict=True)
@@ -43,7 +60,7 @@ def in_parts(attend):
     return run
 
 
-def _ring(before, positions):
+def _ring(before: jax.Array, positions: jax.Array) -> jax.Array:
     """Returns the ring buffer of the keys or values [B, W, G, K] before a part of a row.
 
     The key of position p goes to slot p % W.
@@ -51,12 +68,12 @@ def _ring(before, positions):
     return tokens_at(before, _slots(before, positions, -1))
 
 
-def _in_order(ring, positions):
+def _in_order(ring: jax.Array, positions: jax.Array) -> jax.Array:
     """Returns the keys or values of a ring buffer [B, W, G, K] in the order of time."""
     return tokens_at(ring, _slots(ring, positions, 1))
 
 
-def _slots(x, positions, sign):
+def _slots(x: jax.Array, positions: jax.Array, sign: int) -> jax.Array:
     window = x.shape[1]
     num_tokens_B1 = at_least(positions[:, :1], 0)
     return (jnp.arange(window, dtype="int32")[None] + sign * num_tokens_B1) % window

@@ -1,12 +1,15 @@
 """Computes local attention on TPUs by the kernels of JAX's splash attention."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from keras_rgemma.ops.jax import only_on
+from keras_rgemma.ops.places import Places
 from keras_rgemma.ops.window_attention import blocks
 
 LANES = 128  # the blocks of a kernel are multiples of it
@@ -14,7 +17,15 @@ LARGEST = 512  # block
 PAD, UNFILLED = -1, -2  # documents that no query of a token belongs to
 
 
-def attend(query, key, value, places, window, history=None, interpret=False):
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    places: Places,
+    window: int,
+    history: Sequence[jax.Array] | None = None,
+    interpret: bool = False,
+) -> jax.Array:
     """Computes `window_attention`; one new token a row as `blocks.attend` does, without a kernel.
 
     Blocks that no query sees are neither read nor computed, and no logits are written to memory.
@@ -53,25 +64,27 @@ def attend(query, key, value, places, window, history=None, interpret=False):
     return out.swapaxes(1, 2)[:, :length]
 
 
-def _documents(positions):
+def _documents(positions: jax.Array) -> jax.Array:
     """Numbers the documents of a row, int32 [B, T]; 0 goes on from the history."""
     number_BT = jnp.cumsum(positions == 0, axis=1, dtype="int32")
     return jnp.where(positions >= 0, number_BT, PAD)
 
 
-def _documents_before(positions, window, space):
+def _documents_before(positions: jax.Array, window: int, space: int) -> jax.Array:
     """Numbers the document of the keys before a row, int32 [B, space], the latest key last."""
     filled_B1 = jnp.clip(positions[:, :1], 0, window)
     age_1S = space - jnp.arange(space, dtype="int32")[None]
     return jnp.where(age_1S <= filled_B1, 0, UNFILLED)
 
 
-def _heads_first(x_BTHK, padding):
+def _heads_first(x_BTHK: jax.Array, padding: int) -> jax.Array:
     """Returns [B, H, T, K] with zeros after the last token."""
     return jnp.pad(x_BTHK.swapaxes(1, 2), [(0, 0), (0, 0), (0, padding), (0, 0)])
 
 
-def _kernel(query_shape, num_keys, window, space, interpret):
+def _kernel(
+    query_shape: Sequence[int], num_keys: int, window: int, space: int, interpret: bool
+) -> Callable[..., Any]:
     """Makes the kernel of one row: a function of query, key, value and `SegmentIds`."""
     _, heads, length, _ = query_shape
     block = math.gcd(length, num_keys, LARGEST)

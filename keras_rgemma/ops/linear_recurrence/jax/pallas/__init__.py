@@ -1,8 +1,9 @@
 """Computes the linear recurrence on TPUs and GPUs in one pass over memory, and its gradient."""
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,9 @@ class Options(NamedTuple):
     batch_axis: str | None
 
 
-def linear_recurrence(x, a, initial_state, interpret=False):
+def linear_recurrence(
+    x: jax.Array, a: jax.Array, initial_state: jax.Array, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Computes `linear_recurrence` on TPUs; reads x and a as they are, bfloat16 or float32.
 
     With a `keras.distribution` each device runs the kernels on its rows of B, and channels of L,
@@ -44,12 +47,16 @@ def linear_recurrence(x, a, initial_state, interpret=False):
     return _on_kernels(tpu, x, a, initial_state, interpret)
 
 
-def triton(x, a, initial_state, interpret=False):
+def triton(
+    x: jax.Array, a: jax.Array, initial_state: jax.Array, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Computes `linear_recurrence` on GPUs of NVIDIA; the same otherwise."""
     return _on_kernels(gpu, x, a, initial_state, interpret)
 
 
-def _on_kernels(kernels, x, a, initial_state, interpret):
+def _on_kernels(
+    kernels: ModuleType, x: jax.Array, a: jax.Array, initial_state: jax.Array, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
     if 0 in x.shape:  # there is nothing for a kernel to do
         return associative(x, a, initial_state)
     x, a = (v if v.dtype == jnp.bfloat16 else v.astype("float32") for v in (x, a))
@@ -62,19 +69,27 @@ def _on_kernels(kernels, x, a, initial_state, interpret):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recurrence(options, x, a, initial_state):
+def _recurrence(
+    options: Options, x: jax.Array, a: jax.Array, initial_state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     if x.shape[1] == 1:
         h_BL = a[:, 0].astype("float32") * initial_state + x[:, 0]
         return h_BL[:, None], h_BL
     return _run(options.kernels.forward, options, x, a, initial_state)
 
 
-def _forward(options, x, a, initial_state):
+def _forward(
+    options: Options, x: jax.Array, a: jax.Array, initial_state: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
     h_BTL, last_BL = _recurrence(options, x, a, initial_state)
     return (h_BTL, last_BL), (a, initial_state, h_BTL)
 
 
-def _backward(options, residuals, gradients):
+def _backward(
+    options: Options,
+    residuals: tuple[jax.Array, jax.Array, jax.Array],
+    gradients: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     a, initial_state, h_BTL = residuals
     h_gradient, last_gradient = gradients
     arrays = (h_gradient, a, h_BTL, initial_state, last_gradient)
@@ -85,7 +100,7 @@ _recurrence.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(kernel, options, *arrays):
+def _run(kernel: Callable[..., Any], options: Options, *arrays: jax.Array) -> Any:
     if not options.interpret:
         choice = ("pallas", "tpu") if options.kernels is tpu else ("triton", "cuda")
         first = only_on(arrays[0], "linear_recurrence", *choice)

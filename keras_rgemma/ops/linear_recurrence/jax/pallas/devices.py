@@ -1,11 +1,14 @@
 """Divides the work of a kernel among devices."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import keras
 from jax.sharding import PartitionSpec
 
 
-def mesh_in_force():
+def mesh_in_force() -> tuple[jax.sharding.Mesh | None, str | None]:
     """Returns the mesh of the `keras.distribution` in force and its batch axis, or two Nones."""
     distribution = keras.distribution.distribution()
     if distribution is None:
@@ -13,7 +16,12 @@ def mesh_in_force():
     return distribution.device_mesh.backend_mesh, distribution.batch_dim_name
 
 
-def on_shards(function, mesh, batch_axis, *arrays):
+def on_shards(
+    function: Callable[..., Any],
+    mesh: jax.sharding.Mesh | None,
+    batch_axis: str | None,
+    *arrays: jax.Array,
+) -> Any:
     """Calls a function of arrays on each device of a mesh, with its share of them.
 
     XLA cannot look into a kernel, so it cannot divide one among devices. The rows of B are divided
@@ -44,7 +52,7 @@ def on_shards(function, mesh, batch_axis, *arrays):
     )(*arrays)
 
 
-def _divided(size, axes, mesh):
+def _divided(size: int, axes: tuple[str, ...], mesh: jax.sharding.Mesh) -> tuple[str, ...]:
     """Returns the axes of the mesh if `size` can be divided among their devices, else none."""
     devices = 1
     for axis in axes:

@@ -8,7 +8,11 @@ span after another, and the thread runs through its steps again, which are still
 each element is read once and written once.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +20,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
+from keras_rgemma.types import Shape
+
 CHANNELS, SPANS = 32, 8
 STEPS, GRADIENT_STEPS = 32, 16  # a thread holds two values a step forwards, three backwards
 
 
-def forward(options, x, a, initial_state):
+def forward(options: Any, x: jax.Array, a: jax.Array, initial_state: jax.Array) -> Any:
     """Computes h [B, T, L] and its last step [B, L], both in float32."""
     return _call(
         functools.partial(_forward, length=x.shape[1], width=x.shape[2]),
@@ -33,7 +39,14 @@ def forward(options, x, a, initial_state):
     )
 
 
-def backward(options, h_gradient, a, h, initial_state, last_gradient):
+def backward(
+    options: Any,
+    h_gradient: jax.Array,
+    a: jax.Array,
+    h: jax.Array,
+    initial_state: jax.Array,
+    last_gradient: jax.Array,
+) -> Any:
     """Computes the gradients of x and a [B, T, L] and of the initial state [B, L]."""
     return _call(
         functools.partial(_backward, length=a.shape[1], width=a.shape[2]),
@@ -47,7 +60,12 @@ def backward(options, h_gradient, a, h, initial_state, last_gradient):
     )
 
 
-def _call(kernel, options, inputs, outputs):
+def _call(
+    kernel: functools.partial,
+    options: Any,
+    inputs: Sequence[jax.Array],
+    outputs: Sequence[jax.ShapeDtypeStruct],
+) -> Any:
     """Runs a kernel on all rows of the batch and all blocks of channels, at the same time."""
     batch, _, width = inputs[0].shape
     return pl.pallas_call(
@@ -61,7 +79,9 @@ def _call(kernel, options, inputs, outputs):
     )(*inputs)
 
 
-def _cost(inputs, outputs):
+def _cost(
+    inputs: Sequence[jax.Array], outputs: Sequence[jax.ShapeDtypeStruct]
+) -> pl.CostEstimate | None:
     """Tells XLA what a kernel costs; None for sizes that are symbols of an export."""
     if not isinstance(inputs[0].size, int):
         return None
@@ -75,33 +95,35 @@ def _cost(inputs, outputs):
 class _Program:
     """Knows which elements a program reads and writes."""
 
-    def __init__(self, length, width):
+    def __init__(self, length: int, width: int) -> None:
         self.row = pl.program_id(0)
         self.channel_1C = pl.program_id(1) * CHANNELS + _iota((1, CHANNELS), 1)
         self.span_P1 = _iota((SPANS, 1), 0)
         self.has_channel_1C = self.channel_1C < width
         self.length = length
 
-    def load(self, ref, step_P1, other=0.0):
+    def load(self, ref: Any, step_P1: jax.Array, other: float = 0.0) -> jax.Array:
         """Reads steps of [B, T, L]: float32 [P, C], `other` outside of the array."""
         mask = (step_P1 >= 0) & (step_P1 < self.length) & self.has_channel_1C
         at = ref.at[self.row, step_P1, self.channel_1C]
         return pltriton.load(at, mask=mask, other=jnp.array(other, ref.dtype)).astype("float32")
 
-    def store(self, ref, step_P1, value_PC):
+    def store(self, ref: Any, step_P1: jax.Array, value_PC: jax.Array) -> None:
         mask = (step_P1 < self.length) & self.has_channel_1C
         at = ref.at[self.row, step_P1, self.channel_1C]
         pltriton.store(at, value_PC.astype(ref.dtype), mask=mask)
 
-    def load_state(self, ref):
+    def load_state(self, ref: Any) -> jax.Array:
         """Reads the channels of [B, L], float32 [1, C]."""
         at = ref.at[self.row, self.channel_1C]
         return pltriton.load(at, mask=self.has_channel_1C, other=0.0)
 
-    def store_state(self, ref, state_1C):
+    def store_state(self, ref: Any, state_1C: jax.Array) -> None:
         pltriton.store(ref.at[self.row, self.channel_1C], state_1C, mask=self.has_channel_1C)
 
-    def enter(self, decay_PC, state_PC, carry_1C, order):
+    def enter(
+        self, decay_PC: jax.Array, state_PC: jax.Array, carry_1C: jax.Array, order: Iterable[int]
+    ) -> tuple[jax.Array, jax.Array]:
         """Computes the state that enters each span, [P, C], and the one that leaves the last.
 
         Args:
@@ -119,15 +141,17 @@ class _Program:
         return entering_PC, carry_1C
 
 
-def _iota(shape, axis):
+def _iota(shape: Shape, axis: int) -> jax.Array:
     return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
-def _forward(x_ref, a_ref, initial_ref, h_ref, last_ref, *, length, width):
+def _forward(
+    x_ref: Any, a_ref: Any, initial_ref: Any, h_ref: Any, last_ref: Any, *, length: int, width: int
+) -> None:
     """Computes `h_t = a_t * h_{t-1} + x_t`."""
     program = _Program(length, width)
 
-    def walk(chunk, carry_1C):
+    def walk(chunk: jax.Array, carry_1C: jax.Array) -> jax.Array:
         first_P1 = (chunk * SPANS + program.span_P1) * STEPS
         # A step after the end keeps the state.
         x_S = [program.load(x_ref, first_P1 + s) for s in range(STEPS)]
@@ -148,18 +172,18 @@ def _forward(x_ref, a_ref, initial_ref, h_ref, last_ref, *, length, width):
 
 
 def _backward(
-    h_gradient_ref,
-    a_ref,
-    h_ref,
-    initial_ref,
-    last_gradient_ref,
-    x_gradient_ref,
-    a_gradient_ref,
-    initial_gradient_ref,
+    h_gradient_ref: Any,
+    a_ref: Any,
+    h_ref: Any,
+    initial_ref: Any,
+    last_gradient_ref: Any,
+    x_gradient_ref: Any,
+    a_gradient_ref: Any,
+    initial_gradient_ref: Any,
     *,
-    length,
-    width,
-):
+    length: int,
+    width: int,
+) -> None:
     """Computes `dx_t = dh_t + c_t`, `da_t = dx_t * h_{t-1}`, `c_{t-1} = a_t * dx_t` backwards.
 
     The state that runs is c, the gradient by the state that leaves a step: in the beginning that by
@@ -169,7 +193,7 @@ def _backward(
     initial_1C = program.load_state(initial_ref)
     chunks = pl.cdiv(length, SPANS * GRADIENT_STEPS)
 
-    def walk(i, carry_1C):
+    def walk(i: jax.Array, carry_1C: jax.Array) -> jax.Array:
         first_P1 = ((chunks - 1 - i) * SPANS + program.span_P1) * GRADIENT_STEPS
         steps = range(GRADIENT_STEPS)
         gradient_S = [program.load(h_gradient_ref, first_P1 + s) for s in steps]

@@ -8,8 +8,12 @@ are computed at once: three doublings give them as if they had begun with zeros,
 adds what enters the tile.
 """
 
+from __future__ import annotations
+
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +28,9 @@ WIDTH = 1024
 CHUNK = 256  # x WIDTH in float32 is 1 MB; backwards ten such blocks are in fast memory at once
 
 
-def forward(options, x, a, initial_state):
+def forward(
+    options: Any, x: jax.Array, a: jax.Array, initial_state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Computes h [B, T, L] and its last step [B, L], both in float32."""
     blocks = Blocks(x.shape)
     sequence, state = blocks.sequence(), blocks.state()
@@ -43,7 +49,14 @@ def forward(options, x, a, initial_state):
     return h, last[:, 0]
 
 
-def backward(options, h_gradient, a, h, initial_state, last_gradient):
+def backward(
+    options: Any,
+    h_gradient: jax.Array,
+    a: jax.Array,
+    h: jax.Array,
+    initial_state: jax.Array,
+    last_gradient: jax.Array,
+) -> tuple[jax.Array, ...]:
     """Computes the gradients of x and a [B, T, L] and of the initial state [B, L]."""
     blocks = Blocks(a.shape, reverse=True)
     sequence, state = blocks.sequence(), blocks.state()
@@ -74,7 +87,11 @@ class Blocks:
         reverse: bool, whether the last steps come first.
     """
 
-    def __init__(self, shape, reverse=False):
+    steps: int
+    channels: int
+    grid: tuple[int, int, int]
+
+    def __init__(self, shape: Sequence[int], reverse: bool = False) -> None:
         batch, length, width = shape
         self.steps = min(CHUNK, pl.cdiv(length, GROUP) * GROUP)
         tiles, most = pl.cdiv(width, LANES), WIDTH // LANES
@@ -85,12 +102,12 @@ class Blocks:
         self.grid = (batch, count, chunks)
         self._chunk = (lambda t: chunks - 1 - t) if reverse else (lambda t: t)
 
-    def sequence(self):
+    def sequence(self) -> pl.BlockSpec:
         """Returns the specification of a block of [B, T, L]."""
         shape = (None, self.steps, self.channels)
         return pl.BlockSpec(shape, lambda b, l, t: (b, self._chunk(t), l))
 
-    def tile_before(self):
+    def tile_before(self) -> pl.BlockSpec:
         """Returns that of the tile before a block; at the first block, of its own first tile."""
         tiles = self.steps // STEPS
         return pl.BlockSpec(
@@ -98,12 +115,20 @@ class Blocks:
             lambda b, l, t: (b, jnp.maximum(self._chunk(t) * tiles - 1, 0), l),
         )
 
-    def state(self):
+    def state(self) -> pl.BlockSpec:
         """Returns that of the channels of a block, of [B, 1, L]."""
         return pl.BlockSpec((None, 1, self.channels), lambda b, l, t: (b, 0, l))
 
 
-def _call(kernel, blocks, options, inputs, in_specs, outputs, out_specs):
+def _call(
+    kernel: functools.partial,
+    blocks: Blocks,
+    options: Any,
+    inputs: Sequence[jax.Array],
+    in_specs: Sequence[pl.BlockSpec],
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    out_specs: Sequence[pl.BlockSpec],
+) -> Any:
     """Runs a kernel on all blocks, those of the same channels one after another."""
     return pl.pallas_call(
         kernel,
@@ -128,21 +153,30 @@ def _call(kernel, blocks, options, inputs, in_specs, outputs, out_specs):
     )(*inputs)
 
 
-def _bytes_moved(spec, grid, x):
+def _bytes_moved(spec: pl.BlockSpec, grid: Sequence[int], x: Any) -> int:
     """Counts what a kernel reads of an array, or writes: XLA plans with it, but cannot see it."""
     visited = math.prod(grid) * math.prod(size or 1 for size in spec.block_shape)
     return min(visited, x.size) * x.dtype.itemsize
 
 
-def _forward(x_ref, a_ref, initial_ref, h_ref, last_ref, carried_ref, *, length):
+def _forward(
+    x_ref: Any,
+    a_ref: Any,
+    initial_ref: Any,
+    h_ref: Any,
+    last_ref: Any,
+    carried_ref: Any,
+    *,
+    length: int,
+) -> None:
     """Computes a block of h, and behind the last block the last h."""
     steps = x_ref.shape[0]
 
     @pl.when(pl.program_id(2) == 0)
-    def _():
+    def _() -> None:
         carried_ref[...] = initial_ref[...]
 
-    def step(i, carried_1L):
+    def step(i: jax.Array, carried_1L: jax.Array) -> jax.Array:
         group = pl.ds(pl.multiple_of(i * GROUP, GROUP), GROUP)
         x_GL, a_GL = x_ref[group].astype("float32"), a_ref[group].astype("float32")
         tiles = []
@@ -158,24 +192,24 @@ def _forward(x_ref, a_ref, initial_ref, h_ref, last_ref, carried_ref, *, length)
     carried_ref[...] = lax.fori_loop(0, steps // GROUP, step, carried_ref[...])
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
-    def _():
+    def _() -> None:
         last_ref[...] = h_ref[pl.ds((length - 1) % steps, 1)]
 
 
 def _backward(
-    h_gradient_ref,
-    a_ref,
-    h_ref,
-    h_before_ref,
-    initial_ref,
-    last_gradient_ref,
-    x_gradient_ref,
-    a_gradient_ref,
-    initial_gradient_ref,
-    carried_ref,
+    h_gradient_ref: Any,
+    a_ref: Any,
+    h_ref: Any,
+    h_before_ref: Any,
+    initial_ref: Any,
+    last_gradient_ref: Any,
+    x_gradient_ref: Any,
+    a_gradient_ref: Any,
+    initial_gradient_ref: Any,
+    carried_ref: Any,
     *,
-    length,
-):
+    length: int,
+) -> None:
     """Computes a block of the gradients, and behind the first block that of the initial state.
 
     Carries `c_t = a_t * g_t`, where `g_t = dh_t + c_{t+1}`, so that each a is read once.
@@ -184,12 +218,12 @@ def _backward(
     chunk = pl.num_programs(2) - 1 - pl.program_id(2)
 
     @pl.when(pl.program_id(2) == 0)
-    def _():
+    def _() -> None:
         carried_ref[...] = last_gradient_ref[...]
 
     h_before_1L = jnp.where(chunk == 0, initial_ref[...], h_before_ref[STEPS - 1 :])
 
-    def step(i, carried_1L):
+    def step(i: jax.Array, carried_1L: jax.Array) -> jax.Array:
         i = steps // GROUP - 1 - i
         group = pl.ds(pl.multiple_of(i * GROUP, GROUP), GROUP)
         gradient_GL, a_GL = h_gradient_ref[group], a_ref[group].astype("float32")
@@ -221,11 +255,11 @@ def _backward(
     carried_ref[...] = lax.fori_loop(0, steps // GROUP, step, carried_ref[...])
 
     @pl.when(chunk == 0)
-    def _():
+    def _() -> None:
         initial_gradient_ref[...] = carried_ref[...]
 
 
-def _accumulate(x_SL, a_SL, reverse):
+def _accumulate(x_SL: jax.Array, a_SL: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
     """Computes the recurrence of a tile from zeros, and the product of a up to each step.
 
     In reverse, `h_s = a_s * h_{s+1} + x_s`.
