@@ -41,7 +41,11 @@ def add_arguments(parser):
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="(all that are installed)")
     parser.add_argument("--revision", help="of a PRESET on a hub: a branch, tag or commit")
     parser.add_argument(
-        "--new-tokens", type=int, default=32, metavar="N", help="of a greedy text (%(default)s)"
+        "--new-tokens",
+        type=int,
+        default=32,
+        metavar="N",
+        help="of a greedy text; 0 for none (%(default)s)",
     )
     parser.add_argument(
         "--no-memory-check", action="store_true", help="load models that seem not to fit"

@@ -16,11 +16,11 @@ from keras_rgemma.choices import BACKENDS
 from keras_rgemma.config import RGemmaConfig, check_count
 from keras_rgemma.evaluation.verify import memory
 from keras_rgemma.evaluation.verify.compare import TOLERANCES, compare
+from keras_rgemma.evaluation.verify.job import Job
 from keras_rgemma.evaluation.verify.observation import Observation
 from keras_rgemma.evaluation.verify.processes import Processes
 from keras_rgemma.evaluation.verify.report import Report, peaks_of
-from keras_rgemma.evaluation.verify.texts import make_material
-from keras_rgemma.evaluation.verify.job import Job
+from keras_rgemma.evaluation.verify.texts import Material, make_material
 from keras_rgemma.keras_internals.presets import preset_config
 from keras_rgemma.model.tokenizer import RGemmaTokenizer
 
@@ -64,7 +64,7 @@ def verify(
         backends: sequence of str, the backends of Keras to run here; None for all that are
             installed, the current one first.
         revision: str, of a preset on a hub.
-        new_tokens: int, tokens of each greedy text.
+        new_tokens: int, tokens of each greedy text; 0 for no greedy texts.
         check_memory: bool, whether a model that does not fit is refused before it is loaded.
         progress: bool, whether lines about the progress go to standard error.
 
@@ -88,7 +88,7 @@ def verify(
     """
     if dtype not in TOLERANCES:
         raise ValueError(f"`dtype` must be one of {list(TOLERANCES)}. Received: {dtype!r}.")
-    check_count("new_tokens", new_tokens)
+    check_count("new_tokens", new_tokens + 1)
     chosen = _choose_backends(backends)
     reference = _choose_reference(reference)
     folder = _resolve(preset, revision)
@@ -98,6 +98,8 @@ def verify(
         _check_same_architecture(config, _config(other), against)
     tokenizer = _tokenizer(folder)
     material = make_material(tokenizer, config.vocabulary_size, config.sliding_window_size)
+    if not new_tokens:
+        material = material._replace(prompts=[])
     needed = memory.needed_bytes(config, dtype, material.batches)
     say = _Progress(len(chosen) + 1, progress)
     say.line(f"{needed / 1e9:.1f} GB of memory are needed, for one model at a time in {dtype}.")
@@ -123,6 +125,7 @@ def verify(
             **({"compared with": f"{against}, {_source(other)}"} if against else {}),
             "reference": _versions(theirs),
             **{backend: _versions(x) for backend, x in found.items()},
+            "tokenizer": _tokenizer_fact(theirs, material),
             "dtype": f"{dtype}; differences up to {TOLERANCES[dtype]:g} are rounding",
         }
         return Report(about, comparisons, peaks_of(found[chosen[0]]))
@@ -131,6 +134,12 @@ def verify(
 def _versions(observation: Observation) -> str:
     about = observation.about
     return f"{about['versions']}; {about['device']}, Python {about['python']}, {about['system']}"
+
+
+def _tokenizer_fact(reference: Observation, material: Material) -> str:
+    if "tokens/0" in reference.arrays:
+        return f"compared with SentencePiece's on {len(material.texts)} texts"
+    return "not compared" if material.texts else "none; the texts are random tokens"
 
 
 def _choose_backends(backends: Sequence[str] | None) -> list[str]:

@@ -187,7 +187,7 @@ def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 def _greedy(ours: Observation, reference: Observation, name: str, tolerance: float) -> dict:
     """Compares a greedy text; where the logits of two tokens are a tie, both are right."""
     x, y = (observation.arrays[f"{name}/tokens"] for observation in (ours, reference))
-    (differs,) = np.nonzero(x != y)
+    (differs,) = np.nonzero(x[: len(y)] != y)
     if not len(differs):
         return {"equal": True, "at": None, "gap": None}
     at = int(differs[0])

@@ -123,6 +123,8 @@ def _greedy_texts(
     lm: RGemmaCausalLM, prompts: list[list[int]], new_tokens: int
 ) -> dict[str, np.ndarray]:
     """Continues prompts through the public `generate`."""
+    if not prompts:
+        return {}
     rows = [np.array(prompt, "int32") for prompt in prompts]
     lengths = [len(row) for row in rows]
     ids, mask = pad_right(rows, max(lengths))

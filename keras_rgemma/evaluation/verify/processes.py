@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 
-from keras_rgemma.evaluation.verify.observation import Observation, read
 from keras_rgemma.evaluation.verify.job import Job
+from keras_rgemma.evaluation.verify.observation import Observation, read
 from keras_rgemma.files import read_json
 from keras_rgemma.interrupts import held_interrupts
 

@@ -29,16 +29,19 @@ _FIXED = {
 
 
 class _Ids:
-    """Stands for their sampler's vocabulary: a text is a list of token ids with spaces between."""
+    """Stands for their sampler's vocabulary: a text is a list of token ids with spaces between.
+
+    Attributes:
+        start: int, the first token of the text, which the sampler adds itself.
+    """
+
+    start = 2
 
     def EncodeAsIds(self, text: str) -> list[int]:
-        return [int(x) for x in text.split()[1:]]  # the sampler adds the start token itself
+        return [int(x) for x in text.split()[1:]]
 
     def DecodeIds(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
-
-    def __init__(self, start: int) -> None:
-        self.start = start
 
     def bos_id(self) -> int:
         return self.start
@@ -201,7 +204,7 @@ def _greedy_texts(
     new_tokens: int,
 ) -> dict[str, np.ndarray]:
     """Continues prompts with their sampler."""
-    vocabulary = _Ids(prompts[0][0])
+    vocabulary = _Ids()
     sample = sampler.Sampler(_model(config, dtype), vocabulary, params, deterministic_sampling=True)
     arrays = {}
     for k, prompt in enumerate(prompts):

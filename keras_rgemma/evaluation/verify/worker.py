@@ -19,7 +19,7 @@ import sentencepiece
 from keras_rgemma import __version__
 from keras_rgemma.backend import backend_module
 from keras_rgemma.checkpoints.deepmind import CONFIG
-from keras_rgemma.checkpoints.folder import Checkpoint, open_checkpoint, tokenizer_file
+from keras_rgemma.checkpoints.folder import Checkpoint, open_checkpoint, read_tokenizer
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.evaluation.verify import memory, ours
 from keras_rgemma.evaluation.verify.job import Job
@@ -91,9 +91,12 @@ def _with_settings(checkpoint: Checkpoint, config: RGemmaConfig) -> Checkpoint:
 
 
 def _tokens(folder: str, material: Material) -> dict:
-    """Tokenizes the texts with SentencePiece alone, as DeepMind's sampler does."""
-    file = tokenizer_file(folder)
-    if file is None or not file.endswith(".model"):
+    """Tokenizes the texts with SentencePiece alone, as DeepMind's sampler does.
+
+    Not where transformers' tokenizer.json counts, into which a fine-tune writes its own tokens.
+    """
+    file = (read_tokenizer(folder) or {}).get("proto")
+    if not isinstance(file, str):
         return {}
     processor = sentencepiece.SentencePieceProcessor(model_file=file)
     ids = map(processor.EncodeAsIds, material.texts)
