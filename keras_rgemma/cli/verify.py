@@ -12,11 +12,13 @@ beside the largest float16 number, and a last line: `equal`, or `different: firs
 exit code is 0 if all is equal and 1 otherwise.
 """
 
+import argparse
+
 from keras_rgemma.choices import BACKENDS, DTYPES, REFERENCES
 from keras_rgemma.startup import without_startup_lines
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command to a parser."""
     parser.add_argument("preset", metavar="PRESET", help="a name, folder or handle")
     parser.add_argument(
@@ -52,7 +54,7 @@ def add_arguments(parser):
     )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Compares, prints the report, and returns 0 if all is equal, otherwise 1."""
     with without_startup_lines():
         from keras_rgemma.evaluation.verify import verify

@@ -7,6 +7,7 @@ user does, in processes.
 import itertools
 import json
 import pathlib
+import re
 import shutil
 
 import keras
@@ -94,6 +95,7 @@ def check(preset, **options):
     return verify(str(preset), progress=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_a_small_checkpoint_is_equal_on_every_backend(checkpoint, observed):
     report = check(checkpoint("9b", "instruct", "transformers"), new_tokens=5)
@@ -111,6 +113,7 @@ def test_a_small_checkpoint_is_equal_on_every_backend(checkpoint, observed):
     assert len({*map(tuple, written)}) == 3 and len({*itertools.chain(*written)}) > 3
 
 
+@pytest.mark.slow
 @backend_independent
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("published", PUBLISHED, ids="-".join)
@@ -161,6 +164,7 @@ def test_the_layer_of_one_changed_weight_is_named(change, checkpoint, tmp_path):
     assert not report.is_equal
 
 
+@pytest.mark.slow
 @backend_independent
 @pytest.mark.usefixtures("here")
 def test_transformers_is_a_reference_up_to_the_window(checkpoint, observed):
@@ -189,13 +193,27 @@ def test_the_report_is_markdown_with_a_verdict_in_its_last_line(checkpoint):
     lines = str(report).splitlines()
     assert lines[-1] == "equal"
     for word in ("keras ", "keras-hub ", "torch ", "recurrentgemma ", "Python ", "CPU", "float32"):
-        assert any(word in line for line in lines[:12]), word
+        assert any(word in line for line in lines[:14]), word
     rows = [line for line in lines if line.startswith("| block_")]
     assert len(rows) == 5 and all(row.count("|") == 6 for row in rows)
     peak, _ = report.peaks["block_3"]
     assert f"{peak:,.4g}" in rows[3]
     # The largest activation is measured: the same as in what the layer returns and reads.
     assert max(report.peaks.values())[0] > 1 and "below 65,504" in report.float16
+
+
+@pytest.mark.slow
+@backend_independent
+@pytest.mark.usefixtures("here")
+def test_the_code_of_the_page_runs_on_the_embedded_preset():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "verify.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    names = {}
+    exec(compile(block, page.name, "exec"), names)
+    report = names["report"]
+    assert report.verdict == "equal"
+    assert "written by this package" in report.about["its weights"]
+    assert "on 11 texts" in report.about["tokenizer"]
 
 
 @backend_independent
@@ -290,6 +308,7 @@ def test_memory_is_that_of_one_model():
     assert memory.free_bytes() > 0
 
 
+@pytest.mark.slow
 @backend_independent
 def test_the_command_runs_processes_and_returns_the_verdict(checkpoint, tmp_path, capfd):
     lm_options = ["--reference", "transformers", "--backends", "torch", "--new-tokens", "0"]

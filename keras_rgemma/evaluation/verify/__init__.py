@@ -124,6 +124,7 @@ def verify(
             "sizes": f"{config.num_layers} layers, {config.parameter_count:,} parameters",
             **({"compared with": f"{against}, {_source(other)}"} if against else {}),
             "reference": _versions(theirs),
+            "its weights": _weights_fact(target == other),
             **{backend: _versions(x) for backend, x in found.items()},
             "tokenizer": _tokenizer_fact(theirs, material),
             "dtype": f"{dtype}; differences up to {TOLERANCES[dtype]:g} are rounding",
@@ -134,6 +135,12 @@ def verify(
 def _versions(observation: Observation) -> str:
     about = observation.about
     return f"{about['versions']}; {about['device']}, Python {about['python']}, {about['system']}"
+
+
+def _weights_fact(is_read: bool) -> str:
+    if is_read:
+        return "read from the checkpoint by the reference's own names"
+    return "written by this package for the reference, so names are not compared"
 
 
 def _tokenizer_fact(reference: Observation, material: Material) -> str:

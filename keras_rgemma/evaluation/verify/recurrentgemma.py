@@ -160,7 +160,15 @@ def _observe_rows(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(config, dtype, is_whole, params, ids, positions, places):
+def _run(
+    config: common.GriffinConfig,
+    dtype: str,
+    is_whole: bool,
+    params: dict[str, Any],
+    ids: jax.Array,
+    positions: jax.Array,
+    places: jax.Array,
+) -> tuple[dict[str, jax.Array], jax.Array, dict[str, Any]]:
     """Computes layers, logits and caches of rows with their model.
 
     With `is_whole` the logits are those of their `__call__`; otherwise its last lines, the norm,
@@ -168,7 +176,7 @@ def _run(config, dtype, is_whole, params, ids, positions, places):
     """
     model = _model(config, dtype)
 
-    def is_observed(module, method):
+    def is_observed(_: object, method: str) -> bool:
         return method in ("__call__", "encode")
 
     (logits, caches), noted = model.apply(
@@ -184,7 +192,7 @@ def _run(config, dtype, is_whole, params, ids, positions, places):
         layers[str(i)] = noted[f"blocks.{i}"]["__call__"][0][0]
     layers = {name: x[:, places] for name, x in layers.items()}
 
-    def end(module, x):
+    def end(module: griffin.Griffin, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = module.final_norm(x)
         return x, module.embedder.decode(x)
 

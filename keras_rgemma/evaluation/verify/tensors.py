@@ -7,7 +7,7 @@ Flax and PyTorch, and for Hugging Face the script by which Google converted the 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -66,12 +66,12 @@ def deepmind_arrays(source: TensorSource, convert: Callable) -> dict[str, object
     return {path: convert(array) for path, array in read(source)}
 
 
-def _flax(source):
+def _flax(source: TensorSource) -> Iterator[tuple[str, np.ndarray]]:
     for name in source.shapes:
         yield name, source.read(name)
 
 
-def _torch(source):
+def _torch(source: TensorSource) -> Iterator[tuple[str, np.ndarray]]:
     """As `recurrentgemma.conversion`: linear layers have a transposed `weight` for a `kernel`."""
     for name in source.shapes:
         array = source.read(name)
@@ -80,8 +80,8 @@ def _torch(source):
         yield re.sub(r"blocks/(\d+)", r"blocks.\1", name.replace(".", "/")), array
 
 
-def _huggingface(source):
-    branches = {}
+def _huggingface(source: TensorSource) -> Iterator[tuple[str, np.ndarray]]:
+    branches: dict[tuple[str, str], dict[int, str]] = {}
     for name in source.shapes:
         if name in source.copies:  # the embedding once more, as the output
             continue
