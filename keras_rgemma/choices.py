@@ -6,3 +6,4 @@ DTYPES = ("float32", "float16", "bfloat16")  # of weights that are written
 PLAN_TASKS = ("generate", "lora", "qlora", "train")  # that `plan` compiles
 PLAN_DTYPES = (*DTYPES, "mixed_bfloat16", "mixed_float16")  # policies of models
 PLAN_OPTIMIZERS = ("adamw", "adam", "sgd", "adafactor", "lion", "rmsprop")
+REFERENCES = ("recurrentgemma", "transformers")  # that `verify` compares with

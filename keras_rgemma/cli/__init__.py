@@ -11,11 +11,21 @@ from collections.abc import Sequence
 
 from keras_rgemma import __version__
 
-COMMANDS = ("generate", "chat", "convert", "presets", "bench", "plan", "evaluate", "lm-eval")
+COMMANDS = (
+    "generate",
+    "chat",
+    "convert",
+    "presets",
+    "bench",
+    "plan",
+    "evaluate",
+    "lm-eval",
+    "verify",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; returns 0, 1 after an error that it prints, or 130 after Ctrl-C.
+    """Runs a subcommand; returns its exit code, 1 after an error, or 130 after Ctrl-C.
 
     Args:
         arguments: list of str; None for those of this process.
@@ -42,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _quiet()
     try:
-        args.run(args)
+        code = args.run(args)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"keras-rgemma: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("keras-rgemma: stopped", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def _quiet() -> None:
