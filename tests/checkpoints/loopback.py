@@ -8,6 +8,8 @@ import json
 import threading
 import urllib.parse
 
+from checkpoints import uploads
+
 SHA = {"main": "1" * 40, "v1": "2" * 40}
 VERSIONS = {"1": "v1", "2": "main"}
 LARGE = (".safetensors", ".h5", ".pt", ".bin")  # what Hugging Face keeps in LFS
@@ -24,6 +26,7 @@ class Hub:
         cut: name of a file of which the connection is lost after half, or None.
         forbidden: name of a file that no token may read, or None.
         sent: list of the names of the files that were asked for.
+        uploaded: dict of a hash to the bytes of a large file that was sent here.
         others: list of `Hub`s, the other repositories on the server.
     """
 
@@ -33,6 +36,7 @@ class Hub:
         self.is_gated = False
         self.damaged = self.cut = self.forbidden = None
         self.sent = []
+        self.uploaded = {}
         self.others = []
 
 
@@ -55,7 +59,7 @@ def serve(hub):
         thread.join()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(uploads.Uploads, http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args):
@@ -170,9 +174,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._answer({"Code": 200, "Data": {"Files": entries}})
         return self._send(query["FilePath"], files[query["FilePath"]], {})
 
-    # === Kaggle ===
+    # === Kaggle, and uploads to Hugging Face ===
 
     def do_POST(self):
+        path = urllib.parse.urlparse(self.path).path.strip("/")
+        self.holds = self._hub_named(lambda name: f"/{name}" in f"/{path}/")
+        if self.takes_upload(path, LARGE):
+            return None
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         method = self.path.rsplit("/", 1)[1]
         asked_for = f"{asked['ownerSlug']}/{asked['modelSlug']}"
