@@ -35,7 +35,10 @@ OPERATIONS = (
 )
 
 _of_process = {}  # names of implementations by operation, chosen by `set_implementation`
-_of_context = contextvars.ContextVar("implementation", default=())  # the same as sorted pairs
+# The same as sorted pairs.
+_of_context: contextvars.ContextVar[tuple[tuple[str, str], ...]] = contextvars.ContextVar(
+    "implementation", default=()
+)
 _keys = {}
 _modules = {}
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import operator
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 RECURRENT = "recurrent"
@@ -64,7 +65,7 @@ class RGemmaConfig:
     num_key_value_heads: int = 1
     head_dim: int | None = None
     lru_dim: int | None = None
-    block_types: tuple[str, ...] = (RECURRENT, RECURRENT, ATTENTION)
+    block_types: Sequence[str] = (RECURRENT, RECURRENT, ATTENTION)
     sliding_window_size: int = 2048
     conv_width: int = 4
     final_logit_soft_cap: float | None = 30.0

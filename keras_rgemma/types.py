@@ -23,10 +23,12 @@ class Tensor(Protocol):
     @property
     def shape(self) -> Any:
         """Returns the sizes of the axes."""
+        ...
 
     @property
     def dtype(self) -> Any:
         """Returns the dtype in the backend's own form."""
+        ...
 
     def __getitem__(self, key: Any, /) -> Any: ...
 

@@ -41,12 +41,12 @@ class Checkpoint:
     """Describes a checkpoint in a format of Hugging Face or DeepMind.
 
     Attributes:
-        path: str, the folder or file that was opened.
+        path: str or path, the folder or file that was opened.
         config: `RGemmaConfig`.
         open_weights: function that returns the `TensorSource` of the weights.
     """
 
-    path: str
+    path: StrPath
     config: RGemmaConfig
     open_weights: Callable[[], TensorSource]
 
@@ -92,12 +92,12 @@ class Checkpoint:
             return load(config, self.open_weights(), lambda: rounding.make(config, make), rounding)
 
 
-def open_checkpoint(path: str) -> Checkpoint | None:
+def open_checkpoint(path: StrPath) -> Checkpoint | None:
     """Opens the `Checkpoint` at a path; returns None for a Keras preset and for no local path.
 
     Args:
-        path: str. A folder of Hugging Face; an Orbax folder of DeepMind, or the folder around it;
-            a `.pt` file of DeepMind, or the folder around it.
+        path: str or path. A folder of Hugging Face; an Orbax folder of DeepMind, or the folder
+            around it; a `.pt` file of DeepMind, or the folder around it.
 
     Raises:
         ValueError: the checkpoint belongs to another kind of model, or is broken.
@@ -121,7 +121,7 @@ def open_checkpoint(path: str) -> Checkpoint | None:
     return Checkpoint(path, config, lambda: source)
 
 
-def _open_huggingface(path: str) -> Unwrapped:
+def _open_huggingface(path: StrPath) -> Unwrapped:
     """Opens the weights in a folder of Hugging Face, a `TensorSource`."""
     formats = (
         (safetensors.SafetensorsFolder, safetensors.WEIGHTS, safetensors.INDEX),
@@ -197,14 +197,14 @@ def tokenizer_file(path: StrPath) -> str | None:
     return None if found is None else str(found)
 
 
-def read_tokenizer(path: str) -> dict[str, Any] | None:
+def read_tokenizer(path: StrPath) -> dict[str, Any] | None:
     """Reads the tokenizer of a checkpoint, and returns arguments of `RGemmaTokenizer`.
 
     Where tokenizer.model and tokenizer.json differ in their tokens, tokenizer.json counts:
     transformers reads that file, and writes into it the tokens that a fine-tune adds.
 
     Args:
-        path: str, as of `open_checkpoint`.
+        path: str or path, as of `open_checkpoint`.
 
     Returns:
         dict, or None if there is no tokenizer.

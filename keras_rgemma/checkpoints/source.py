@@ -37,3 +37,4 @@ class TensorSource(Protocol):
         Raises:
             ValueError: the file of the tensor is broken.
         """
+        ...

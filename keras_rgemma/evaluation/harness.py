@@ -193,7 +193,7 @@ class HarnessModel(LM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Continues each context up to a stop string; returns the new texts."""
-        answers = [None] * len(requests)
+        answers = [""] * len(requests)
         groups = collections.defaultdict(list)
         for index, request in enumerate(requests):
             groups[read_options(request.args[1], self.max_gen_toks)].append(index)

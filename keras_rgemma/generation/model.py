@@ -18,12 +18,15 @@ class Sampler(Protocol):
 
     def compute_probabilities(self, logits: Tensor) -> Tensor:
         """Returns the probabilities [B, V] of logits [B, V]."""
+        ...
 
     def get_next_token(self, probabilities: Tensor) -> Tensor:
         """Returns the tokens [B] that are chosen by probabilities [B, V]."""
+        ...
 
     def get_config(self) -> dict[str, Any]:
         """Returns the settings."""
+        ...
 
 
 class Model(Protocol):
@@ -47,9 +50,11 @@ class Model(Protocol):
         Returns:
             The final hidden states [B, T, D] and the new `ModelState`.
         """
+        ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Returns the logits [..., V] of final hidden states [..., D]."""
+        ...
 
 
 class GenerativeModel(Model, Protocol):
@@ -68,30 +73,39 @@ class GenerativeModel(Model, Protocol):
             bind: function of a part.
             compiled: function that is applied to the forward pass and to that of the logits.
         """
+        ...
 
     def distribution_scope(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context with the `keras.distribution` in which the model computes."""
+        ...
 
     def initial_state(self, batch_size: int) -> ModelState:
         """Returns the `ModelState` of rows that have consumed no token."""
+        ...
 
     def state_specification(self) -> ModelState:
         """Returns the `ModelState` with a `keras.KerasTensor` in place of each array."""
+        ...
 
     def fingerprint(self) -> Fingerprint:
         """Returns the `Fingerprint` of the architecture and the weights."""
+        ...
 
     def fingerprint_later(self) -> Callable[[], Fingerprint]:
         """Returns a function that returns the fingerprint of the weights as they are now."""
+        ...
 
     def compile_key(self) -> tuple[Any, ...]:
         """Returns a tuple of the objects that a compiled program depends on."""
+        ...
 
     def make_generate_function(self) -> Any:
         """Returns the `GenerationPrograms` for the sampler, the weights and the settings."""
+        ...
 
     def text_preprocessor(self, text: object) -> Any:
         """Returns the preprocessor, or raises a ValueError that quotes the text."""
+        ...
 
 
 class BoundModel(NamedTuple):

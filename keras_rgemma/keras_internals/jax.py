@@ -45,7 +45,7 @@ class TurnedVariable(_Variable):
         return None if self._array is None else jnp.transpose(self._array)
 
     @_value.setter
-    def _value(self, value: jax.Array | None) -> jax.Array | None:
+    def _value(self, value: jax.Array | None) -> None:
         self._array = None if value is None else jnp.transpose(value)
 
     def turn_back(self) -> None:

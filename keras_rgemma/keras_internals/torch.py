@@ -48,7 +48,7 @@ class _Parameters(torch.nn.Module):
         return self.named_values()
 
     @_parameters.setter
-    def _parameters(self, value: Any) -> dict[str, torch.Tensor]:
+    def _parameters(self, value: Any) -> None:
         pass  # the empty dict of `torch.nn.Module`
 
     def _load_from_state_dict(

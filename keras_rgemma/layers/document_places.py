@@ -36,7 +36,7 @@ class DocumentPlaces(keras.layers.Layer):
         check_same_rows(shape, shape)
         return places_of(positions, self.rope)
 
-    def compute_output_spec(self, positions: Tensor) -> keras.KerasTensor:
+    def compute_output_spec(self, positions: Tensor) -> Places:
         batch, time = positions.shape
 
         def tensor(*shape: int | None, dtype: str = "int32") -> keras.KerasTensor:

@@ -238,7 +238,7 @@ def residual_block(
     mlp_block: Callable[[Tensor], Tensor],
     drop: Callable[[Tensor], Tensor] = unchanged,
     recompute: Callable[[Callable[..., Any]], Callable[..., Any]] = unchanged,
-) -> Tensor | tuple[Tensor, LayerState]:
+) -> Tensor | tuple[Tensor, LayerState | None]:
     """Computes `ResidualBlock` with two norms, a temporal block and an MLP.
 
     Args:

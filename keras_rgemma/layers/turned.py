@@ -8,7 +8,10 @@ import keras
 
 from keras_rgemma.types import Tensor
 
-_arrays = contextvars.ContextVar("turned", default=None)  # dict of the ids of variables to arrays
+# The ids of variables and their arrays.
+_arrays: contextvars.ContextVar[Mapping[int, Tensor] | None] = contextvars.ContextVar(
+    "turned", default=None
+)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ class BackboneState:
         return self._blocks
 
     @transformer_layers.setter
-    def transformer_layers(self, layers: Iterable[keras.Layer]) -> list[Any]:
+    def transformer_layers(self, layers: Iterable[keras.Layer]) -> None:
         # Keras would make a list of its own of it.
         object.__setattr__(self, "_blocks", TransformerLayers(self, layers))
 

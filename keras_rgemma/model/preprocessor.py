@@ -117,7 +117,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         return dict(self._columns)
 
     @columns.setter
-    def columns(self, value: Mapping[str, str] | None) -> dict[str, str]:
+    def columns(self, value: Mapping[str, str] | None) -> None:
         self._columns = check_columns(value)
 
     @property
@@ -126,7 +126,7 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         return self._lost_responses
 
     @lost_responses.setter
-    def lost_responses(self, value: str) -> str:
+    def lost_responses(self, value: str) -> None:
         if value not in LOST:
             raise ValueError(f"`lost_responses` is one of {LOST}. Received: {value!r}.")
         self._lost_responses = value

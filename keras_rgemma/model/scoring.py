@@ -249,7 +249,9 @@ class Scoring:
             return loss(labels, logits), ops.cast(hits, "float32")
 
         chunks = in_chunks(hidden, labels, self.backbone.vocabulary_size)
-        return [of_tokens(x, ops.shape(labels)) for x in ops.map(scores, chunks)]
+        scored, hits = ops.map(scores, chunks)
+        shape = ops.shape(labels)
+        return of_tokens(scored, shape), of_tokens(hits, shape)
 
 
 def _numpy(x: Any) -> Any:

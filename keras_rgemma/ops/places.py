@@ -1,6 +1,5 @@
 """Derives arrays from the positions of tokens, once for all layers."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -35,7 +34,9 @@ class Places(NamedTuple):
     rotation: tuple[Tensor, Tensor] | tuple[()] = ()
 
 
-def places_of(positions: Tensor | Sequence[Any], rope: tuple[float, int] | None = None) -> Places:
+def places_of(
+    positions: Tensor | tuple[Any, ...] | list[Any], rope: tuple[float, int] | None = None
+) -> Places:
     """Derives the `Places` of tokens from their positions.
 
     Args:

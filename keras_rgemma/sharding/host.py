@@ -8,7 +8,7 @@ import functools
 import inspect
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import keras
@@ -56,7 +56,7 @@ if keras.config.backend() == "jax":
         return devices.alone_on_host() if is_distributed else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def destination(path: StrPath) -> contextlib.AbstractContextManager[StrPath]:
+    def destination(path: StrPath) -> Iterator[StrPath]:
         """Yields a path to write to: `path` in the first process, and one that is thrown away in
         the others, which wait until all have written.
         """

@@ -221,8 +221,8 @@ def read_state(path: StrPath) -> tuple[RGemmaState, dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: the file is of another kind, damaged, or of another version of the format.
     """
-    *parts, extra = file.read(path)
-    return RGemmaState(*parts), extra
+    last_token_ids, consumed, base, extra = file.read(path)
+    return RGemmaState(last_token_ids, consumed, base), extra
 
 
 # === Continuing from a state ===

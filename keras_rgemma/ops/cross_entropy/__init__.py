@@ -61,7 +61,7 @@ def cross_entropy(
     shape = ops.shape(hidden)[:-1]
     hidden, labels = in_chunks(hidden, labels, embeddings.shape[0], chunk_size)
     losses, hits = function(hidden, embeddings, labels, soft_cap, needs_embedding_gradient)
-    return tuple(of_tokens(x, shape) for x in (losses, hits))
+    return of_tokens(losses, shape), of_tokens(hits, shape)
 
 
 def in_chunks(
