@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         default="float32",
         help="of weights and computation; float32 compares sharply, bfloat16 needs half of the "
-        "memory (%(default)s)",
+        "memory of a GPU or TPU (%(default)s)",
     )
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="(all that are installed)")
     parser.add_argument("--revision", help="of a PRESET on a hub: a branch, tag or commit")

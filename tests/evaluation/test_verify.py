@@ -9,11 +9,13 @@ import json
 import pathlib
 import re
 import shutil
+import types
 
 import keras
 import numpy as np
 import pytest
 import safetensors.numpy
+from recurrentgemma import common
 
 import tiny
 from backend_independent import backend_independent
@@ -22,7 +24,7 @@ from keras_rgemma.checkpoints.folder import open_checkpoint
 from keras_rgemma.cli import main
 from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.evaluation import verify as module
-from keras_rgemma.evaluation.verify import memory, processes, texts, verify, worker
+from keras_rgemma.evaluation.verify import memory, processes, recurrentgemma, texts, verify, worker
 from keras_rgemma.evaluation.verify.compare import TOLERANCES
 from keras_rgemma.evaluation.verify.tensors import deepmind_arrays
 from parity.random_models import random_lm
@@ -236,6 +238,25 @@ def test_the_rules_of_the_reference_agree_with_the_table_of_names(format, tmp_pa
 
 
 @backend_independent
+@pytest.mark.parametrize("name", ["rgemma_2b_en", "rgemma_instruct_9b_en"])
+def test_published_models_have_deepminds_own_settings(name):
+    preset = {"2": "RECURRENT_GEMMA_2B_V1", "9": "RECURRENT_GEMMA_9B_V1"}[re.sub(r"\D", "", name)]
+    expected = common.GriffinConfig.from_preset(common.Preset[preset])
+    config = config_of(name)
+    found = recurrentgemma.griffin_config(config)
+    assert found._replace(scan_type=None) == expected._replace(scan_type=None)
+    # A setting that is wrong here is not handed on to the reference.
+    narrow = RGemmaConfig(**{**config.to_dict(), "sliding_window_size": 1024})
+    assert recurrentgemma.griffin_config(narrow).attention_window_size == 2048
+
+
+def config_of(name):
+    folder = pathlib.Path(registry.presets()[name]["path"])
+    sizes = json.loads((folder / "config.json").read_text())["config"]
+    return RGemmaConfig(**{k: v for k, v in sizes.items() if k not in ("name", "trainable")})
+
+
+@backend_independent
 def test_rows_hold_what_their_names_say():
     window = 100
     material = texts.make_material(tiny.tokenizer(), 400, window)
@@ -281,10 +302,10 @@ def test_bad_input_is_answered_with_what_to_do(checkpoint, tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"no setting for \{'conv_width': 3\}.*transformers"):
         check(tmp_path / "heads")
     monkeypatch.setattr(memory, "free_bytes", lambda: 10**9)
-    with pytest.raises(RuntimeError, match=r"needs about 1\.\d GB .* 1\.0 GB free.*bfloat16"):
+    with pytest.raises(RuntimeError, match=r"needs about 1\.\d GB .* 1\.0 GB free\. Use a mach"):
         check(checkpoint(), reference="transformers", new_tokens=1)
-    with pytest.raises(RuntimeError, match=r"GB free\. Use a machine.*--no-memory-check"):
-        check(checkpoint(), reference="transformers", dtype="bfloat16")
+    with pytest.raises(RuntimeError, match=r"GB free\. On a CPU --dtype float32.*--no-memory"):
+        check(checkpoint(), dtype="bfloat16")
     find_spec = module.importlib.util.find_spec
     lacking = {"recurrentgemma", "transformers", "jax"}
     monkeypatch.setattr(
@@ -298,14 +319,25 @@ def test_bad_input_is_answered_with_what_to_do(checkpoint, tmp_path, monkeypatch
 
 @backend_independent
 def test_memory_is_that_of_one_model():
-    folder = pathlib.Path(registry.presets()["rgemma_2b_en"]["path"])
-    sizes = json.loads((folder / "config.json").read_text())["config"]
-    config = RGemmaConfig(**{k: v for k, v in sizes.items() if k not in ("name", "trainable")})
+    config = config_of("rgemma_2b_en")
     batches = texts.make_material(None, config.vocabulary_size, 2048).batches
     full, half = (memory.needed_bytes(config, x, batches) for x in ("float32", "bfloat16"))
     weights = 4 * config.parameter_count
     assert weights < full < 1.9 * weights and weights / 2 < half < full
     assert memory.free_bytes() > 0
+    copies = [memory.copies_on_cpu(config, "bfloat16", greedy) for greedy in (False, True)]
+    assert copies == [weights, 2 * weights]  # in float32, on a CPU
+    assert memory.copies_on_cpu(config, "float32", True) == 0
+
+
+@backend_independent
+def test_a_gpu_is_asked_for_its_memory():
+    gpu = types.SimpleNamespace(
+        is_cpu=lambda: False, free_bytes=lambda: 10, device_name=lambda: "T4"
+    )
+    memory.check(10, 10**9, gpu, "float32")
+    with pytest.raises(RuntimeError, match=r"T4 has .*Pass --dtype bfloat16, which needs half"):
+        memory.check(11, 0, gpu, "float32")
 
 
 @pytest.mark.slow
@@ -333,7 +365,7 @@ def test_the_command_fails_where_something_differs(checkpoint, capsys):
 def test_a_process_that_is_killed_is_told_from_one_that_fails(monkeypatch, checkpoint):
     config = open_checkpoint(str(checkpoint())).config
     job = processes.Job("ours", "nowhere", "float32", config)
-    for code, words in ((-9, "for want of memory.*bfloat16"), (3, "ended with 3")):
+    for code, words in ((-9, "for want of memory.*more memory"), (3, "ended with 3")):
         monkeypatch.setattr(processes, "_wait", lambda *_, code=code: code)
         with processes.Processes() as run, pytest.raises(RuntimeError, match=words):
             run.run(job, "torch")

@@ -102,11 +102,17 @@ def verify(
         material = material._replace(prompts=[])
     needed = memory.needed_bytes(config, dtype, material.batches)
     say = _Progress(len(chosen) + 1, progress)
-    say.line(f"{needed / 1e9:.1f} GB of memory are needed, for one model at a time in {dtype}.")
+    copies = 0
+    if reference == "recurrentgemma":
+        copies = memory.copies_on_cpu(config, dtype, new_tokens > 0)
+    say.line(
+        f"One model at a time is in memory: {needed / 1e9:.1f} GB in {dtype}"
+        + (f", {(needed + copies) / 1e9:.1f} GB if the reference runs on a CPU." if copies else ".")
+    )
 
     def job(kind: str, place: str) -> Job:
-        limit = needed if check_memory else None
-        return Job(kind, place, dtype, config, material, new_tokens, limit)
+        limit, more = (needed if check_memory else None), (copies if kind == reference else 0)
+        return Job(kind, place, dtype, config, material, new_tokens, limit, more)
 
     with Processes() as processes:
         target = _in_format(other, reference, processes, say)

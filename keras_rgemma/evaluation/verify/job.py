@@ -20,6 +20,7 @@ class Job(NamedTuple):
         material: `Material`, but for "convert".
         new_tokens: int, of each greedy text.
         needed: int, the bytes to be free before the model is loaded; None checks nothing.
+        copies: int, the bytes to be free beside them on a CPU.
         target: str, a new folder, and `format`, str of `choices.FORMATS`, for "convert".
     """
 
@@ -30,6 +31,7 @@ class Job(NamedTuple):
     material: Material | None = None
     new_tokens: int = 0
     needed: int | None = None
+    copies: int = 0
     target: str = ""
     format: str = ""
 

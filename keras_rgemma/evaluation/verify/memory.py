@@ -51,24 +51,48 @@ def free_bytes() -> int | None:
     return min(free, default=None)
 
 
-def check(needed: int, device: ModuleType, dtype: str) -> None:
+def copies_on_cpu(config: RGemmaConfig, dtype: str, is_greedy: bool) -> int:
+    """Estimates the bytes that DeepMind's code needs beside `needed_bytes` on a CPU.
+
+    XLA multiplies there in float32 alone, and its programs copy all weights of half precision: the
+    loop of their sampler keeps the copies of two programs.
+
+    Args:
+        config: `RGemmaConfig`.
+        dtype: str, of weights and computation.
+        is_greedy: bool, whether their sampler runs.
+
+    Returns:
+        int, 0 in float32.
+    """
+    copies = 0 if ITEM_BYTES[dtype] == 4 else 1 + is_greedy
+    return copies * 4 * config.parameter_count
+
+
+def check(needed: int, copies: int, device: ModuleType, dtype: str) -> None:
     """Raises an error if a model does not fit.
 
     Args:
         needed: int, bytes as of `needed_bytes`.
+        copies: int, bytes as of `copies_on_cpu`; 0 for other code than DeepMind's.
         device: module of a backend in this folder.
         dtype: str, of the model.
 
     Raises:
         RuntimeError: the device or the machine has less memory.
     """
-    found = free_bytes() if device.is_cpu() else device.free_bytes()
-    if found is None or found >= needed:
+    is_cpu = device.is_cpu()
+    found = free_bytes() if is_cpu else device.free_bytes()
+    total = needed + copies * is_cpu
+    if found is None or found >= total:
         return
-    smaller = "" if ITEM_BYTES[dtype] == 2 else " Pass --dtype bfloat16, which needs half of it, or"
+    advice = "Use a machine with more memory."
+    if is_cpu and copies:
+        advice = "On a CPU --dtype float32 needs less. Or use a machine with more memory."
+    elif ITEM_BYTES[dtype] == 4 and not is_cpu:
+        advice = "Pass --dtype bfloat16, which needs half of it, or use one with more memory."
     raise RuntimeError(
-        f"The model needs about {needed / 1e9:.1f} GB in {dtype}, one implementation after the "
-        f"other, and {device.device_name()} has {found / 1e9:.1f} GB free.{smaller} "
-        f"{'use' if smaller else 'Use'} a machine with more memory. With --no-memory-check it is "
-        "tried all the same."
+        f"The model needs about {total / 1e9:.1f} GB in {dtype}, one implementation after the "
+        f"other, and {device.device_name()} has {found / 1e9:.1f} GB free. {advice} With "
+        "--no-memory-check it is tried all the same."
     )

@@ -64,8 +64,8 @@ class Processes:
             reason = f"ended with {code}; its last words are above"
             if code in (-9, 137):
                 reason = (
-                    "was killed, as for want of memory. Pass --dtype bfloat16, or use a machine "
-                    "with more memory"
+                    "was killed, as for want of memory. Use a machine with more memory, or for "
+                    "DeepMind's code on a CPU --new-tokens 0"
                 )
             raise RuntimeError(f"The process of {job.kind} on {backend} {reason}.")
         file = folder / "observation.npz"

@@ -50,7 +50,7 @@ def run(job: Job, backend: str | None = None) -> Observation | None:
         return None
     device = _device(job)
     if job.needed is not None:
-        memory.check(job.needed, device, job.dtype)
+        memory.check(job.needed, job.copies, device, job.dtype)
     if job.kind == "ours":
         arrays = ours.observe(job.folder, job.dtype, job.material, job.new_tokens)
         packages = ("keras", "keras-hub", device.PACKAGE)
