@@ -104,14 +104,18 @@ def execute(wheel, tmp_path, monkeypatch):
         notebook.cells.append(nbformat.v4.new_code_cell(WHERE))
         resources = {"metadata": {"path": str(tmp_path)}}
         client = nbclient.NotebookClient(
-            notebook, timeout=SECONDS, kernel_name="python3", resources=resources
+            notebook,
+            timeout=SECONDS,
+            kernel_name="python3",
+            resources=resources,
+            coalesce_streams=True,  # as a browser does
         )
         try:
             client.execute(env={**environment, **dict(more_environment)})
         finally:
             nbformat.write(notebook, tmp_path / "executed.ipynb")
         assert pathlib.Path(printed(notebook.cells[-1]).strip()).is_relative_to(site)
-        return "".join(map(printed, code_cells(notebook))), plots(notebook)
+        return "\n".join(map(printed, code_cells(notebook))), plots(notebook)
 
     return run
 
