@@ -149,7 +149,7 @@ class RGemmaConfig:
         if heads % self.num_key_value_heads:
             raise ValueError(
                 f"`num_key_value_heads`={self.num_key_value_heads} must divide "
-                f"`num_query_heads`={heads}."
+                f"`num_query_heads`={heads}. Pass 1, as the published models have, or a divisor."
             )
         used = self.block_types[: self.num_layers]
         if RECURRENT in used and self.recurrence_width % heads:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import reprlib
 import shutil
 import time
 import uuid
@@ -40,9 +41,14 @@ def read_json(path: StrPath) -> dict[str, Any]:
     try:
         contents = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as JSON: {error}.") from error
+        raise ValueError(
+            f"{str(path)!r} cannot be read as JSON: {error}. Correct the file, or fetch it again."
+        ) from error
     if not isinstance(contents, dict):
-        raise ValueError(f"{str(path)!r} must hold a JSON object.")
+        raise ValueError(
+            f"{str(path)!r} must hold a JSON object. Received: {reprlib.repr(contents)}. Correct "
+            "the file, or fetch it again."
+        )
     return contents
 
 

@@ -102,7 +102,10 @@ def check_token_ids(
     if ids.shape[0] == 0:
         raise ValueError(f"`{name}` holds no rows. Pass at least one.")
     if ids.size and not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"`{name}` must be integers. Received the dtype {ids.dtype}.")
+        raise ValueError(
+            f"`{name}` must be integers. Received the dtype {ids.dtype}. Convert it with "
+            "`.astype('int32')`."
+        )
     outside = (ids < 0) | (ids >= vocabulary_size)
     if outside.any():
         row, column = np.argwhere(outside)[0]
@@ -131,19 +134,20 @@ def check_padding_mask(padding_mask: ArrayLike | None, shape: Sequence[int]) -> 
     if mask.shape != tuple(shape):
         raise ValueError(
             f"`padding_mask` must have the shape of `token_ids`, {tuple(shape)}. Received "
-            f"{mask.shape}."
+            f"{mask.shape}. Give each token a number, and each pad a 0."
         )
     whole = np.issubdtype(mask.dtype, np.number) and np.array_equal(mask, mask.astype("int32"))
     if not (mask.dtype == bool or whole):
         raise ValueError(
             "`padding_mask` must be whole numbers or booleans. Received: "
-            f"{mask.ravel()[:8].tolist()} ... of dtype {mask.dtype}."
+            f"{mask.ravel()[:8].tolist()} ... of dtype {mask.dtype}. Write 1 at tokens and 0 at "
+            "pads."
         )
     mask = mask.astype("int32")
     if (mask < 0).any():
         raise ValueError(
             "`padding_mask` must be 0 at pads and a positive document number at tokens. Received "
-            f"{int(mask.min())}."
+            f"{int(mask.min())}. Write 1 at tokens and 0 at pads."
         )
     return mask
 
@@ -159,7 +163,8 @@ def check_same_rows(shape: Shape, mask_shape: Shape) -> None:
     known = [sizes for sizes in zip(shape, mask_shape, strict=True) if None not in sizes]
     if any(size != mask_size for size, mask_size in known):
         raise ValueError(
-            f"`padding_mask` must have the shape of `token_ids`, {shape}. Received: {mask_shape}."
+            f"`padding_mask` must have the shape of `token_ids`, {shape}. Received: {mask_shape}. "
+            "Give each token a number, and each pad a 0."
         )
 
 

@@ -85,7 +85,10 @@ def draw(path: StrPath, panels: Sequence[Panel]) -> None:
     """
     panels = [panel for panel in panels if any(line.points for line in panel.lines)]
     if not panels:
-        raise ValueError(f"There is nothing to draw in {path}: no measurement has a result.")
+        raise ValueError(
+            f"There is nothing to draw in {path}: no measurement has a result. Measure again with "
+            "settings that this machine can hold."
+        )
     matplotlib = _matplotlib()
     with matplotlib.rc_context(_SETTINGS):
         size = (_PANEL[0] * len(panels), _PANEL[1])

@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> None:
     print("\n" + json.dumps(report))
     failed = [f"{x['what']} on {x['backend']}" for x in results if "error" in x]
     if failed:
-        raise ChildProcessError(f"These measurements failed: {', '.join(failed)}.")
+        raise ChildProcessError(
+            f"These measurements failed: {', '.join(failed)}. The table above says why; leave them "
+            "out with --measures and --backends."
+        )
 
 
 def measure(backend: str, what: str, args: argparse.Namespace) -> dict[str, Any]:

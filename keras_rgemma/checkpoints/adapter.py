@@ -64,7 +64,10 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
         tensors = _read_safetensors(folder)
     for name, tensor in tensors.items():
         if not np.isfinite(tensor.astype("float32")).all():
-            raise ValueError(f"The tensor {name!r} in {str(folder)!r} is not finite.")
+            raise ValueError(
+                f"The tensor {name!r} in {str(folder)!r} is not finite: the file is broken, or the "
+                "training of the adapter diverged. Fetch it again, or train it anew."
+            )
     return tensors
 
 

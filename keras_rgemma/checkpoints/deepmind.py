@@ -53,7 +53,8 @@ def check_sizes(
         largest = max(sizes, key=sizes.get)
         raise ValueError(
             f"{str(path)!r} is too small for its tensors, which take {size:,} bytes (the largest "
-            f"is {largest!r}, of shape {source.shapes[largest]}): broken or hostile."
+            f"is {largest!r}, of shape {source.shapes[largest]}): broken or hostile. Fetch it "
+            "again."
         )
 
 

@@ -76,7 +76,10 @@ def config_from(contents: Mapping[str, Any]) -> RGemmaConfig:
     missing = [name for name in wanted if contents.get(name) is None]
     missing += [] if block_types else ["block_types"]
     if missing:
-        raise ValueError(f"config.json lacks {missing}, which the architecture depends on.")
+        raise ValueError(
+            f"config.json lacks {missing}, which the architecture depends on. Take the config.json "
+            "that was saved with the weights."
+        )
     if contents.get("attention_bias"):
         raise ValueError(
             "`attention_bias` in config.json is true, but RGemmaBackbone has no biases on queries, "
@@ -108,13 +111,17 @@ def _rope_from(contents: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the settings of RoPE, which newer versions of transformers keep in a nested dict."""
     nested = contents.get("rope_parameters") or {}
     if not isinstance(nested, dict):
-        raise ValueError(f"`rope_parameters` in config.json must be a dict. Received: {nested!r}.")
+        raise ValueError(
+            f"`rope_parameters` in config.json must be a dict. Received: {nested!r}. Take the "
+            "config.json that was saved with the weights."
+        )
     rope = {**contents, **nested}
     kind = rope.get("rope_type", "default")
     if kind != "default" or contents.get("rope_scaling"):
         raise ValueError(
             "RGemmaBackbone has the default RoPE only. Received in config.json: rope_type="
-            f"{kind!r}, rope_scaling={contents.get('rope_scaling')!r}."
+            f"{kind!r}, rope_scaling={contents.get('rope_scaling')!r}. This model "
+            "cannot be loaded."
         )
     return {
         "rope_max_wavelength": rope.get("rope_theta", 10_000.0),
@@ -143,12 +150,12 @@ def config_of(config: RGemmaConfig, dtype: str) -> dict[str, Any]:
         if value != constant:
             raise ValueError(
                 f"`{name}` is {value} here and always {constant} in transformers' RecurrentGemma, "
-                "so this model cannot be written for it."
+                "so this model cannot be written for it. Keep it with `save_to_preset`."
             )
     if config.final_logit_soft_cap is None:
         raise ValueError(
             "`final_logit_soft_cap` is None, but transformers' RecurrentGemma always has a cap, so "
-            "this model cannot be written for it."
+            "this model cannot be written for it. Keep it with `save_to_preset`."
         )
     return {
         "architectures": ["RecurrentGemmaForCausalLM"],

@@ -109,7 +109,7 @@ def _check_files(folder: StrPath) -> None:
             if not isinstance(contents.get("config"), dict) or "class_name" not in contents:
                 raise ValueError(
                     f"{str(folder / name)!r} describes no Keras object: it must hold `class_name` "
-                    "and `config`."
+                    "and `config`. Save the preset again, or fetch the file again."
                 )
 
     _check_agreement(folder)

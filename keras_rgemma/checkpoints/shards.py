@@ -31,10 +31,12 @@ class Shards:
             self.files = [single]
             return
         if not (folder / index).exists():
-            raise ValueError(f"{str(folder)!r} holds neither {single} nor {index}.")
+            raise ValueError(
+                f"{str(folder)!r} holds neither {single} nor {index}. Fetch the weights again."
+            )
         self._weight_map = read_json(folder / index).get("weight_map")
         if not isinstance(self._weight_map, dict) or not self._weight_map:
-            raise ValueError(f"{index} has no `weight_map` of tensors to files.")
+            raise ValueError(f"{index} has no `weight_map` of tensors to files. Fetch it again.")
         for file in self._weight_map.values():
             is_name = isinstance(file, str) and pathlib.PurePath(file).name == file
             if not is_name or file in ("", "..") or "\\" in file:
@@ -51,11 +53,15 @@ class Shards:
             ValueError: another file holds the tensor, too, or the index lists it in another.
         """
         if name in self.owners:
-            raise ValueError(f"The tensor {name!r} is in {self.owners[name]!r} and in {file!r}.")
+            raise ValueError(
+                f"The tensor {name!r} is in {self.owners[name]!r} and in {file!r}. Remove the file "
+                "that is a left-over of another checkpoint."
+            )
         listed = file if self._weight_map is None else self._weight_map.get(name)
         if listed != file:
             raise ValueError(
-                f"The tensor {name!r} is in {file!r}, but {self._index} lists it in {listed!r}."
+                f"The tensor {name!r} is in {file!r}, but {self._index} lists it in {listed!r}. "
+                "Fetch the index and its files again, of one revision."
             )
         self.owners[name] = file
 
@@ -63,4 +69,7 @@ class Shards:
         """Raises ValueError if the index lists tensors that no file holds."""
         absent = sorted(set(self._weight_map or ()) - set(self.owners))
         if absent:
-            raise ValueError(f"{self._index} lists tensors that its files do not hold: {absent}.")
+            raise ValueError(
+                f"{self._index} lists tensors that its files do not hold: {absent}. Fetch the "
+                "index and its files again, of one revision."
+            )

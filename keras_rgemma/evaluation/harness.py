@@ -86,7 +86,11 @@ class HarnessModel(LM):
         if isinstance(pretrained, str):
             lm = _load(pretrained, library, dtype=dtype, revision=revision)
         if getattr(lm.preprocessor, "tokenizer", None) is None:
-            raise ValueError("The harness asks in text: the model needs a preprocessor.")
+            raise ValueError(
+                "The harness asks in text: the model needs a preprocessor with a tokenizer. "
+                f"Received one with preprocessor={lm.preprocessor!r}. Load it with "
+                "`from_preset`, or set `lm.preprocessor`."
+            )
         if quantize is not None:
             lm.quantize(quantize)
         self.has_state = isinstance(lm, RGemmaCausalLM)

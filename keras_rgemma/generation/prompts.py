@@ -236,7 +236,10 @@ def _joined(batches: list[Any]) -> Any:
     if len(batches) == 1:
         return batches[0]
     if len({type(x) for x in batches}) > 1 or len(set(map(is_of_conversations, batches))) > 1:
-        raise ValueError("The batches of a dataset must be all texts, all messages or all arrays.")
+        raise ValueError(
+            "The batches of a dataset must be all texts, all messages or all arrays. Received "
+            "several kinds: call once for each."
+        )
     if isinstance(batches[0], list):
         return [prompt for batch in batches for prompt in batch]
     return concatenate([{"padding_mask": np.ones_like(x["token_ids"]), **x} for x in batches])

@@ -23,7 +23,10 @@ def stream(task: GenerativeModel, inputs: Any, request: Request) -> Stream:
     """See `RGemmaCausalLM.stream`."""
     batches, is_scalar = read_prompts(task, inputs, request)
     if len(batches) > 1:
-        raise ValueError(f"`stream` takes one batch of prompts. Received {len(batches)} batches.")
+        raise ValueError(
+            f"`stream` takes one batch of prompts. Received {len(batches)} batches: call it for "
+            "each, or `generate` for all."
+        )
     (batch,) = batches
     programs = task.make_generate_function()
     check_streams(programs)

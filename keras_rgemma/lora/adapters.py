@@ -132,12 +132,16 @@ def install(backbone: Any, adapters: Mapping[str, Adapter], path: StrPath) -> No
     layers = lora.linear_layers(backbone)
     for name, adapter in adapters.items():
         if name not in layers:
-            raise ValueError(f"{str(path)!r} has LoRA for {name!r}, which this model has not.")
+            raise ValueError(
+                f"{str(path)!r} has LoRA for {name!r}, which this model has not. Load the base "
+                "that it was trained on."
+            )
         expected = _shapes(layers[name], adapter.rank)
         if (adapter.a.shape, adapter.b.shape) != expected:
             raise ValueError(
                 f"{str(path)!r} has LoRA of the shapes {adapter.a.shape} and {adapter.b.shape} for "
-                f"{name!r}. Expected: {expected[0]} and {expected[1]}."
+                f"{name!r}. Expected: {expected[0]} and {expected[1]}. Load the base that it was "
+                "trained on."
             )
     ranks = {name: adapter.rank for name, adapter in adapters.items()}
     enabled = {name: layer.lora_rank for name, layer in lora.lora_layers_by_path(backbone).items()}

@@ -107,7 +107,9 @@ def load(backbone: Any, path: StrPath) -> None:
         try:
             a, b = (tensors.pop(f"{module}.lora_{x}.weight").astype("float32") for x in "AB")
         except KeyError as error:
-            raise ValueError(f"{str(path)!r} lacks the tensor {error}.") from error
+            raise ValueError(
+                f"{str(path)!r} lacks the tensor {error}. Fetch or save the adapter again."
+            ) from error
         layer = owners[name]
         rank = _matching_value(config["rank_pattern"], name, config["r"])
         alpha = _matching_value(config["alpha_pattern"], name, config["lora_alpha"])
@@ -115,7 +117,7 @@ def load(backbone: Any, path: StrPath) -> None:
         if len(a) != rank * heads:
             raise ValueError(
                 f"{module!r} in {str(path)!r} has A of the shape {a.shape}, but {CONFIG} says rank "
-                f"{rank}."
+                f"{rank}. Take the {CONFIG} that was saved with it."
             )
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         if isinstance(layer, BlockDiagonal):
@@ -124,7 +126,8 @@ def load(backbone: Any, path: StrPath) -> None:
             loaded[layer.path] = Adapter(a.T, b.T, scale * len(a))
     if tensors:
         raise ValueError(
-            f"{str(path)!r} holds tensors that are no A or B of a layer: {sorted(tensors)}."
+            f"{str(path)!r} holds tensors that are no A or B of a layer: {sorted(tensors)}. Train "
+            "the adapter without `modules_to_save`, or merge it with PEFT and load the whole model."
         )
     adapters.install(backbone, loaded, path)
 

@@ -80,12 +80,13 @@ def _checked_sizes(backbone: Any, structure: object) -> dict[str, tuple[int, flo
     for path, size in layers.items():
         if path not in known:
             raise ValueError(
-                f"The config has LoRA for {path!r}, which is no linear layer of this architecture."
+                f"The config has LoRA for {path!r}, which is no linear layer of this architecture. "
+                "Take the config that was saved with the weights."
             )
         if not isinstance(size, dict) or set(size) != _SIZES:
             raise ValueError(
                 f"The LoRA of {path!r} must have `rank` and `alpha` in the config. Received: "
-                f"{size!r}."
+                f"{size!r}. Take the config that was saved with the weights."
             )
         rank, alpha = check_count("rank", size["rank"]), size["alpha"]
         if not (isinstance(alpha, numbers.Real) and 0 < alpha < float("inf")):

@@ -133,7 +133,10 @@ class Scoring:
         """
         self.sync_weights()
         if not rows or not all(map(len, rows)):
-            raise ValueError(f"Each row needs a token. Received: {rows!r}.")
+            raise ValueError(
+                f"Each row needs a token. Received: {rows!r}. Leave empty rows out, or begin each "
+                "with the start token."
+            )
         ids, mask, consumed = self._columns(rows, state)
         ids = check_token_ids(ids, self.backbone.vocabulary_size)
         scores = self._score(

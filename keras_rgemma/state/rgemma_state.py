@@ -92,7 +92,10 @@ class RGemmaState:
         """
         index = np.arange(self.batch_size)[rows]  # NumPy knows every kind of index, and its errors
         if index.ndim > 1:
-            raise IndexError(f"Rows are an int, a slice or a sequence. Received: {rows!r}.")
+            raise IndexError(
+                f"Rows are an int, a slice or a sequence of ints or booleans. Received: {rows!r}. "
+                "Write `state[0]`, `state[1:3]` or `state[[0, 2]]`."
+            )
         return keras.tree.map_structure(
             lambda array: ops.take(array, tensor_of(np.atleast_1d(index)), axis=0), self
         )
@@ -123,14 +126,20 @@ class RGemmaState:
         """
         several = list(several)
         if not several:
-            raise ValueError("`RGemmaState.concatenate` needs at least one state. Received: [].")
+            raise ValueError(
+                "`RGemmaState.concatenate` needs at least one state. Received: []. `prefill` makes "
+                "states."
+            )
         for state in several:
             check_is_state(state)
         # A state from a file of an older version says less of its model than others do.
         fingerprint = max((x.fingerprint for x in several), key=lambda x: len(x.checksums))
         for state in several:
             if reason := fingerprint.difference(state.fingerprint):
-                raise ValueError(f"These states belong to different models: {reason}.")
+                raise ValueError(
+                    f"These states belong to different models: {reason}. Join those that one model "
+                    "made."
+                )
         several = [dataclasses.replace(state, fingerprint=fingerprint) for state in several]
         return keras.tree.map_structure(lambda *arrays: ops.concatenate(arrays, axis=0), *several)
 
@@ -248,7 +257,10 @@ def consumed_by(task: Any, state: RGemmaState) -> ModelState:
     expected = task.state_specification()
     shapes = [tuple(array.shape[1:]) for array in keras.tree.flatten(state.consumed)]
     if shapes != [tuple(array.shape[1:]) for array in keras.tree.flatten(expected)]:
-        raise ValueError(f"The arrays of this state have other shapes than this model's: {shapes}.")
+        raise ValueError(
+            f"The arrays of this state have other shapes than this model's: {shapes}. Load the "
+            "model that made it, or read the text again with `prefill`."
+        )
     return keras.tree.map_structure(
         lambda array, like: ops.cast(array, like.dtype), state.consumed, expected
     )
@@ -257,7 +269,10 @@ def consumed_by(task: Any, state: RGemmaState) -> ModelState:
 def check_is_state(state: object) -> None:
     """Raises TypeError if an argument is no state."""
     if not isinstance(state, RGemmaState):
-        raise TypeError(f"`state` must be an RGemmaState. Received: {state!r}.")
+        raise TypeError(
+            f"`state` must be an RGemmaState. Received: {state!r}. `prefill`, "
+            "`generate(..., return_state=True)` and `RGemmaState.load` return one."
+        )
 
 
 def check_rows(state: RGemmaState, count: int) -> None:
@@ -304,8 +319,12 @@ def prepend_carried_column(
     """
     check_rows(state, len(token_ids))
     check_one_document(padding_mask, may_be_empty=True)
-    if (np.diff((padding_mask > 0).astype(int), axis=1, prepend=1) > 0).any():
-        raise ValueError("Behind a state the tokens of a row come first, then its pads.")
+    is_late = (np.diff((padding_mask > 0).astype(int), axis=1, prepend=1) > 0).any(axis=1)
+    if is_late.any():
+        raise ValueError(
+            "Behind a state the tokens of a row come first, then its pads. Received a pad before a "
+            f"token in row {int(is_late.argmax())}. Move the pads of each row to its end."
+        )
     check_lengths(state.num_tokens + token_ids.shape[1])
     last = numpy_of(state.last_token_ids)
     mask = np.pad(padding_mask > 0, ((0, 0), (1, 0)), constant_values=True)
@@ -315,7 +334,10 @@ def prepend_carried_column(
 def check_lengths(lengths: np.ndarray) -> None:
     """Raises ValueError if a text would have more tokens than an int32 position can count."""
     if max(lengths) > MOST_TOKENS:
-        raise ValueError(f"A text has at most {MOST_TOKENS:,} tokens. This has {max(lengths):,}.")
+        raise ValueError(
+            f"A text has at most {MOST_TOKENS:,} tokens. This has {max(lengths):,}. Begin anew "
+            "with a part of it."
+        )
 
 
 def state_of(

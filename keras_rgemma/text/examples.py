@@ -277,10 +277,14 @@ def _read_entries(kind: str, columns: Sequence[Any], start: int) -> tuple[list[E
     if len({several for _, several in entries}) > 1:
         raise ValueError(
             "There is a column on one side and one value on the other, of a prompt and a response. "
-            f"Received: {reprlib.repr(columns[0])} and {reprlib.repr(columns[-1])}."
+            f"Received: {reprlib.repr(columns[0])} and {reprlib.repr(columns[-1])}. Make both "
+            "lists, or both single values."
         )
     if len(set(lengths)) > 1:
-        raise ValueError(f"There are {lengths[0]} prompts and {lengths[-1]} responses.")
+        raise ValueError(
+            f"There are {lengths[0]} prompts and {lengths[-1]} responses. Pass a response for each "
+            "prompt."
+        )
     rows = zip(*(values for values, _ in entries), strict=True)
     return [_example(kind, row, start + i) for i, row in enumerate(rows)], is_batch
 

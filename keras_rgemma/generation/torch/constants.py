@@ -47,7 +47,10 @@ class KeptConstants(TorchFunctionMode):
                 self._kept[key] = function(*args, **kwargs)
         tensor = self._kept[key]
         if change_count(tensor):
-            raise RuntimeError(f"A tensor that was made of {args[0]!r} is changed in place.")
+            raise RuntimeError(
+                f"A tensor that was made of {args[0]!r} is changed in place. Make a new one, as "
+                "`x = x + 1` does."
+            )
         return tensor
 
 
