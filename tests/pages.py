@@ -22,7 +22,8 @@ import tempfile
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Google's presets are gated and large, and the data of a task lie on a hub.
+# Google's presets are gated and large, and the data of a task lie on a hub. A preset stays where it
+# is; tests/test_notebooks.py uploads one, to a hub of its own.
 STAND_INS = {
     "rgemma_2b_en": "rgemma_tiny_en",
     "rgemma_instruct_2b_en": "rgemma_tiny_en",
@@ -30,6 +31,8 @@ STAND_INS = {
     "rgemma_instruct_9b_en": "rgemma_tiny_en",
     "hf://google/recurrentgemma-2b-it": "rgemma_tiny_en",
     "hf://google/recurrentgemma-2b": "rgemma_tiny_en",
+    '"hf://you/my_model"': '"my_preset"',
+    "keras_hub.upload_preset(": "__import__('stand_ins').upload_preset(",
     'tasks=["piqa"]': "tasks=[__import__('stand_ins').questions()]",
 }
 

@@ -1,5 +1,7 @@
 """Stands in for what the pages name and no test can fetch: see `STAND_INS` in tests/pages.py."""
 
+import pathlib
+
 import datasets
 
 from keras_rgemma.distribution import compiling
@@ -8,6 +10,11 @@ QUESTIONS = [
     {"question": "What is a lighthouse?", "choices": ["a house", "a light at sea"], "answer": 1},
     {"question": "What is a river?", "choices": ["water", "a stone", "bread"], "answer": 0},
 ]
+
+
+def upload_preset(uri, preset):
+    """Takes the place of `keras_hub.upload_preset`: checks that there is a preset to upload."""
+    assert uri and (pathlib.Path(preset) / "config.json").is_file()
 
 
 def questions():
