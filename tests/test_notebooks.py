@@ -192,7 +192,7 @@ def test_qlora_t4(execute, tmp_path):
     full, rounded = (float(x) for x in re.findall(r": ([\d.]+) MB$", out, re.MULTILINE)[:2])
     assert rounded < full / 6
     assert len(images) == 2
-    assert out.rstrip().splitlines()[-2] == "True"  # the preset that was saved answers the same
+    assert "The same answer: True" in out  # of the preset that was saved
     assert (tmp_path / "rgemma_python_int4" / "model.weights.h5").exists()
 
 
