@@ -87,7 +87,6 @@ DEFERRED = {
     "matplotlib": "optional, draws plots of benchmarks",
     "torch": "optional, for `.pt` files and for a dtype that NumPy lacks",
     "peft": "optional, a peer in a benchmark",
-    "lm_eval": "optional, the evaluation harness",
     "transformers": "optional, a peer in a benchmark",
 }
 # Files that the command loads before it knows what to do. They import the standard library and each
