@@ -43,7 +43,8 @@ class RGemmaState:
     Example:
     ```python
     lm = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en")
-    state = lm.prefill("In the beginning God created")
+    state = lm.prefill("In the beginning God created")  # RGemmaState(batch_size=1, ...)
+    state.batch_size, state.num_tokens, state.nbytes
     lm.generate(" the", state=state, max_new_tokens=8)
     lm.generate([" man", " woman"], state=state.repeat(2), max_new_tokens=8)
     ```
@@ -89,6 +90,12 @@ class RGemmaState:
 
         Raises:
             IndexError: a row does not exist.
+
+        Example:
+        ```python
+        state = lm.prefill(["In the beginning", "And God said", "And the earth"])
+        state[0], state[1:], state[[2, 0]]
+        ```
         """
         index = np.arange(self.batch_size)[rows]  # NumPy knows every kind of index, and its errors
         if index.ndim > 1:
@@ -108,6 +115,11 @@ class RGemmaState:
 
         Raises:
             ValueError: `repeats` is another number.
+
+        Example:
+        ```python
+        lm.generate([" was", " the"], state=lm.prefill("In the beginning").repeat(2))
+        ```
         """
         if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
             raise ValueError(f"`repeats` must be a positive integer. Received: {repeats!r}.")
@@ -123,6 +135,11 @@ class RGemmaState:
         Raises:
             ValueError: the sequence is empty, or the states belong to different models.
             TypeError: an element is no state.
+
+        Example:
+        ```python
+        state = keras_rgemma.RGemmaState.concatenate([lm.prefill(x) for x in ("In", "And")])
+        ```
         """
         several = list(several)
         if not several:
@@ -166,6 +183,11 @@ class RGemmaState:
 
         Raises:
             OSError: the file cannot be written.
+
+        Example:
+        ```python
+        lm.prefill("In the beginning").save("genesis.rgstate")
+        ```
         """
         write_state(path, self)
 
@@ -181,6 +203,12 @@ class RGemmaState:
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is of another kind, damaged, or of another version of the format.
+
+        Example:
+        ```python
+        lm.prefill("In the beginning").save("genesis.rgstate")
+        state = keras_rgemma.RGemmaState.load("genesis.rgstate")
+        ```
         """
         return read_state(path)[0]
 
