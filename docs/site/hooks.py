@@ -107,6 +107,23 @@ def on_page_markdown(markdown, page, config, files):
     return over_links(text, lambda x: relative(x[1:]) if x.startswith("\0") else x)
 
 
+def on_page_content(content, **_):
+    """Mends two things in the HTML of a page."""
+    # No dash in front of a description that no type precedes.
+    content = re.sub(r'(<li class="doc-section-item field-body">)\s*\u2013\s*', r"\1", content)
+    # Code in tables breaks behind a sign, and not within a word.
+    return re.sub(r"<td.*?</td>", lambda cell: breakable(cell[0]), content, flags=re.DOTALL)
+
+
+def breakable(cell):
+    """A cell of a table whose code may break behind signs."""
+
+    def broken(code):
+        return re.sub(r"([.(/_:=,]+)(?=[^<])", r"\1<wbr>", code[0])
+
+    return re.sub(r"(?<=<code>)[^<]+(?=</code>)", broken, cell)
+
+
 def over_links(text, change):
     """Changes the target of every link and picture that is no part of code."""
 
