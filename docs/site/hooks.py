@@ -25,7 +25,8 @@ import sys
 from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# Pages that are written apart from the others: in the navigation as soon as they are there.
+# Pages that are written apart from the others: in the navigation, and in links to them, as soon as
+# they are there.
 AWAITED = ("errors.md", "verify.md", "model_cards.md")
 FENCE = re.compile(r"^( *)(```+|~~~+)[^\n]*\n.*?^\1\2[ \t]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?P<code>(`+)[^`].*?\2)|\]\((?P<target>[^)\s]+)\)", re.DOTALL)
@@ -98,6 +99,8 @@ def on_page_markdown(markdown, page, config, files):
     text = COMMANDS.sub(lambda _: commands(), absolute_links(markdown, source))
     text = INCLUDE.sub(lambda found: included(found[1], found[2]), text)
     text = FIGURE.sub(lambda found: figure(*found.groups()), text)
+    for absent in (x for x in AWAITED if not (ROOT / "docs" / x).is_file()):
+        text = re.sub(rf"\[([^\]]*)\]\(\0docs/{absent}[^)]*\)", r"\1", text)
     here = posixpath.dirname(page.file.src_uri)
 
     def relative(path):

@@ -39,7 +39,10 @@ def consumed_by(task: Any, state: RGemmaState) -> ModelState:
     expected = task.state_specification()
     shapes = [tuple(array.shape[1:]) for array in keras.tree.flatten(state.consumed)]
     if shapes != [tuple(array.shape[1:]) for array in keras.tree.flatten(expected)]:
-        raise ValueError(f"The arrays of this state have other shapes than this model's: {shapes}.")
+        raise ValueError(
+            f"The arrays of this state have other shapes than this model's: {shapes}. Load the "
+            "model that made it, or read the text again with `prefill`."
+        )
     return keras.tree.map_structure(
         lambda array, like: ops.cast(array, like.dtype), state.consumed, expected
     )
@@ -89,8 +92,12 @@ def prepend_carried_column(
     """
     check_rows(state, len(token_ids))
     check_one_document(padding_mask, may_be_empty=True)
-    if (np.diff((padding_mask > 0).astype(int), axis=1, prepend=1) > 0).any():
-        raise ValueError("Behind a state the tokens of a row come first, then its pads.")
+    is_late = (np.diff((padding_mask > 0).astype(int), axis=1, prepend=1) > 0).any(axis=1)
+    if is_late.any():
+        raise ValueError(
+            "Behind a state the tokens of a row come first, then its pads. Received a pad before a "
+            f"token in row {int(is_late.argmax())}. Move the pads of each row to its end."
+        )
     check_lengths(state.num_tokens + token_ids.shape[1])
     last = numpy_of(state.last_token_ids)
     mask = np.pad(padding_mask > 0, ((0, 0), (1, 0)), constant_values=True)
@@ -100,7 +107,10 @@ def prepend_carried_column(
 def check_lengths(lengths: np.ndarray) -> None:
     """Raises ValueError if a text would have more tokens than an int32 position can count."""
     if max(lengths) > MOST_TOKENS:
-        raise ValueError(f"A text has at most {MOST_TOKENS:,} tokens. This has {max(lengths):,}.")
+        raise ValueError(
+            f"A text has at most {MOST_TOKENS:,} tokens. This has {max(lengths):,}. Begin anew "
+            "with a part of it."
+        )
 
 
 def state_of(
