@@ -24,7 +24,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.fetched, self.ids, self.drawings = [], set(), 0
+        self.fetched, self.ids, self.drawings, self.texts = [], set(), 0, []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -36,6 +36,9 @@ class Page(html.parser.HTMLParser):
             address = attributes.get("href")
         if address:
             self.fetched.append(address)
+
+    def handle_data(self, data):
+        self.texts.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,12 @@ def test_drawings_are_parts_of_their_pages(pages):
     drawn = sorted(pathlib.Path(reference.ROOT, "docs", "drawings").glob("*.svg"))
     assert len(drawn) >= 5
     assert sum(page.drawings for page in pages.values()) == len(drawn)
+
+
+def test_no_markup_is_left_over(pages):
+    for path, page in pages.items():
+        text = "".join(page.texts)
+        assert "```" not in text and "<!--" not in text and "\0" not in text, path
 
 
 def test_every_page_of_figures_is_linked():

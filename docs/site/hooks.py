@@ -36,6 +36,8 @@ FIGURE = re.compile(
     r"^!\[([^\]]*)\]\(\0(docs/drawings|benchmarks/plots)/(\w+)\.svg\)$", re.MULTILINE
 )
 PLOT_INK = "#727a84"  # `TEXT` of keras_rgemma/benchmarks/plots.py, between white and black
+# A fence with a word for the tests behind its language, such as `python no-run`.
+MARKED = re.compile(r"^( *```\w+)[ ,][\w ,-]+$", re.MULTILINE)
 HEADING = re.compile(r"^(#+) +(.+?) *$", re.MULTILINE)
 
 
@@ -99,6 +101,7 @@ def on_page_markdown(markdown, page, config, files):
     text = COMMANDS.sub(lambda _: commands(), absolute_links(markdown, source))
     text = INCLUDE.sub(lambda found: included(found[1], found[2]), text)
     text = FIGURE.sub(lambda found: figure(*found.groups()), text)
+    text = MARKED.sub(r"\1", text)
     for absent in (x for x in AWAITED if not (ROOT / "docs" / x).is_file()):
         text = re.sub(rf"\[([^\]]*)\]\(\0docs/{absent}[^)]*\)", r"\1", text)
     here = posixpath.dirname(page.file.src_uri)
