@@ -15,6 +15,7 @@ so no figure is copied from one file to another.
 
 import ast
 import html
+import json
 import os
 import pathlib
 import posixpath
@@ -27,7 +28,17 @@ from mkdocs.structure.files import File, InclusionLevel
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Pages that are written apart from the others: in the navigation, and in links to them, as soon as
 # they are there.
-AWAITED = ("errors.md", "verify.md", "model_cards.md")
+AWAITED = ("errors.md",)
+OUTSIDE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/*.md",
+    "benchmarks/plots/*.svg",
+    "examples/*.md",
+    "examples/*.py",
+    "examples/notebooks/*.ipynb",
+    "presets/*/*.md",
+)
 FENCE = re.compile(r"^( *)(```+|~~~+)[^\n]*\n.*?^\1\2[ \t]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?P<code>(`+)[^`].*?\2)|\]\((?P<target>[^)\s]+)\)", re.DOTALL)
 INCLUDE = re.compile(r"^<!-- include: (\S+?)(?: # (.+?))? -->$", re.MULTILINE)
@@ -43,8 +54,8 @@ HEADING = re.compile(r"^(#+) +(.+?) *$", re.MULTILINE)
 
 def outside():
     """The files outside of docs/ that the site shows, by their path in it, a dict of paths."""
-    pages = [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
-    for pattern in ("benchmarks/*.md", "benchmarks/plots/*.svg", "presets/*/*.md", "examples/*.py"):
+    pages = []
+    for pattern in OUTSIDE:
         pages += sorted(ROOT.glob(pattern))
     found = {page.relative_to(ROOT).as_posix(): page for page in pages}
     return {site_path(path): page for path, page in found.items()}
@@ -54,10 +65,11 @@ def site_path(path):
     """The path in the site of a path in the repository."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    if path.rstrip("/") in ("benchmarks", "examples"):
-        return {"benchmarks": "figures.md", "examples": "finetuning.md"}[path.rstrip("/")]
-    if path.startswith("examples/") and path.endswith(".py"):
-        return f"{path.removesuffix('.py')}.md"
+    folder = {"benchmarks": "figures.md", "examples": "examples/README.md"}.get(path.rstrip("/"))
+    if folder:
+        return folder
+    if path.startswith("examples/"):
+        path = re.sub(r"\.(py|ipynb)$", ".md", path)
     return "index.md" if path == "README.md" else path
 
 
@@ -87,12 +99,24 @@ def on_files(files, config):
     """Adds the files outside of docs/."""
     for uri, source in outside().items():
         text = source.read_text(encoding="utf-8")
+        name = f"`{source.relative_to(ROOT).as_posix()}`"
         if source.suffix == ".py":
-            name = source.relative_to(ROOT).as_posix()
-            text = f"# {source.name}\n\n`{name}`\n\n```python\n{text}```\n"
+            text = f"# {source.name}\n\n{name}\n\n```python\n{text}```\n"
+        elif source.suffix == ".ipynb":
+            text = notebook(json.loads(text), name)
         level = InclusionLevel.NOT_IN_NAV
         files.append(File.generated(config, uri, content=text, inclusion=level))
     return files
+
+
+def notebook(cells, name):
+    """The cells of a notebook as a page, with its file below its title."""
+    parts = []
+    for cell in cells["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    title, _, rest = parts[0].partition("\n")
+    return "\n\n".join([title, name, rest, *parts[1:]])
 
 
 def on_page_markdown(markdown, page, config, files):

@@ -28,6 +28,8 @@ PAGES = (
     "data",
     "checkpoints",
     "migration",
+    "model_cards",
+    "verify",
     "devices",
     "what_fits",
     "speed",
@@ -39,6 +41,7 @@ PAGES = (
     "reference/command_line",
     "benchmarks/length",
     "examples/lora",
+    "examples/notebooks/quickstart",
 )
 WIDTHS = (390, 1280)
 SCHEMES = ("light", "dark")
