@@ -26,9 +26,6 @@ import sys
 from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# Pages that are written apart from the others: in the navigation, and in links to them, as soon as
-# they are there.
-AWAITED = ("errors.md",)
 OUTSIDE = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -79,22 +76,6 @@ def repository_path(uri):
     return source.relative_to(ROOT).as_posix() if source else f"docs/{uri}"
 
 
-def on_config(config):
-    """Leaves pages that are still to be written out of the navigation."""
-    folder = pathlib.Path(config.docs_dir)
-
-    def present(entries):
-        for entry in entries:
-            name, target = next(iter(entry.items())) if isinstance(entry, dict) else ("", entry)
-            if isinstance(target, list):
-                yield {name: list(present(target))}
-            elif target not in AWAITED or (folder / target).is_file():
-                yield entry
-
-    config.nav = list(present(config.nav))
-    return config
-
-
 def on_files(files, config):
     """Adds the files outside of docs/."""
     for uri, source in outside().items():
@@ -126,8 +107,6 @@ def on_page_markdown(markdown, page, config, files):
     text = INCLUDE.sub(lambda found: included(found[1], found[2]), text)
     text = FIGURE.sub(lambda found: figure(*found.groups()), text)
     text = MARKED.sub(r"\1", text)
-    for absent in (x for x in AWAITED if not (ROOT / "docs" / x).is_file()):
-        text = re.sub(rf"\[([^\]]*)\]\(\0docs/{absent}[^)]*\)", r"\1", text)
     here = posixpath.dirname(page.file.src_uri)
 
     def relative(path):
