@@ -170,5 +170,5 @@ def _draw_legend(matplotlib: Any, figure: Any, panels: Sequence[Panel]) -> None:
     handles = [
         matplotlib.lines.Line2D([], [], label=label, **look) for label, look in entries.items()
     ]
-    columns = 3 if len(panels) == 1 else len(handles)
+    columns = 2 if len(panels) == 1 else len(handles)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

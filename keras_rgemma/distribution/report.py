@@ -39,6 +39,13 @@ class Program:
         host_bytes: int, the peak of memory of the process that compiled.
         tokens_per_second: float, the bound of all chips together; None if the program does not fit.
         limit: str, what the bound follows from: "compute", "memory" or "links".
+
+    Example:
+    ```python
+    plan = keras_rgemma.plan("rgemma_2b_en", "v5e-1")
+    decode, prefill = plan.programs
+    decode.total_bytes, prefill.tokens_per_second
+    ```
     """
 
     name: str
@@ -139,6 +146,12 @@ class Plan:
         is_verified: bool, whether the largest length, of "generate" the largest batch, was compiled
             and fits. The largest batch of the other tasks is from the line of the lengths.
         advice: list of str, what to change if it does not fit.
+
+    Example:
+    ```python
+    plan = keras_rgemma.plan("rgemma_2b_en", "v5e-1", task="lora", length=8192)
+    plan.fits, plan.largest_length, plan.advice
+    ```
     """
 
     preset: str
@@ -152,7 +165,14 @@ class Plan:
     advice: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all that is known as a dict that JSON can hold."""
+        """Returns all that is known as a dict that JSON can hold.
+
+        Example:
+        ```python
+        plan = keras_rgemma.plan("rgemma_2b_en", "v5e-1")
+        json.dumps(plan.to_dict())
+        ```
+        """
         settings = {name: x for name, x in self.settings.items() if name != "config"}
         return {**dataclasses.asdict(self), "settings": settings}
 

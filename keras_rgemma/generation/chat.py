@@ -15,7 +15,8 @@ from keras_rgemma.generation.outputs import decode_deltas
 from keras_rgemma.generation.prompts import to_batch
 from keras_rgemma.generation.request import Request
 from keras_rgemma.generation.stream import TOKENS_PER_DELTA, check_streams
-from keras_rgemma.state.rgemma_state import RGemmaState, consumed_by, read_state, write_state
+from keras_rgemma.state.continuing import consumed_by
+from keras_rgemma.state.rgemma_state import RGemmaState, read_state, write_state
 from keras_rgemma.text.conversation import (
     check_ends,
     is_conversation,
@@ -48,6 +49,14 @@ class Chat:
     Raises:
         ValueError: the model has no preprocessor, the vocabulary lacks the control tokens, the
             history is malformed, or the sampler (contrastive search) cannot continue from a state.
+
+    Example:
+    ```python
+    chat = lm.chat(max_new_tokens=32)
+    chat.send("What is a lighthouse?")
+    chat.history[-1]["content"]  # the answer
+    chat.state.num_tokens
+    ```
     """
 
     def __init__(
@@ -92,6 +101,13 @@ class Chat:
             TypeError: the message is none of these.
             ValueError: a message is malformed or out of turn, or the list begins with the turns
                 that the conversation has already.
+
+        Example:
+        ```python
+        chat = lm.chat(max_new_tokens=32)
+        chat.send("What is a lighthouse?")
+        chat.send([{"role": "user", "content": "And a river?"}])
+        ```
         """
         return "".join(self._answer(message))
 
@@ -110,12 +126,28 @@ class Chat:
         Raises:
             ValueError: the sampler does not write token by token, and as `send`.
             TypeError: as `send`.
+
+        Example:
+        ```python
+        chat = lm.chat(max_new_tokens=32)
+        for delta in chat.stream("What is a lighthouse?"):
+            print(delta, end="", flush=True)
+        ```
         """
         check_streams(self._task.make_generate_function())
         return self._answer(message, TOKENS_PER_DELTA)
 
     def fork(self) -> Chat:
-        """Returns another conversation that begins with all turns of this one."""
+        """Returns another conversation that begins with all turns of this one.
+
+        Example:
+        ```python
+        chat = lm.chat(max_new_tokens=32)
+        chat.send("What is a lighthouse?")
+        other = chat.fork()
+        other.send("And a river?")  # `chat` does not know of it
+        ```
+        """
         other = copy.copy(self)
         other._state, other._decoder, other._history = self.state, None, self.history
         return other
@@ -128,6 +160,13 @@ class Chat:
 
         Raises:
             OSError: the file cannot be written.
+
+        Example:
+        ```python
+        chat = lm.chat(max_new_tokens=32)
+        chat.send("What is a lighthouse?")
+        chat.save("chat.rgstate")
+        ```
         """
         write_state(path, self.state, {"history": self.history})
 

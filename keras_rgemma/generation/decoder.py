@@ -13,9 +13,10 @@ from keras_rgemma.backend import tensor_of
 from keras_rgemma.generation.decode import DecodeState
 from keras_rgemma.generation.programs import GenerationPrograms, new_rows, rows_of
 from keras_rgemma.sharding.host import numpy_of
+from keras_rgemma.state.continuing import state_of
 from keras_rgemma.state.fingerprint import Fingerprint
 from keras_rgemma.state.records import ModelState
-from keras_rgemma.state.rgemma_state import RGemmaState, state_of
+from keras_rgemma.state.rgemma_state import RGemmaState
 from keras_rgemma.types import Tensor
 
 

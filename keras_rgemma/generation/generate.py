@@ -14,8 +14,8 @@ from keras_rgemma.generation.outputs import decode_deltas, to_arrays, without_en
 from keras_rgemma.generation.programs import GenerationPrograms
 from keras_rgemma.generation.prompts import Batch, concatenate, read_prompts
 from keras_rgemma.generation.request import Request
+from keras_rgemma.state.continuing import consumed_by, prepend_carried_token
 from keras_rgemma.state.fingerprint import Fingerprint
-from keras_rgemma.state.rgemma_state import consumed_by, prepend_carried_token
 
 
 def start(

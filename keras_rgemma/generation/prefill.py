@@ -11,14 +11,14 @@ import tqdm.auto
 
 from keras_rgemma.generation.model import GenerativeModel
 from keras_rgemma.generation.prompts import input_rows
-from keras_rgemma.state.rgemma_state import (
-    RGemmaState,
+from keras_rgemma.state.continuing import (
     check_lengths,
     check_rows,
     consumed_by,
     prepend_carried_token,
     state_of,
 )
+from keras_rgemma.state.rgemma_state import RGemmaState
 from keras_rgemma.text.conversation import is_conversation
 from keras_rgemma.text.forms import is_missing, is_text, read_text
 

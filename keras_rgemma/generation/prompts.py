@@ -12,7 +12,8 @@ from keras_rgemma.generation.model import GenerativeModel
 from keras_rgemma.generation.request import Request
 from keras_rgemma.shapes import check_one_document, check_padding_mask, check_token_ids
 from keras_rgemma.sharding.host import numpy_of
-from keras_rgemma.state.rgemma_state import RGemmaState, check_rows
+from keras_rgemma.state.continuing import check_rows
+from keras_rgemma.state.rgemma_state import RGemmaState
 from keras_rgemma.text.conversation import check_ends, turns_token_ids
 
 

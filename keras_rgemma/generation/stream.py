@@ -58,6 +58,13 @@ class Stream:
     Args:
         decoder: `RowDecoder`.
         deltas: generator of the deltas.
+
+    Example:
+    ```python
+    stream = lm.stream("In the beginning", max_new_tokens=32)
+    next(stream)
+    stream.state.num_tokens
+    ```
     """
 
     def __init__(self, decoder: RowDecoder, deltas: Generator[Any, None, None]) -> None:
@@ -70,7 +77,16 @@ class Stream:
         return next(self._deltas)
 
     def close(self) -> None:
-        """Ends the text at its last token: no more deltas come."""
+        """Ends the text at its last token: no more deltas come.
+
+        Example:
+        ```python
+        stream = lm.stream("In the beginning", max_new_tokens=32)
+        next(stream)
+        stream.close()
+        lm.generate("", state=stream.state, max_new_tokens=8)  # goes on from there
+        ```
+        """
         self._deltas.close()
 
     @property

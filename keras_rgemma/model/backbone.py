@@ -94,10 +94,13 @@ class RGemmaBackbone(
     hidden = backbone({
         "token_ids": np.array([[2, 5, 6, 0]]), "padding_mask": np.array([[1, 1, 1, 0]])
     })  # [1, 4, 16]
+    keras_rgemma.RGemmaBackbone.presets
     ```
     """
 
     presets = Presets()
+    """dict of the built-in presets by name, each a dict with `description`, `parameter_count`,
+    `weights`."""
 
     def __init__(
         self,
@@ -270,6 +273,12 @@ class RGemmaBackbone(
         Args:
             preset_dir: str or path.
             max_shard_size: int or float, GiB of a file of weights; None for no limit.
+
+        Example:
+        ```python
+        backbone.save_to_preset("my_backbone")
+        backbone = keras_rgemma.RGemmaBackbone.from_preset("my_backbone")
+        ```
         """
         with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
@@ -278,7 +287,14 @@ class RGemmaBackbone(
     def export_to_transformers(
         self, path: StrPath, dtype: str | None = None, overwrite: bool = False
     ) -> None:
-        """Writes weights and config, as `RGemmaCausalLM.export_to_transformers` does."""
+        """Writes weights and config, as `RGemmaCausalLM.export_to_transformers` does.
+
+        Example:
+        ```python
+        backbone.export_to_transformers("my_network")
+        transformers.AutoModel.from_pretrained("my_network")
+        ```
+        """
         export(self, None, path, "transformers", dtype, overwrite)
 
     def get_quantization_layer_structure(self, mode: str | None) -> dict[str, list[Any]] | None:

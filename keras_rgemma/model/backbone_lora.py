@@ -13,7 +13,14 @@ class BackboneLoRA:
     """Mixin for `RGemmaBackbone` that enables, merges, saves and loads LoRA."""
 
     def default_lora_layer_names(self) -> list[str]:
-        """Returns the names of all linear layers of the blocks, for `enable_lora`."""
+        """Returns the names of all linear layers of the blocks, for `enable_lora`.
+
+        Example:
+        ```python
+        names = lm.backbone.default_lora_layer_names()
+        lm.backbone.enable_lora(8, [name for name in names if name != "a_gate"])
+        ```
+        """
         return sorted({layer.name for layer in lora.linear_layers(self).values()})
 
     def enable_lora(
@@ -56,6 +63,12 @@ class BackboneLoRA:
 
         Raises:
             ValueError: LoRA is not enabled.
+
+        Example:
+        ```python
+        lm.backbone.enable_lora(8)
+        lm.backbone.disable_lora()
+        ```
         """
         lora.disable(self)
 
@@ -67,6 +80,13 @@ class BackboneLoRA:
 
         Raises:
             ValueError: LoRA is not enabled.
+
+        Example:
+        ```python
+        lm.backbone.enable_lora(8)
+        lm.fit(["In the beginning"])
+        lm.backbone.merge_lora()
+        ```
         """
         lora.merge(self)
 
@@ -83,6 +103,12 @@ class BackboneLoRA:
         Raises:
             ValueError: the path ends otherwise, or LoRA is not enabled.
             OSError: the file cannot be written.
+
+        Example:
+        ```python
+        lm.backbone.enable_lora(8)
+        lm.backbone.save_lora_weights("words.lora.h5")
+        ```
         """
         adapters.save(self, filepath)
 
@@ -100,6 +126,14 @@ class BackboneLoRA:
             FileNotFoundError: there is no such file.
             ValueError: the file is no adapter, is damaged, or belongs to another model; LoRA of
                 other ranks or on other layers is enabled (call `disable_lora()` first).
+
+        Example:
+        ```python
+        lm.backbone.enable_lora(8)
+        lm.backbone.save_lora_weights("words.lora.h5")
+        other = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en")
+        other.backbone.load_lora_weights("words.lora.h5")
+        ```
         """
         adapters.load(self, filepath)
 
@@ -115,6 +149,12 @@ class BackboneLoRA:
         Raises:
             ValueError: the file has LoRA of another rank (no weight has changed), or weights of
                 another model (A and B have not changed).
+
+        Example:
+        ```python
+        backbone.save_weights("backbone.weights.h5")
+        backbone.load_weights("backbone.weights.h5")
+        ```
         """
         with files.keeping_lora(self, filepath, skip_mismatch):
             super().load_weights(filepath, skip_mismatch, **kwargs)

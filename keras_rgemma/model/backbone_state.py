@@ -146,6 +146,13 @@ class BackboneState:
 
         Returns:
             The final hidden states [B, T, D] and the new `ModelState`.
+
+        Example:
+        ```python
+        state = backbone.initial_state(batch_size=1)
+        hidden, state = backbone.step(np.array([[2, 300, 301]]), None, state)  # [1, 3, D]
+        hidden, state = backbone.step(np.array([[302]]), None, state)  # [1, 1, D]
+        ```
         """
         return self.bound_step(unchanged)(token_ids, padding_mask, state, has_begun)
 
@@ -156,7 +163,14 @@ class BackboneState:
         return functools.partial(step, compiled(self.bound(bind)), self.rope)
 
     def initial_state(self, batch_size: int) -> ModelState:
-        """Returns the `ModelState` of `batch_size` rows that have consumed no token."""
+        """Returns the `ModelState` of `batch_size` rows that have consumed no token.
+
+        Example:
+        ```python
+        state = backbone.initial_state(batch_size=2)
+        state.num_tokens  # [0, 0]
+        ```
+        """
         with self.distribution_scope():
             return records.laid_out(records.zeros(self.config, batch_size, self.compute_dtype))
 

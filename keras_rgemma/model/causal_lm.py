@@ -77,12 +77,15 @@ class RGemmaCausalLM(CausalLM):
     lm.compile(sampler="top_p")
     lm.generate(["In the beginning", "And God said"], max_length=32)
     lm.fit(["The quick brown fox.", "Call me Ishmael."], batch_size=2)
+    keras_rgemma.RGemmaCausalLM.presets
     ```
     """
 
     backbone_cls = RGemmaBackbone
     preprocessor_cls = RGemmaCausalLMPreprocessor
     presets = Presets()
+    """dict of the built-in presets by name, each a dict with `description`, `parameter_count`,
+    `weights`."""
 
     def __init__(
         self,
@@ -131,6 +134,12 @@ class RGemmaCausalLM(CausalLM):
 
         Raises:
             ValueError: `generate` cannot use the sampler.
+
+        Example:
+        ```python
+        lm.compile(keras.optimizers.Adam(1e-4), sampler="top_p")
+        lm.compile(sampler=keras_hub.samplers.TopKSampler(k=5, temperature=0.7))
+        ```
         """
         sampler = read_sampler(sampler, self.backbone.vocabulary_size)
         super().compile(
@@ -143,7 +152,14 @@ class RGemmaCausalLM(CausalLM):
 
     @writes
     def save_to_preset(self, preset_dir: StrPath, max_shard_size: float | None = 10) -> None:
-        """Writes the model to a preset folder: see `RGemmaBackbone.save_to_preset`."""
+        """Writes the model to a preset folder: see `RGemmaBackbone.save_to_preset`.
+
+        Example:
+        ```python
+        lm.save_to_preset("my_preset")
+        lm = keras_rgemma.RGemmaCausalLM.from_preset("my_preset")
+        ```
+        """
         with preset_folder(preset_dir) as folder:
             super().save_to_preset(folder, max_shard_size)
 
@@ -231,6 +247,14 @@ class RGemmaCausalLM(CausalLM):
             ValueError: the adapter is no LoRA, has parts that A and B cannot express (DoRA, trained
                 biases, ...), has other layers or shapes than this model, or is broken; LoRA of
                 other ranks or on other layers is enabled (call `backbone.disable_lora()` first).
+
+        Example:
+        ```python
+        lm.backbone.enable_lora(8)
+        lm.export_to_peft("adapter")
+        other = keras_rgemma.RGemmaCausalLM.from_preset("rgemma_tiny_en")
+        other.load_from_peft("adapter")
+        ```
         """
         peft.load(self.backbone, resolve_adapter(path, revision, subfolder))
 

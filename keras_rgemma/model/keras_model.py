@@ -25,12 +25,25 @@ class KerasModel(ParametersOfVariables):
 
     @writes
     def save(self, filepath: StrPath, *args: Any, **kwargs: Any) -> None:
-        """Writes the model into a file, as `keras.Model.save` does."""
+        """Writes the model into a file, as `keras.Model.save` does.
+
+        Example:
+        ```python
+        lm.save("model.keras")
+        lm = keras.saving.load_model("model.keras")
+        ```
+        """
         super().save(filepath, *args, **kwargs)
 
     @writes
     def save_weights(self, filepath: StrPath, *args: Any, **kwargs: Any) -> None:
-        """Writes the weights into a file, as `keras.Model.save_weights` does."""
+        """Writes the weights into a file, as `keras.Model.save_weights` does.
+
+        Example:
+        ```python
+        backbone.save_weights("backbone.weights.h5")
+        ```
+        """
         super().save_weights(filepath, *args, **kwargs)
 
     def quantize(self, mode: str | None = None, config: Any = None, **kwargs: Any) -> None:
@@ -40,7 +53,8 @@ class KerasModel(ParametersOfVariables):
 
         Args:
             mode: str: "int8", "int4", "float8", "gptq" or "awq".
-            config: the `keras.quantizers` configuration of the mode; GPTQ and AWQ need theirs.
+            config: the `keras.quantizers` configuration of the mode; GPTQ and AWQ need theirs, such
+                as `keras.quantizers.GPTQConfig(texts, lm.preprocessor.tokenizer)`.
             **kwargs: `filters`, the choice of layers.
 
         Raises:
@@ -48,11 +62,8 @@ class KerasModel(ParametersOfVariables):
 
         Example:
         ```python
-        from keras.quantizers import GPTQConfig
-
-        texts = ["The quick brown fox.", "A lighthouse stands by the sea."]
-        config = GPTQConfig(texts, lm.preprocessor.tokenizer, num_samples=8, sequence_length=32)
-        lm.quantize("gptq", config=config)
+        lm.quantize("int8")
+        lm.backbone.enable_lora(8)  # with rounded weights below: QLoRA
         ```
         """
         calibration.check(self, mode)

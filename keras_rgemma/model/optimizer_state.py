@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_rgemma.checkpoints import orbax_training
+from keras_rgemma.keras_internals.layers import variables_created_trainable
 from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.keras_internals.saving import open_weights, saved_optimizer_size
 from keras_rgemma.keras_internals.training import sync_weights
@@ -30,6 +31,24 @@ class OptimizerState:
     optimizer: Any
 
     def load_weights(self, filepath: StrPath, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Loads weights, and the optimizer where the file has one, as `keras.Model` does.
+
+        Args:
+            filepath: str or path of a file of `save_weights`, a `.keras` file, or a folder of
+                `keras.callbacks.OrbaxCheckpoint`.
+            skip_mismatch: bool, whether weights of other shapes are skipped.
+            **kwargs: of `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: the file has LoRA of another rank (no weight has changed), or weights of
+                another model (A and B have not changed).
+
+        Example:
+        ```python
+        lm.save_weights("model.weights.h5")
+        lm.load_weights("model.weights.h5")
+        ```
+        """
         if orbax_training.is_checkpoint(filepath):
             orbax_training.restore(self, filepath)
             return
@@ -75,6 +94,29 @@ class OptimizerState:
                 with normal_tensors():
                     self.optimizer = _unbuilt(optimizer)
         super().load_own_variables(store)
+
+    def check_optimizer(self) -> None:
+        """Makes the optimizer anew if it was built for other weights and has made no step.
+
+        Raises:
+            ValueError: the optimizer was built for other weights and has made a step.
+        """
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None or not optimizer.built:
+            return
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        built_for = {id(variable) for variable in variables_created_trainable(inner)}
+        if built_for == {id(variable) for variable in self.trainable_variables}:
+            return
+        # With accumulated gradients `iterations` counts updates, and the variable steps.
+        counters = [x for x in optimizer.variables if x.path.rpartition("/")[2] == "iteration"]
+        if any(int(ops.convert_to_numpy(counter.value)) for counter in counters):
+            raise ValueError(
+                "Other weights are trained now than those that the optimizer was made for, as "
+                "after `enable_lora` or `merge_lora`. Call `compile` before `fit`."
+            )
+        self.optimizer = type(optimizer).from_config(optimizer.get_config())
+        self.optimizer.build(self.trainable_variables)
 
 
 def _size_before_build(optimizer: keras.Optimizer) -> int:

@@ -74,12 +74,17 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
     )
     x, y, sample_weight = preprocessor(["In the beginning"])
     x, y, sample_weight = preprocessor({"prompts": ["In the"], "responses": [" beginning"]})
+    preprocessor.columns = {"prompts": "question", "responses": "answer"}
+    preprocessor.lost_responses = "skip"
+    keras_rgemma.RGemmaCausalLMPreprocessor.presets
     ```
     """
 
     backbone_cls = RGemmaBackbone
     tokenizer_cls = RGemmaTokenizer
     presets = Presets()
+    """dict of the built-in presets by name, each a dict with `description`, `parameter_count`,
+    `weights`."""
 
     def __init__(
         self,
@@ -149,6 +154,13 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
 
         Raises:
             ValueError: the preset has no tokenizer. See `RGemmaBackbone.from_preset`, too.
+
+        Example:
+        ```python
+        preprocessor = keras_rgemma.RGemmaCausalLMPreprocessor.from_preset(
+            "rgemma_tiny_en", sequence_length=64, packing=True
+        )
+        ```
         """
         folder = resolve(preset, TOKENIZER, revision)
         if tokenizer_file(folder) or open_checkpoint(folder):
@@ -194,7 +206,13 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         return keras.tree.map_structure(lambda array: array[0], outputs)
 
     def generation_inputs(self, x: Any, sequence_length: int | None = None) -> dict[str, Any]:
-        """Returns `token_ids` and `padding_mask` of prompts, a dict; see `generate_preprocess`."""
+        """Returns `token_ids` and `padding_mask` of prompts, a dict; see `generate_preprocess`.
+
+        Example:
+        ```python
+        lm.preprocessor.generation_inputs(["In the beginning"], sequence_length=16)
+        ```
+        """
         if not self.built:
             self.build(None)
         token_ids, padding_mask = self.packer(
@@ -206,7 +224,14 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
         return {"token_ids": token_ids, "padding_mask": padding_mask}
 
     def generate_postprocess(self, x: Mapping[str, Any]) -> Any:
-        """Returns the text of a dict of `token_ids` and an integer or boolean `padding_mask`."""
+        """Returns the text of a dict of `token_ids` and an integer or boolean `padding_mask`.
+
+        Example:
+        ```python
+        inputs = lm.preprocessor.generation_inputs(["In the beginning"], sequence_length=16)
+        lm.preprocessor.generate_postprocess(inputs)
+        ```
+        """
         mask = x["padding_mask"]
         mask = np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
         if "bool" not in str(mask.dtype):
@@ -226,6 +251,11 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
 
         Raises:
             ValueError: a prompt is empty and no start token is added.
+
+        Example:
+        ```python
+        lm.preprocessor.prompt_token_ids(["In the beginning", "And"])
+        ```
         """
         ids = self.tokenizer.token_id_rows(texts)
         start = [self.tokenizer.start_token_id] if self.add_start_token and not continued else []
@@ -247,6 +277,11 @@ class RGemmaCausalLMPreprocessor(GenerationInputs, keras_hub.models.CausalLMPrep
 
         Returns:
             list of str.
+
+        Example:
+        ```python
+        lm.preprocessor.text_of([[2, 300, 301], [2, 302]])
+        ```
         """
         special = set(self.tokenizer.special_token_ids)
         # A model may have more ids than the vocabulary has tokens; these ids have no text.

@@ -18,8 +18,9 @@ from keras_rgemma.ops.cross_entropy import cross_entropy, in_chunks, of_tokens
 from keras_rgemma.ops.documents import continued_positions, document_positions
 from keras_rgemma.shapes import check_padding_mask, check_token_ids
 from keras_rgemma.sharding.host import numpy_of
+from keras_rgemma.state.continuing import consumed_by, prepend_carried_column
 from keras_rgemma.state.records import ModelState
-from keras_rgemma.state.rgemma_state import RGemmaState, consumed_by, prepend_carried_column
+from keras_rgemma.state.rgemma_state import RGemmaState
 from keras_rgemma.types import Tensor
 
 _PADDING_MULTIPLE = 256

@@ -229,5 +229,13 @@ class TextGeneration:
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file holds no conversation, is damaged, or belongs to another model.
+
+        Example:
+        ```python
+        chat = lm.chat()
+        chat.send("What is a lighthouse?")
+        chat.save("chat.rgstate")
+        lm.load_chat("chat.rgstate").send("And a river?")
+        ```
         """
         return Chat.load(self, path, max_new_tokens=max_new_tokens, stop=stop)

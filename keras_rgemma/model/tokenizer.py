@@ -46,6 +46,8 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
     tokenizer = keras_rgemma.RGemmaTokenizer.from_preset("rgemma_tiny_en")
     ids = tokenizer("In the beginning")
     tokenizer.detokenize(ids)  # "In the beginning"
+    tokenizer.end_token2_id, tokenizer.control_tokens
+    keras_rgemma.RGemmaTokenizer.presets
     ```
     """
 
@@ -53,6 +55,8 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
     start_of_turn = "<start_of_turn>"
     end_token2 = "<end_of_turn>"
     presets = Presets()
+    """dict of the built-in presets by name, each a dict with `description`, `parameter_count`,
+    `weights`."""
 
     def __init__(
         self,
@@ -81,6 +85,11 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         Raises:
             ValueError: the preset has no tokenizer, or one with a setting that SentencePiece lacks.
                 See `RGemmaBackbone.from_preset`, too.
+
+        Example:
+        ```python
+        tokenizer = keras_rgemma.RGemmaTokenizer.from_preset("rgemma_tiny_en")
+        ```
         """
         folder = resolve(preset, TOKENIZER, revision)
         tokenizer = read_tokenizer(folder)
@@ -122,6 +131,11 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
 
         Returns:
             list of ints.
+
+        Example:
+        ```python
+        tokenizer.detokenize(tokenizer.literal_token_ids("<end_of_turn>"))  # "<end_of_turn>"
+        ```
         """
         parts = self._literal_parts(text)
         return [int(id) for row in self.token_id_rows(parts) for id in row]
@@ -139,7 +153,13 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
         return parts
 
     def token_id_rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the token ids of several texts, uncut and unpadded: a list of lists of ints."""
+        """Returns the token ids of several texts, uncut and unpadded: a list of lists of ints.
+
+        Example:
+        ```python
+        tokenizer.token_id_rows(["In the beginning", "And"])
+        ```
+        """
         ids = self.tokenize(texts)
         return ids.to_list() if hasattr(ids, "to_list") else ids
 
@@ -148,6 +168,11 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
 
         Raises:
             ValueError: the vocabulary lacks one of them.
+
+        Example:
+        ```python
+        start_of_turn, end_of_turn = tokenizer.control_token_ids()
+        ```
         """
         ids = {token: self.token_to_id(token) for token in (self.start_of_turn, self.end_token2)}
         for token, id in ids.items():
@@ -171,6 +196,11 @@ class RGemmaTokenizer(WrapsProcessors, keras_hub.tokenizers.SentencePieceTokeniz
 
         Returns:
             list of ints.
+
+        Example:
+        ```python
+        tokenizer.turn_token_ids("user", "What is a river?", is_first=True)
+        ```
         """
         between = [] if is_first else self.literal_token_ids("\n")
         start_of_turn, _ = self.control_token_ids()

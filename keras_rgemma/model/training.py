@@ -12,7 +12,6 @@ from keras import ops
 from keras_rgemma.backend import implementation_key
 from keras_rgemma.checkpoints import backup
 from keras_rgemma.files import new_file
-from keras_rgemma.keras_internals.layers import variables_created_trainable
 from keras_rgemma.keras_internals.parameters import normal_tensors
 from keras_rgemma.keras_internals.steps import RecoverableSteps, recovers
 from keras_rgemma.keras_internals.training import (
@@ -109,6 +108,13 @@ class Training(RecoverableSteps):
                 of a mesh does not divide the rows of a batch.
             RuntimeError: several processes would train a model each (see
                 docs/several_processes.md).
+
+        Example:
+        ```python
+        lm.fit(["The quick brown fox.", "Call me Ishmael."], batch_size=2)
+        lm.fit({"prompts": ["What is a fox?"], "responses": [" An animal."]}, epochs=2)
+        lm.fit(lm.preprocessor(["In the beginning"]))
+        ```
         """
         arguments = {
             "x": x,
@@ -144,7 +150,13 @@ class Training(RecoverableSteps):
         sample_weight: Any | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Computes the loss and metrics on data in any form that `fit` takes."""
+        """Computes the loss and metrics on data in any form that `fit` takes.
+
+        Example:
+        ```python
+        lm.evaluate(["The quick brown fox.", "Call me Ishmael."], return_dict=True)
+        ```
+        """
         arguments = {"x": x, "y": y, "batch_size": batch_size, "sample_weight": sample_weight}
         if nested_evaluation(kwargs):  # `fit` has read these data
             return super().evaluate(**arguments, **kwargs)
@@ -158,7 +170,13 @@ class Training(RecoverableSteps):
     @in_distribution
     @recovers
     def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does."""
+        """Computes the logits [B, T, V] of examples, one a row, as `keras.Model.predict` does.
+
+        Example:
+        ```python
+        logits = lm.predict(["The quick brown fox."])
+        ```
+        """
         processes.check("predict")
         arguments = {"x": x, "batch_size": batch_size, **kwargs}
         arguments, is_read = examples.predict_arguments(self, arguments)
@@ -178,6 +196,12 @@ class Training(RecoverableSteps):
         A file gets its name when it is complete: with `keras.callbacks.BackupAndRestore`, training
         that is killed at any moment continues from the last complete backup. (With an int as its
         `save_freq`, Keras begins the epoch of the last backup anew.)
+
+        Example:
+        ```python
+        lm.save_weights("model.weights.h5")
+        lm.load_weights("model.weights.h5")
+        ```
         """
         is_file = str(filepath).endswith(".weights.h5") and "://" not in str(filepath)
         if not (is_file and overwrite) or kwargs.get("max_shard_size"):
@@ -190,12 +214,7 @@ class Training(RecoverableSteps):
 
     @reads
     def load_weights(self, filepath: StrPath, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """Loads weights, as `keras.Model.load_weights` does.
-
-        Raises:
-            ValueError: the file has LoRA of another rank (no weight has changed), or weights of
-                another model (A and B have not changed).
-        """
+        """Loads weights for `OptimizerState.load_weights`, and keeps A and B of LoRA whole."""
         with files.keeping_lora(self.backbone, filepath, skip_mismatch):
             super().load_weights(filepath, skip_mismatch, **kwargs)
 
@@ -273,6 +292,12 @@ class Training(RecoverableSteps):
         """Writes the weights into their variables in a callback of `fit`.
 
         Between the batches of an epoch, Keras on JAX keeps the weights elsewhere.
+
+        Example:
+        ```python
+        sync = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: lm.sync_weights())
+        lm.fit(["In the beginning"], callbacks=[sync])
+        ```
         """
         sync_weights(self)
 
@@ -285,7 +310,7 @@ class Training(RecoverableSteps):
 
     def make_train_function(self, force: bool = False) -> Any:
         processes.check("fit")  # for `train_on_batch`, too
-        self._check_optimizer()
+        self.check_optimizer()
         if self.optimizer is not None and not self.optimizer.built:
             # TensorFlow traces a step again if it makes the optimizer's variables.
             self.optimizer.build(self.trainable_variables)
@@ -308,29 +333,6 @@ class Training(RecoverableSteps):
         before = getattr(self._compile_keys, name, ())
         setattr(self._compile_keys, name, key)
         return len(before) != len(key) or not all(map(operator.is_, before, key))
-
-    def _check_optimizer(self) -> None:
-        """Makes the optimizer anew if it was built for other weights and has made no step.
-
-        Raises:
-            ValueError: the optimizer was built for other weights and has made a step.
-        """
-        optimizer = getattr(self, "optimizer", None)
-        if optimizer is None or not optimizer.built:
-            return
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        built_for = {id(variable) for variable in variables_created_trainable(inner)}
-        if built_for == {id(variable) for variable in self.trainable_variables}:
-            return
-        # With accumulated gradients `iterations` counts updates, and the variable steps.
-        counters = [x for x in optimizer.variables if x.path.rpartition("/")[2] == "iteration"]
-        if any(int(ops.convert_to_numpy(counter.value)) for counter in counters):
-            raise ValueError(
-                "Other weights are trained now than those that the optimizer was made for, as "
-                "after `enable_lora` or `merge_lora`. Call `compile` before `fit`."
-            )
-        self.optimizer = type(optimizer).from_config(optimizer.get_config())
-        self.optimizer.build(self.trainable_variables)
 
 
 def callbacks_of(callbacks: Any) -> list[keras.callbacks.Callback]:

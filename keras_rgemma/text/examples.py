@@ -10,6 +10,7 @@ from keras_rgemma.text.forms import (
     as_list,
     column_names,
     describe_names,
+    is_iterable,
     is_missing,
     is_row,
     is_text,
@@ -128,7 +129,7 @@ def read_element(
         return _read_entries("messages", [element], start)
     if column_names(element) is not None:
         return read_table(element, columns, start)
-    if is_missing(element) or not _is_iterable(element):
+    if is_missing(element) or not is_iterable(element):
         raise no_example(element, start)
     values = element if isinstance(element, tuple) else as_list(element)
     if isinstance(element, tuple) or _is_ids(values) or holds_turns(values):
@@ -155,7 +156,7 @@ def read_example(value: Any, columns: Mapping[str, str], index: int) -> Example:
         if is_batch:
             raise no_example(value, index, "Pass a table or a dict of columns by itself. ")
         return examples[0]
-    if is_missing(value) or not _is_iterable(value):
+    if is_missing(value) or not is_iterable(value):
         raise no_example(value, index)
     values = value if is_row(value) or isinstance(value, tuple) else as_list(value)
     if holds_turns(values):
@@ -291,7 +292,7 @@ def _read_entries(kind: str, columns: Sequence[Any], start: int) -> tuple[list[E
 
 def _entries(value: Any) -> tuple[list[Any], bool]:
     """Lists the values of a column, or a single value; also returns whether it is a column."""
-    if is_text(value) or is_missing(value) or not _is_iterable(value):
+    if is_text(value) or is_missing(value) or not is_iterable(value):
         return [value], False
     if is_row(value) and not holds_turns(value):
         return [value], False
@@ -337,7 +338,7 @@ def _is_column_pair(element: Any) -> bool:
         isinstance(element, tuple)
         and len(element) == 2
         and not any(is_text(column) or is_row(column) for column in element)
-        and all(_is_iterable(column) and is_text((as_list(column) or [0])[0]) for column in element)
+        and all(is_iterable(column) and is_text((as_list(column) or [0])[0]) for column in element)
     )
 
 
@@ -347,7 +348,3 @@ def _is_ids(values: Any) -> bool:
     return is_list and all(
         isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in values
     )
-
-
-def _is_iterable(value: object) -> bool:
-    return any(hasattr(value, name) for name in ("__iter__", "__array__", "to_pylist"))

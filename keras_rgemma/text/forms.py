@@ -93,6 +93,11 @@ def is_row(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
+def is_iterable(value: object) -> bool:
+    """Returns whether a value holds several, in any form that `as_list` reads."""
+    return any(hasattr(value, name) for name in ("__iter__", "__array__", "to_pylist"))
+
+
 def column_names(table: Any) -> list[Any] | None:
     """Lists the names of the columns of a table or dict; returns None for anything else."""
     if is_row(table):

@@ -78,7 +78,14 @@ class LongTexts(RGemmaCausalLM):
         return cls(RGemmaCausalLM.from_config(parts), **config)
 
     def reset(self) -> None:
-        """Forgets the rows of the last batch."""
+        """Forgets the rows of the last batch.
+
+        Example:
+        ```python
+        long = keras_rgemma.finetuning.LongTexts(lm, batch_size=1)
+        long.reset()
+        ```
+        """
         for variable in self._carried:
             variable.assign(ops.zeros(variable.shape, variable.dtype))
 
@@ -92,6 +99,12 @@ class LongTexts(RGemmaCausalLM):
         Returns:
             `(x, y, sample_weight)` of arrays [N * B, T]: rows B k to B (k + 1) are a batch, whose
             rows continue the rows of the batch before.
+
+        Example:
+        ```python
+        long = keras_rgemma.finetuning.LongTexts(lm, batch_size=2)
+        x, y, sample_weight = long.pieces(["In the beginning", "And God said"], length=4)
+        ```
         """
         preprocessor = self._tokens_of
         length = check_count("length", length)
@@ -123,6 +136,14 @@ class LongTexts(RGemmaCausalLM):
 
         Raises:
             ValueError: the rows are no whole batches, or one of these two arguments was passed.
+
+        Example:
+        ```python
+        long = keras_rgemma.finetuning.LongTexts(lm, batch_size=1)
+        long.compile(keras_rgemma.finetuning.AdamW(1e-4))
+        x, y, sample_weight = long.pieces(["In the beginning was the word"], length=4)
+        long.fit(x, y, sample_weight=sample_weight, epochs=2)
+        ```
         """
         for rows in (y, *(validation_data or ())[1:2]):
             self._check(rows, kwargs)
@@ -141,7 +162,15 @@ class LongTexts(RGemmaCausalLM):
     def evaluate(
         self, x: Any, y: Any = None, sample_weight: Any | None = None, **kwargs: Any
     ) -> Any:
-        """Computes the loss and metrics on pieces in their order, from the beginning."""
+        """Computes the loss and metrics on pieces in their order, from the beginning.
+
+        Example:
+        ```python
+        long = keras_rgemma.finetuning.LongTexts(lm, batch_size=1)
+        x, y, sample_weight = long.pieces(["In the beginning was the word"], length=4)
+        long.evaluate(x, y, sample_weight=sample_weight, return_dict=True)
+        ```
+        """
         if not nested_evaluation(kwargs):
             self._check(y, kwargs)
         before = [ops.copy(variable.value) for variable in self._carried]

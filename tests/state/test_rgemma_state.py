@@ -20,8 +20,8 @@ import keras_rgemma
 import tiny
 from generation import plain
 from keras_rgemma import RGemmaState
+from keras_rgemma.state import continuing
 from keras_rgemma.state import file as state_file
-from keras_rgemma.state import rgemma_state
 from keras_rgemma.state.fingerprint import Fingerprint
 
 W = plain.WINDOW
@@ -348,7 +348,7 @@ def test_what_does_not_fit_is_refused(lm, monkeypatch):
     contrastive.compile(sampler="contrastive")
     with pytest.raises(ValueError, match=r"Contrastive search.*state"):
         contrastive.generate(inputs, state=state[0], **limits)
-    monkeypatch.setattr(rgemma_state, "MOST_TOKENS", 50)
+    monkeypatch.setattr(continuing, "MOST_TOKENS", 50)
     with pytest.raises(ValueError, match=r"at most 50 tokens\. This has 53"):
         lm.prefill(np.repeat(TEXT[:10], 5), state=state[0])
     with pytest.raises(ValueError, match="at most 50 tokens"):
