@@ -145,10 +145,9 @@ def main():
         for backend in args.backends or BACKENDS:
             results[backend] = smoke(wheel, backend, folder)
             shutil.rmtree(pathlib.Path(folder) / backend)
-    text = report(results)
-    print(text)
-    if args.write:
-        REPORT.write_text(text, encoding="utf-8")
+            if args.write:  # what is done stays, whatever happens to the next one
+                REPORT.write_text(report(results), encoding="utf-8")
+    print(report(results))
 
 
 if __name__ == "__main__":
