@@ -8,7 +8,6 @@ from keras_rgemma.distribution import compiling
 
 QUESTIONS = [
     {"question": "What is a lighthouse?", "choices": ["a house", "a light at sea"], "answer": 1},
-    {"question": "What is a river?", "choices": ["water", "a stone", "bread"], "answer": 0},
 ]
 
 
