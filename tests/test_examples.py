@@ -61,7 +61,10 @@ def test_finetuning(script, options, monkeypatch, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_train_rgemma_tiny(tmp_path, monkeypatch, capsys):
-    """On a few tokens, two steps and two more; the preset that it writes answers."""
+    """On a few tokens, two steps and two more; the preset that it writes answers.
+
+    A run that is killed goes on to the same result.
+    """
     spec = importlib.util.spec_from_file_location("train", EXAMPLES / "train_rgemma_tiny/train.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -90,3 +93,39 @@ def test_train_rgemma_tiny(tmp_path, monkeypatch, capsys):
     assert lm.generate("The quick", max_new_tokens=3).startswith("The quick")
     metadata = json.loads((tmp_path / "preset" / "metadata.json").read_text())
     assert metadata["weights"] == "embedded"
+
+    def arrays(name):
+        with np.load(data / f"{name}.checkpoint.npz") as file:
+            return dict(file)
+
+    def killed(model, *arguments, **options):
+        if int(model.optimizer.iterations) == 3:
+            raise KeyboardInterrupt
+        return train_on_batch(model, *arguments, **options)
+
+    # Killed after three steps of four, of which the first two are in the file.
+    four = ("--steps", 4, "--checkpoint_every", 2, "--start", start, "--name")
+    train_on_batch = RGemmaCausalLM.train_on_batch
+    monkeypatch.setattr(RGemmaCausalLM, "train_on_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        result(*four, "killed")
+    assert arrays("killed")["step"] == 2
+    monkeypatch.setattr(RGemmaCausalLM, "train_on_batch", train_on_batch)
+    assert result(*four, "killed") == result(*four, "whole")
+    resumed, whole = arrays("killed"), arrays("whole")
+    assert resumed.keys() == whole.keys() and len(whole) > 20
+    for key, value in whole.items():
+        np.testing.assert_array_equal(resumed[key], value)
+
+    # A wider model that starts from a preset computes what the preset does.
+    monkeypatch.setitem(script.ARCHITECTURE, "intermediate_dim", 48)
+    wider = script.build("rgemma")
+    script.fill(wider, tmp_path / "preset")
+    inputs = script.model_inputs("rgemma", np.arange(4, 12)[None], np.ones((1, 8), "int32"))
+    assert wider.count_params() > lm.count_params()
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(wider.backbone(inputs)),
+        keras.ops.convert_to_numpy(lm.backbone(inputs)),
+        rtol=1e-5,
+        atol=1e-5,
+    )
