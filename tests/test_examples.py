@@ -118,8 +118,7 @@ def test_train_rgemma_tiny(tmp_path, monkeypatch, capsys):
         np.testing.assert_array_equal(resumed[key], value)
 
     # A wider model that starts from a preset computes what the preset does.
-    monkeypatch.setitem(script.ARCHITECTURE, "intermediate_dim", 48)
-    wider = script.build("rgemma")
+    wider = script.build("rgemma", intermediate_dim=56)
     script.fill(wider, tmp_path / "preset")
     inputs = script.model_inputs("rgemma", np.arange(4, 12)[None], np.ones((1, 8), "int32"))
     assert wider.count_params() > lm.count_params()
