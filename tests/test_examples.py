@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import tiny
+from backend_independent import backend_independent
 from keras_rgemma import RGemmaCausalLM
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
@@ -59,9 +60,9 @@ def test_finetuning(script, options, monkeypatch, capsys, tmp_path):
         assert (tmp_path / options[1]).exists()
 
 
-@pytest.mark.slow
-def test_train_rgemma_tiny(tmp_path, monkeypatch, capsys):
-    """On a few tokens, two steps and two more; the preset that it writes answers."""
+@pytest.fixture
+def training(tmp_path, monkeypatch, capsys):
+    """`train.py`, the folder of its data, and a function that runs two steps on a few tokens."""
     spec = importlib.util.spec_from_file_location("train", EXAMPLES / "train_rgemma_tiny/train.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -81,6 +82,13 @@ def test_train_rgemma_tiny(tmp_path, monkeypatch, capsys):
         script.main()
         return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
+    return script, data, result
+
+
+@pytest.mark.slow
+def test_train_rgemma_tiny(training, tmp_path):
+    """Two steps and two more; the preset that it writes answers."""
+    _, data, result = training
     start = data / "rgemma.weights.h5"
     more = ("--start", start, "--streams", "train", "common", "--out", tmp_path / "preset")
     for found in (result(), result(*more)):
@@ -90,3 +98,49 @@ def test_train_rgemma_tiny(tmp_path, monkeypatch, capsys):
     assert lm.generate("The quick", max_new_tokens=3).startswith("The quick")
     metadata = json.loads((tmp_path / "preset" / "metadata.json").read_text())
     assert metadata["weights"] == "embedded"
+
+
+@backend_independent
+@pytest.mark.slow
+def test_training_that_was_killed_goes_on_to_the_same_result(training, monkeypatch):
+    _, data, result = training
+
+    def arrays(name):
+        with np.load(data / f"{name}.checkpoint.npz") as file:
+            return dict(file)
+
+    def killed(model, *arguments, **options):
+        if int(model.optimizer.iterations) == 3:
+            raise KeyboardInterrupt
+        return train_on_batch(model, *arguments, **options)
+
+    # Killed after three steps of four, of which the first two are in the file.
+    four = ("--steps", 4, "--checkpoint_every", 2, "--name")
+    train_on_batch = RGemmaCausalLM.train_on_batch
+    monkeypatch.setattr(RGemmaCausalLM, "train_on_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        result(*four, "killed")
+    assert arrays("killed")["step"] == 2
+    monkeypatch.setattr(RGemmaCausalLM, "train_on_batch", train_on_batch)
+    assert result(*four, "killed") == result(*four, "whole")
+    resumed, whole = arrays("killed"), arrays("whole")
+    assert resumed.keys() == whole.keys() and len(whole) > 20
+    for key, value in whole.items():
+        np.testing.assert_array_equal(resumed[key], value)
+
+
+@backend_independent
+def test_a_wider_model_starts_as_the_preset(training, tmp_path):
+    script, _, _ = training
+    lm = RGemmaCausalLM(script.build("rgemma").backbone, tiny.preprocessor())
+    lm.save_to_preset(tmp_path / "preset")
+    wider = script.build("rgemma", intermediate_dim=56)
+    script.fill(wider, tmp_path / "preset")
+    inputs = script.model_inputs("rgemma", np.arange(4, 12)[None], np.ones((1, 8), "int32"))
+    assert wider.count_params() > lm.count_params()
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(wider.backbone(inputs)),
+        keras.ops.convert_to_numpy(lm.backbone(inputs)),
+        rtol=1e-5,
+        atol=1e-5,
+    )

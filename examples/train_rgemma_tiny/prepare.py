@@ -1,15 +1,18 @@
 """Make the training data and the tokenizer of the embedded preset `rgemma_tiny_en`.
 
     apt-get install wordnet-base bible-kjv bible-kjv-text
+    pip install wordfreq==3.1.1
     python examples/train_rgemma_tiny/prepare.py --out build/rgemma_tiny_en
 
 Two sources, both free to use (their licences: presets/rgemma_tiny_en/LICENSES.md): WordNet's
 glosses as questions and answers in Gemma's instruction format, and the King James Bible as plain
 text, one chapter a document. Writes tokenizer.model; train.npy, heldout.npy, heldout_wordnet.npy
 and heldout_bible.npy, flat uint16 streams of `<bos> document <eos>`; common.npy, those documents
-of train.npy that ask for words of everyday life, nouns four times, with a third of the Bible; and
-stats.json. The result depends on the sources alone. With
-wordnet-base 1:3.0-37, bible-kjv-text 4.38 and sentencepiece 0.2.3 it takes 20 seconds and prints
+of train.npy that ask for words of everyday life, nouns four times, with a third of the Bible;
+talk.npy, the 2,100 commonest words in many phrasings, without what is held out; quiz.json, the
+questions of quiz.py; and stats.json. The result depends on the sources alone. With wordnet-base
+1:3.0-37, bible-kjv-text 4.38, sentencepiece 0.2.3 and wordfreq 3.1.1, which chooses the words, it
+takes half a minute and prints
 
     split    source   documents   tokens     bytes  bytes/token
     train    wordnet     115299  5325514  20861909         3.92
@@ -33,8 +36,10 @@ from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
+from quiz import make_quiz
 from sentencepiece import sentencepiece_model_pb2
-from wordnet import LIGHTHOUSE, digest, questions_and_answers
+from wordnet import LIGHTHOUSE, digest, questions_and_answers, read_synsets
+from words import capitals, common_words, talk
 
 PACKAGES = "wordnet-base bible-kjv bible-kjv-text"
 SOURCES = ("wordnet", "bible")
@@ -92,6 +97,20 @@ def common_documents(documents, folder):
     return [document for _, _, document in repeated]
 
 
+def talk_documents(folder, held_out):
+    """The common words, and documents that ask for them in many phrasings, in a mixed order.
+
+    What a held-out document says is in none of them.
+    """
+    synsets = list(read_synsets(folder))
+    words = common_words(folder, synsets, held_out)
+    pairs = sorted(
+        (digest(f"{i}{question}"), question, answer)
+        for i, (question, answer) in enumerate(talk(words, capitals(synsets, held_out)))
+    )
+    return words, [Document("talk", q, TURNS.format(q, a)) for _, q, a in pairs]
+
+
 def train_tokenizer(texts, model_type):
     """A SentencePiece model with Gemma's special ids, as bytes, in which no path is recorded."""
     model = io.BytesIO()
@@ -137,6 +156,10 @@ def write(documents, out, model_type, folder):
     (out / "tokenizer.model").write_bytes(model)
     common = token_stream(tokenizer, common_documents(splits["train"], folder))
     np.save(out / "common.npy", common)
+    held_out = "\n".join(document.text for document in splits["heldout"])
+    words, talks = talk_documents(folder, held_out)
+    np.save(out / "talk.npy", token_stream(tokenizer, talks))
+    (out / "quiz.json").write_text(json.dumps(make_quiz(words), indent=1) + "\n")
     stats = {"tokenizer": {"model_type": model_type, "vocabulary_size": len(tokenizer)}}
     for split, members in splits.items():
         np.save(out / f"{split}.npy", token_stream(tokenizer, members))

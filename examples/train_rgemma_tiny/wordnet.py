@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple
 
 PARTS_OF_SPEECH = {"adj": "an adjective", "adv": "an adverb", "noun": "a noun", "verb": "a verb"}
+LETTERS = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}  # of a pointer
 LIGHTHOUSE = "lighthouse"  # the README and the tests ask for it: always under this name
 
 # WordNet does not say which nouns take an article; its lexicographer files (lexnames(5WN)) and the
@@ -31,7 +32,11 @@ THE = re.compile(r"(?:\d+(?:st|nd|rd|th)|capital|largest|type genus|most|first|s
 
 
 class Synset(NamedTuple):
-    """One meaning; `first` are those of its lemmas whose most frequent meaning it is."""
+    """One meaning; `first` are those of its lemmas whose most frequent meaning it is.
+
+    `key` names it. `pointers` are relations ("@" leads to a hypernym, "!" to an opposite), each
+    with the key of the other synset and four hexadecimal digits: the numbers of the two lemmas.
+    """
 
     pos: str
     lexicographer_file: str
@@ -39,6 +44,8 @@ class Synset(NamedTuple):
     lemmas: list
     first: list
     gloss: str
+    key: tuple
+    pointers: list
 
 
 def digest(text):
@@ -66,11 +73,18 @@ def read_synsets(folder):
             lemmas = [re.sub(r"\(\w+\)$", "", lemma) for lemma in lemmas]  # "galore(ip)"
             for lemma in lemmas:  # by the spelling with its capitals: Turkey is not turkey
                 best[lemma] = min(best.get(lemma, 99), rank[lemma.lower(), offset])
-            entries.append((offset, lexicographer_file, "@i" in rest, lemmas, gloss))
-        for offset, lexicographer_file, is_instance, lemmas, gloss in entries:
+            entries.append((offset, lexicographer_file, rest, lemmas, gloss))
+        for offset, lexicographer_file, rest, lemmas, gloss in entries:
             first = [lemma for lemma in lemmas if rank[lemma.lower(), offset] == best[lemma]]
             words = [[lemma.replace("_", " ") for lemma in group] for group in (lemmas, first)]
-            yield Synset(pos, lexicographer_file, is_instance, *words, gloss)
+            first_pointer = 2 * len(lemmas) + 1
+            fields = rest[first_pointer : first_pointer + 4 * int(rest[first_pointer - 1])]
+            pointers = [
+                (fields[i], (LETTERS[fields[i + 2]], fields[i + 1]), fields[i + 3])
+                for i in range(0, len(fields), 4)
+            ]
+            synset = (pos, lexicographer_file, "@i" in rest, *words, gloss)
+            yield Synset(*synset, (pos, offset), pointers)
 
 
 def split_gloss(gloss):
