@@ -14,7 +14,8 @@ import keras
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-from keras_rgemma.evaluation.folder import ANSWERS, EvaluationFolder
+from keras_rgemma.config import check_count
+from keras_rgemma.evaluation.folder import EvaluationFolder
 from keras_rgemma.evaluation.harness import NAME, HarnessModel
 from keras_rgemma.evaluation.report import Line, Report, average
 from keras_rgemma.evaluation.suites import AVERAGE, Row, published, rows_of
@@ -53,7 +54,7 @@ _tasks_with = functools.cache(_Tasks)
 
 
 def evaluate(
-    preset: str,
+    preset: StrPath,
     suite: str | Iterable[str] = "model-card",
     output: StrPath | None = None,
     *,
@@ -76,7 +77,7 @@ def evaluate(
     Everything is kept in a folder as it comes: the same call after a break asks no question again.
 
     Args:
-        preset: str, a name, folder or handle as of `from_preset`.
+        preset: str or path, a name, folder or handle as of `from_preset`.
         suite: str or iterable of str: "model-card" or "safety", the tables of the published model
             cards, or names of tasks of the harness.
         output: str or path of a folder; None for `evaluation-PRESET` in the working directory.
@@ -109,6 +110,15 @@ def evaluate(
     print(report)
     ```
     """
+    preset = str(preset)
+    if limit is not None:
+        check_count("limit", limit)
+    if num_fewshot is not None and num_fewshot < 0:
+        raise ValueError(f"`num_fewshot` must be 0 or more. Received: {num_fewshot!r}.")
+    if include_path is not None and not os.path.isdir(include_path):
+        raise ValueError(
+            f"`include_path` must be a folder with tasks. Received: {str(include_path)!r}."
+        )
     tasks = _tasks_with(include_path=None if include_path is None else str(include_path))
     suite, rows = rows_of(suite, tasks.all_tasks)
     compared = published(suite, preset, column)
@@ -128,6 +138,16 @@ def evaluate(
         },
     )
     model = None
+
+    def loaded() -> HarnessModel:
+        nonlocal model
+        if model is None:
+            model = HarnessModel(
+                preset, batch_size, dtype, revision, quantize, library, progress=progress
+            )
+            folder.check_weights(_weights_of(model))
+        return model
+
     lines = []
     for place, row in enumerate(rows, start=1):
         shots = row.num_fewshot if num_fewshot is None else num_fewshot
@@ -140,6 +160,8 @@ def evaluate(
         if progress:
             done = ", done before" if result else ""
             print(f"[{place}/{len(rows)}] {row.name}{done}", file=sys.stderr, flush=True)
+        if result and os.path.isdir(preset):
+            loaded()  # a model may have been saved anew under the name
         if result is None:
             try:
                 tasks.prepare(row.task)
@@ -147,24 +169,21 @@ def evaluate(
                 reason = f"the task could not be loaded: {error}"
                 lines.append(_line_without(row, shots, compared, reason))
                 continue
-            if model is None:
-                model = HarnessModel(
-                    preset, batch_size, dtype, revision, quantize, library, progress=progress
-                )
-                folder.check_weights(_weights_of(model))
+            loaded()
             start = time.monotonic()
-            results = lm_eval.simple_evaluate(
-                model=model,
-                tasks=[row.task],
-                task_manager=tasks,
-                num_fewshot=shots,
-                limit=limit,
-                use_cache=str(folder.path / ANSWERS),
-                log_samples=False,
-                apply_chat_template=apply_chat_template,
-                system_instruction=system_instruction,
-                confirm_run_unsafe_code=run_unsafe_code,
-            )
+            with folder.answers() as store:
+                results = lm_eval.simple_evaluate(
+                    model=model,
+                    tasks=[row.task],
+                    task_manager=tasks,
+                    num_fewshot=shots,
+                    limit=limit,
+                    use_cache=store,
+                    log_samples=False,
+                    apply_chat_template=apply_chat_template,
+                    system_instruction=system_instruction,
+                    confirm_run_unsafe_code=run_unsafe_code,
+                )
             result = {**_of_task(results, row.task), "seconds": time.monotonic() - start}
             folder.write(name, result)
         lines += _lines(row, result, compared)
@@ -251,7 +270,7 @@ def _lines(row: Row, result: dict[str, Any], compared: dict[str, float | None]) 
 
 
 def _weights_of(model: HarnessModel) -> str | None:
-    """Identifies the weights of a model; None for one of another architecture."""
+    """Identifies the weights of a model; None for one of KerasHub."""
     return fingerprint(model.lm.backbone).checksums if model.has_state else None
 
 

@@ -82,6 +82,7 @@ class HarnessModel(LM):
     ) -> None:
         super().__init__()
         del device, max_batch_size
+        self.batch_size = _batch_size(batch_size)
         lm = pretrained
         if isinstance(pretrained, str):
             lm = _load(pretrained, library, dtype=dtype, revision=revision)
@@ -96,7 +97,6 @@ class HarnessModel(LM):
         self.has_state = isinstance(lm, RGemmaCausalLM)
         self.lm = lm if self.has_state else HubModel(lm)
         self.tokenizer = lm.preprocessor.tokenizer
-        self.batch_size = _batch_size(batch_size)
         self.shares_prefixes = shares_prefixes and self.has_state
         self._sampler = None
         self.max_gen_toks = max_gen_toks

@@ -100,7 +100,7 @@ def read_report(folder: StrPath) -> Report:
     """Reads the report in the folder of an evaluation.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is not whole.
     """
     path = pathlib.Path(folder) / "report.json"
     if not path.is_file():
@@ -108,13 +108,19 @@ def read_report(folder: StrPath) -> Report:
             f"{str(folder)!r} holds no report.json. Name the folder of an evaluation that has "
             "ended."
         )
-    return Report.from_dict(read_json(path))
+    try:
+        return Report.from_dict(read_json(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no report of an evaluation. Run the command that wrote it again."
+        ) from error
 
 
 def side_by_side(reports: Sequence[Report]) -> str:
     """Writes the measured results of several models into one table in Markdown.
 
-    A row has the models that were asked alike: the same task, examples and metric.
+    A row has the models that were asked alike: the same task, questions, examples and metric, as
+    turns or not, and with the same system instruction.
 
     Args:
         reports: sequence of `Report`; the rows are those of the first.
@@ -122,10 +128,10 @@ def side_by_side(reports: Sequence[Report]) -> str:
     Returns:
         str.
     """
-    found = [{_key(line): line for line in report.lines} for report in reports]
+    found = [{_key(report, x): x for x in report.lines} for report in reports]
     rows = [["", *(report.preset for report in reports)]]
     for line in reports[0].lines:
-        same = [lines.get(_key(line)) for lines in found]
+        same = [lines.get(_key(reports[0], line)) for lines in found]
         rows.append([_name_in_table(line), *(_measured(x) if x else "" for x in same)])
     return _table(rows)
 
@@ -155,9 +161,10 @@ def average(name: str, lines: list[Line], published: float | None) -> Line:
     )
 
 
-def _key(line: Line) -> tuple[Any, ...]:
+def _key(report: Report, line: Line) -> tuple[Any, ...]:
     """Identifies what was asked, and how."""
-    return line.name, line.task, line.num_fewshot, line.metric
+    how = (report.settings.get(name) for name in ("chat template", "system"))
+    return line.name, line.task, line.num_fewshot, line.metric, line.num_samples, *how
 
 
 def _name_in_table(line: Line) -> str:

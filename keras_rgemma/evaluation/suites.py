@@ -126,9 +126,14 @@ def published(suite: str, preset: str, column: str | None = None) -> dict[str, f
         A dict of the names of rows and percentages; empty where nothing was published.
 
     Raises:
-        ValueError: the table has no such column.
+        ValueError: the table has no such column, or the suite no table.
     """
     if suite not in _TABLES:
+        if column is not None:
+            raise ValueError(
+                f"`column` compares with the table of a suite, {' or '.join(map(repr, SUITES))}. "
+                f"Received {column!r} with suite={suite!r}, of which nothing is published."
+            )
         return {}
     table = model_cards()[_TABLES[suite]]
     if column is None:
@@ -137,7 +142,7 @@ def published(suite: str, preset: str, column: str | None = None) -> dict[str, f
         return {} if column is None else table[column]
     if column not in table:
         raise ValueError(
-            f"`published` must be a column of the {suite} table: {', '.join(table)}. "
+            f"`column` must be a column of the {suite} table: {', '.join(table)}. "
             f"Received: {column!r}."
         )
     return table[column]
@@ -175,7 +180,7 @@ def rows_of(suite: str | Iterable[str], known: Iterable[str]) -> tuple[str, tupl
     known = {*known}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, *SUITES], n=3)
+            near = [] if name in SUITES else difflib.get_close_matches(name, [*known, *SUITES], n=3)
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ValueError(
                 f"`suite` must be {' or '.join(map(repr, SUITES))}, one of them alone, or tasks of "

@@ -17,7 +17,7 @@ from keras_rgemma.cli import main
 from keras_rgemma.evaluation import evaluate as module
 from keras_rgemma.evaluation.evaluate import evaluate
 from keras_rgemma.evaluation.harness import HarnessModel
-from keras_rgemma.evaluation.report import Line, average
+from keras_rgemma.evaluation.report import Line, Report, average, read_report, side_by_side
 from keras_rgemma.evaluation.suites import (
     BENCHMARKS,
     SAFETY,
@@ -26,6 +26,7 @@ from keras_rgemma.evaluation.suites import (
     published,
     rows_of,
 )
+from keras_rgemma.model.causal_lm import RGemmaCausalLM
 
 PRESET = "rgemma_tiny_en"
 NAMES = ["rgemma_choice", "rgemma_generation"]
@@ -76,13 +77,15 @@ def test_published_facts_are_those_of_the_cards():
     assert published("model-card", "my_preset", "Gemma 2B")["MMLU"] == 42.3
     with pytest.raises(ValueError, match=r"RecurrentGemma 2B, .* Received: 'Gemma 3'"):
         published("model-card", "my_preset", "Gemma 3")
+    with pytest.raises(ValueError, match=r"`column` compares with .*suite='piqa'"):
+        published("piqa", "my_preset", "Gemma 2B")
 
 
 def test_a_suite_names_tasks():
     assert rows_of("model-card", [])[1] == BENCHMARKS
     assert rows_of(["b", " a", "b"], "ab") == ("b,a", (Row("b", "b"), Row("a", "a")))
     for wrong in ("hellaswaq", "safety,piqa"):
-        with pytest.raises(ValueError, match="Did you mean"):
+        with pytest.raises(ValueError, match=r"Did you mean|Received: 'safety'\.$"):
             rows_of(wrong, ["hellaswag", "piqa"])
     with pytest.raises(ValueError, match="names no task"):
         rows_of(" ,", ["piqa"])
@@ -129,6 +132,63 @@ def test_other_weights_and_other_folders_are_refused(tasks, tmp_path):
         evaluate(PRESET, NAMES, tasks, include_path=tasks)
     with pytest.raises(ValueError, match="must be a folder"):
         evaluate(PRESET, NAMES, settings, include_path=tasks)
+
+
+def test_options_are_checked_before_a_model_is_loaded(tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HarnessModel", None)
+    for name, value in {"limit": 0, "num_fewshot": -1, "include_path": "nowhere"}.items():
+        options = {"include_path": tasks, name: value}
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            evaluate(PRESET, NAMES[:1], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"`batch_size` must be .* 'x'"):
+        HarnessModel("no_such_preset", batch_size="x")
+
+
+def test_a_broken_folder_goes_on_or_says_what_to_do(tasks, tmp_path, capsys):
+    """A mistyped option costs nothing; a cut result is made again, of the answers that are kept."""
+    out = tmp_path / "out"
+    options = {"include_path": tasks, "limit": 1, "progress": False}
+    with pytest.raises(ValueError, match="bfloat17"):
+        evaluate(PRESET, NAMES[:1], out, **options, dtype="bfloat17")
+    first = evaluate(PRESET, NAMES[:1], out, **options)
+    for text in ('{"task": "x", ', "{}"):
+        (out / f"{NAMES[0]}.json").write_text(text, encoding="utf-8")
+        assert evaluate(PRESET, NAMES[:1], out, **options).lines == first.lines
+    (out / "answers_rank0.db").write_text("{}", encoding="utf-8")
+    with pytest.raises(RuntimeError, match=r"answers_rank0.db' cannot be kept: file is not a dat"):
+        evaluate(PRESET, NAMES[1:], out, **options)
+    for text in ('{"preset": ', "{}"):
+        (out / "report.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"report.json'"):
+            read_report(out)
+    (out / "settings.json").write_text('{"preset": ', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"of the evaluation in .* delete that folder"):
+        evaluate(PRESET, NAMES[:1], out, **options)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_that_was_saved_anew_is_another_model(tasks, tmp_path):
+    lm = RGemmaCausalLM.from_preset(PRESET)
+    options = {"include_path": tasks, "limit": 1, "progress": False}
+    lm.save_to_preset(tmp_path / "preset")
+    evaluate(tmp_path / "preset", NAMES[:1], tmp_path / "out", **options)
+    evaluate(tmp_path / "preset", NAMES[:1], tmp_path / "out", **options)
+    embeddings = lm.backbone.token_embedding.embeddings
+    embeddings.assign(embeddings * 0.5)
+    lm.save_to_preset(tmp_path / "preset")
+    with pytest.raises(ValueError, match=r"of other settings .weights"):
+        evaluate(tmp_path / "preset", NAMES[:1], tmp_path / "out", **options)
+
+
+@backend_independent
+def test_rows_of_other_questions_are_not_joined():
+    def report(count, **settings):
+        return Report("a", "b", settings, (Line("c", "c", 0, "acc,none", 50.0, 1.0, None, count),))
+
+    table = side_by_side([report(9), report(2), report(9, system="x"), report(9)])
+    cells = [x.strip() for x in table.splitlines()[-1].strip("|").split("|")]
+    assert cells == ["c", "50.0 ± 1.0", "", "", "50.0 ± 1.0"]
 
 
 KILLED = """

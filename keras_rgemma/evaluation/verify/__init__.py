@@ -13,7 +13,7 @@ from keras_rgemma.checkpoints.folder import open_checkpoint, read_tokenizer
 from keras_rgemma.checkpoints.hub import WEIGHTS
 from keras_rgemma.checkpoints.presets import has_tokenizer, resolve_model
 from keras_rgemma.choices import BACKENDS
-from keras_rgemma.config import RGemmaConfig, check_count
+from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.evaluation.verify import memory
 from keras_rgemma.evaluation.verify.compare import TOLERANCES, compare
 from keras_rgemma.evaluation.verify.job import Job
@@ -88,7 +88,8 @@ def verify(
     """
     if dtype not in TOLERANCES:
         raise ValueError(f"`dtype` must be one of {list(TOLERANCES)}. Received: {dtype!r}.")
-    check_count("new_tokens", new_tokens + 1)
+    if new_tokens < 0:
+        raise ValueError(f"`new_tokens` must be 0 or more. Received: {new_tokens!r}.")
     chosen = _choose_backends(backends)
     reference = _choose_reference(reference)
     folder = _resolve(preset, revision)
