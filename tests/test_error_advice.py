@@ -16,7 +16,7 @@ from keras_rgemma.config import RGemmaConfig
 from keras_rgemma.evaluation.harness import HarnessModel
 from keras_rgemma.files import read_json
 from keras_rgemma.lora import adapters
-from keras_rgemma.state import rgemma_state
+from keras_rgemma.state import continuing
 from keras_rgemma.text.examples import read_examples
 
 pytestmark = backend_independent
@@ -85,9 +85,9 @@ def test_of_states(lm, state):
         (lambda: state[[[0]]], "Received: [[0]]. Write `state[0]`"),
         (lambda: keras_rgemma.RGemmaState.concatenate([]), "[]. `prefill` makes states"),
         (lambda: lm.generate("a", state=7), "Received: 7. `prefill`, "),
-        (lambda: rgemma_state.check_lengths([2**31]), "2,147,483,648. Begin anew with a part"),
+        (lambda: continuing.check_lengths([2**31]), "2,147,483,648. Begin anew with a part"),
         (
-            lambda: rgemma_state.prepend_carried_column(state, np.ones((2, 3)), PADDED),
+            lambda: continuing.prepend_carried_column(state, np.ones((2, 3)), PADDED),
             "a pad before a token in row 1. Move the pads",
         ),
     ):
