@@ -68,7 +68,7 @@ class HarnessModel(LM):
 
     def __init__(
         self,
-        pretrained: Any,
+        pretrained: Any = None,
         batch_size: int | str = 8,
         dtype: str | keras.DTypePolicy | None = None,
         revision: str | None = None,
@@ -83,6 +83,8 @@ class HarnessModel(LM):
         super().__init__()
         del device, max_batch_size
         self.batch_size = _batch_size(batch_size)
+        if pretrained is None:
+            raise ValueError("`pretrained` names the model: --model_args pretrained=rgemma_2b_en.")
         lm = pretrained
         if isinstance(pretrained, str):
             lm = _load(pretrained, library, dtype=dtype, revision=revision)
@@ -236,5 +238,6 @@ def _load(preset: str, library: str, **options: Any) -> Any:
 def _batch_size(value: int | str) -> int:
     """Reads a batch size, which the harness' command passes as a str."""
     if isinstance(value, str):
-        value = 8 if value == "auto" else int(value) if value.isdecimal() else value
+        is_auto = value.partition(":")[0] == "auto"  # "auto:4" asks other models again
+        value = 8 if is_auto else int(value) if value.isdecimal() else value
     return check_count("batch_size", value)

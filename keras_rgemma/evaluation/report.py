@@ -129,7 +129,7 @@ def side_by_side(reports: Sequence[Report]) -> str:
         str.
     """
     found = [{_key(report, x): x for x in report.lines} for report in reports]
-    rows = [["", *(report.preset for report in reports)]]
+    rows = [["", *map(_column, reports)]]
     for line in reports[0].lines:
         same = [lines.get(_key(reports[0], line)) for lines in found]
         rows.append([_name_in_table(line), *(_measured(x) if x else "" for x in same)])
@@ -165,6 +165,12 @@ def _key(report: Report, line: Line) -> tuple[Any, ...]:
     """Identifies what was asked, and how."""
     how = (report.settings.get(name) for name in ("chat template", "system"))
     return line.name, line.task, line.num_fewshot, line.metric, line.num_samples, *how
+
+
+def _column(report: Report) -> str:
+    """Names a model, with what tells it from another one of the same preset."""
+    parts = (report.preset, report.settings.get("dtype"), report.settings.get("quantize"))
+    return ", ".join(filter(None, parts))
 
 
 def _name_in_table(line: Line) -> str:

@@ -258,7 +258,7 @@ def test_models_stand_beside_each_other(tasks, tmp_path, capsys):
     assert main(list(map(str, command))) == 0
     table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
     head, _, *rows = [[x.strip() for x in line.strip("|").split("|")] for line in table if line]
-    assert head == ["", PRESET, PRESET, PRESET]
+    assert head == ["", *[f"{PRESET}, float32"] * 3]
     assert [x for x, *_ in rows] == [f"{NAMES[0]} acc", f"{NAMES[0]} acc_norm"]
     for (_, again, first, same), line in zip(rows, other.lines, strict=True):
         assert first == ""  # it was asked with examples

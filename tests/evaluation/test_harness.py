@@ -225,6 +225,9 @@ def test_a_missing_harness_and_bad_arguments_are_named(lm, monkeypatch, capsys):
     assert 'pip install "keras-rgemma[eval]"' in capsys.readouterr().err
     with pytest.raises(ValueError, match="must be a positive integer"):
         HarnessModel(lm, batch_size="x")
+    assert HarnessModel(lm, batch_size="auto:4").batch_size == 8
+    with pytest.raises(ValueError, match="pretrained=rgemma_2b_en"):
+        HarnessModel()
     with pytest.raises(ValueError, match="Received: 'flax'"):
         HarnessModel("rgemma_tiny_en", library="flax")
     with pytest.raises(ValueError, match="needs a preprocessor"):
