@@ -66,8 +66,11 @@ def arrays(sizes, mode):
 
 def test_the_layout_map_has_the_arguments_of_keras_hub():
     theirs, ours = (
-        list(inspect.signature(cls.get_layout_map).parameters.values())
-        for cls in (keras_hub.models.GemmaBackbone, keras_rgemma.RGemmaBackbone)
+        [x.replace(annotation=x.empty) for x in inspect.signature(function).parameters.values()]
+        for function in (
+            keras_hub.models.GemmaBackbone.get_layout_map,
+            keras_rgemma.RGemmaBackbone.get_layout_map,
+        )
     )
     assert ours[: len(theirs)] == theirs
     assert all(x.kind is x.KEYWORD_ONLY for x in ours[len(theirs) :])
