@@ -54,7 +54,9 @@ def log_probability(lm, context, continuation):
         [tokenizer.start_token_id, *np.asarray(tokenizer(x)).tolist()]
         for x in (context, context + continuation)
     )
-    logits = lm({"token_ids": np.array([ids]), "padding_mask": np.ones((1, len(ids)))})
+    pads = [(0, 0), (0, -len(ids) % 64)]  # rows of few lengths: each is compiled by JAX
+    inputs = {"token_ids": np.array([ids]), "padding_mask": np.ones((1, len(ids)), "int32")}
+    logits = lm({name: np.pad(x, pads) for name, x in inputs.items()})
     logs = ops.convert_to_numpy(ops.log_softmax(ops.cast(logits, "float32"), axis=-1))[0]
     places = range(len(before) - 1, len(ids) - 1)
     total = sum(float(logs[place, ids[place + 1]]) for place in places)
