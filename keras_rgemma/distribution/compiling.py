@@ -15,7 +15,7 @@ from typing import Any
 
 from keras_rgemma.distribution.devices import ENVIRONMENT, device_named
 from keras_rgemma.files import new_file, read_json
-from keras_rgemma.interrupts import held_interrupts
+from keras_rgemma.workers import run_module
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 _WORKER = "keras_rgemma.distribution.worker"
@@ -91,43 +91,20 @@ def compile_job(
 
 def _run(job: Mapping[str, Any], tick: Callable[[], object]) -> dict[str, Any]:
     """Runs the worker, and calls `tick` each second until it ends."""
-    # A folder that Python was told of in another way, such as the current one, is named.
-    paths = [str(_PACKAGE.parent), *filter(None, sys.path)]
-    env = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    env = {**os.environ, **ENVIRONMENT}
     env.pop("XLA_FLAGS", None)  # for devices that are here; another compiler may refuse them
     env.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    process, sent = None, json.dumps(job)
-    try:
-        with held_interrupts():  # Ctrl-C in here would leave a process that nobody ends
-            process = subprocess.Popen(
-                [sys.executable, "-m", _WORKER],
-                env=env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        while True:
-            try:
-                output, errors = process.communicate(sent, timeout=1)
-                break
-            except subprocess.TimeoutExpired:
-                sent = None
-                tick()
-    except BaseException:  # Ctrl-C, too
-        if process is not None:
-            process.kill()
-            process.wait()
-        raise
-    if process.returncode:
-        ended = f"ended with {process.returncode}"
-        if process.returncode == -9:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = run_module(_WORKER, json.dumps(job).encode(), env, tick, **pipes)
+    if done.returncode:
+        ended = f"ended with {done.returncode}"
+        if done.returncode == -9:
             ended = "was killed, as for want of memory of this machine"
         raise RuntimeError(
             f"The compiler of {job['device']!r} failed: its process {ended}. Its last words:\n"
-            f"{errors[-_TAIL:]}"
+            f"{done.stderr.decode(errors='replace')[-_TAIL:]}"
         )
-    return json.loads(output.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _say(name: str, seconds: float, is_done: bool = False) -> None:

@@ -3,16 +3,13 @@
 import os
 import pathlib
 import pickle
-import subprocess
-import sys
 import tempfile
 
 from keras_rgemma.evaluation.verify.job import Job
 from keras_rgemma.evaluation.verify.observation import Observation, read
 from keras_rgemma.files import read_json
-from keras_rgemma.interrupts import held_interrupts
+from keras_rgemma.workers import run_module
 
-_PACKAGE = pathlib.Path(__file__).resolve().parents[2]
 _WORKER = "keras_rgemma.evaluation.verify.worker"
 _ERRORS = {x.__name__: x for x in (ValueError, TypeError, OSError, ImportError, MemoryError)}
 
@@ -74,26 +71,11 @@ class Processes:
 
 def _wait(job: bytes, backend: str) -> int:
     """Runs the worker to its end; returns its exit code."""
-    # A folder that Python was told of in another way, such as the current one, is named.
-    paths = [str(_PACKAGE.parent), *filter(None, sys.path)]
     env = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
         # As much as a model needs, and not most of the device at once.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         **os.environ,
         "KERAS_BACKEND": backend,
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
     }
-    process = None
-    try:
-        with held_interrupts():  # Ctrl-C in here would leave a process that nobody ends
-            process = subprocess.Popen(
-                [sys.executable, "-m", _WORKER], env=env, stdin=subprocess.PIPE
-            )
-        process.communicate(job)
-        return process.returncode
-    except BaseException:  # Ctrl-C, too
-        if process is not None:
-            process.kill()
-            process.wait()
-        raise
+    return run_module(_WORKER, job, env).returncode
